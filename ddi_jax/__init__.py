@@ -1,0 +1,22 @@
+"""Danskin's descent direction for adversarial training in JAX."""
+
+from ddi_jax import attacks, losses
+from ddi_jax.attacks import Attack, Objective, pgd
+from ddi_jax.direction import (
+  DirectionState,
+  average_direction,
+  danskin_direction,
+  first_restart_direction,
+)
+from ddi_jax.gradient_matrix import gram_matrix
+from ddi_jax.min_norm import MinNormSolution, min_norm_weights
+from ddi_jax.restarts import (
+  RestartInfo,
+  candidate_gradients,
+  restart_candidates,
+  restart_gradients,
+  worst_candidate,
+)
+from ddi_jax.threat_models import ThreatModel, l1, l2, linf
+
+__version__ = "0.1.0"

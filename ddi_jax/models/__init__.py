@@ -1,0 +1,65 @@
+"""Image networks in Flax NNX."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flax import nnx
+
+from ddi_jax.models.convolution import conv_general_dilated
+from ddi_jax.models.functional import functional
+from ddi_jax.models.layers import ACTIVATIONS, NORMALIZATIONS, Standardize
+from ddi_jax.models.resnet import ResNet18
+from ddi_jax.models.small import SmallConvNet
+
+MODELS = ("small", "resnet18", "preact_resnet18")
+
+
+def create_model(
+  name: str,
+  *,
+  image_shape: tuple[int, int, int],
+  num_classes: int,
+  mean: Sequence[float],
+  std: Sequence[float],
+  settings: Mapping[str, Any],
+  seed: int,
+) -> nnx.Module:
+  """A freshly initialised model.
+
+  Args:
+    name: one of `MODELS`.
+    image_shape: (height, width, channels).
+    num_classes: number of logits.
+    mean: per channel, of the images in [0, 1].
+    std: per channel.
+    settings: the model's own keyword arguments, see `SmallConvNet` and `ResNet18`.
+    seed: of the initial parameters.
+
+  Returns:
+    A module: images `[B, H, W, C]` in [0, 1] -> logits `[B, num_classes]`.
+  """
+  rngs = nnx.Rngs(params=seed)
+  if name == "small":
+    return SmallConvNet(image_shape, num_classes, mean, std, rngs=rngs, **settings)
+  return ResNet18(
+    image_shape,
+    num_classes,
+    mean,
+    std,
+    preactivation=name == "preact_resnet18",
+    rngs=rngs,
+    **settings,
+  )
+
+
+__all__ = [
+  "ACTIVATIONS",
+  "MODELS",
+  "NORMALIZATIONS",
+  "ResNet18",
+  "SmallConvNet",
+  "Standardize",
+  "conv_general_dilated",
+  "create_model",
+  "functional",
+]

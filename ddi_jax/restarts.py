@@ -1,0 +1,227 @@
+"""Candidates by restarts of an attack, and the parameter gradient at each of them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from ddi_jax import loops
+from ddi_jax.attacks import Attack
+from ddi_jax.precision import at_least_float32
+
+LossFn = Callable[..., Any]
+
+
+class RestartInfo(NamedTuple):
+  """What else is known of the K candidates.
+
+  Attributes:
+    candidates: the adversarial inputs, `[K, B, ...]`.
+    losses: `loss_fn` on each candidate, `[K, B]`.
+    aux: the auxiliary output of `loss_fn`, leaves `[K, ...]`; None without `has_aux`.
+  """
+
+  candidates: jax.Array
+  losses: jax.Array
+  aux: Any
+
+
+def restart_candidates(
+  attack: Attack,
+  objective: Callable[[jax.Array, Any], jax.Array],
+  inputs: jax.Array,
+  labels: Any,
+  key: jax.Array,
+  num_restarts: int,
+  *,
+  loop: str = "auto",
+) -> jax.Array:
+  """K independent runs of an attack on the whole batch.
+
+  Args:
+    attack: see `ddi_jax.attacks`.
+    objective: (inputs `[B, ...]`, labels `[B, ...]`) -> losses `[B]`.
+    inputs: `[B, ...]`.
+    labels: a pytree with leaves `[B, ...]`, handed to the objective.
+    key: consumed: split into one key per restart.
+    num_restarts: K >= 1.
+    loop: how the K runs are arranged: "unroll", "loop" (`lax.map`), "vmap", or
+      "merge", which runs one attack on a batch of K * B.  "merge" keeps an
+      accelerator busy but assumes that an example's loss does not depend on the rest
+      of its batch (no BatchNorm in training mode), and draws other random numbers.
+      "auto" picks one of the first three, see docs/benchmarks.md.
+
+  Returns:
+    Candidates `[K, B, ...]`, each a joint perturbation of the batch.
+
+  Raises:
+    ValueError: if `num_restarts` < 1 or `loop` is unknown.
+  """
+  _check_num_restarts(num_restarts)
+  loops.check_form("loop", loop, ("auto", "unroll", "loop", "vmap", "merge"))
+  if loop == "merge":
+
+    def tile(leaf):
+      return jnp.tile(leaf, (num_restarts,) + (1,) * (leaf.ndim - 1))
+
+    tiled_labels = jax.tree.map(tile, labels)
+    merged = attack(key, lambda x: objective(x, tiled_labels), tile(inputs))
+    return merged.reshape(num_restarts, *inputs.shape)
+
+  def attack_once(restart_key):
+    return attack(restart_key, lambda x: objective(x, labels), inputs)
+
+  keys = jax.random.split(key, num_restarts)
+  if num_restarts == 1:
+    return attack_once(keys[0])[None]
+  form = loops.resolve(loop, attack_once, keys[0])
+  return loops.map_leading(attack_once, keys, form)
+
+
+def worst_candidate(candidates: jax.Array, losses: jax.Array) -> jax.Array:
+  """For each example the candidate with the largest loss.
+
+  Args:
+    candidates: `[K, B, ...]`.
+    losses: `[K, B]`.
+
+  Returns:
+    Inputs `[B, ...]`: the "max ensemble" of Latorre et al. (2023), section 5; MAX of
+    Tramer and Boneh (2019).
+  """
+  worst = jnp.argmax(losses, axis=0)
+  return candidates[worst, jnp.arange(candidates.shape[1])]
+
+
+def candidate_gradients(
+  loss_fn: LossFn,
+  params: chex.ArrayTree,
+  candidates: jax.Array,
+  labels: Any,
+  *,
+  loop: str = "auto",
+  has_aux: bool = False,
+) -> tuple[chex.ArrayTree, RestartInfo]:
+  """The parameter gradient of the batch-mean loss at each of K candidates.
+
+  Parameters of lower precision are cast to float32 first, so that the differences
+  between the K gradients survive; a `loss_fn` that wants to compute in bfloat16 casts
+  inside.
+
+  Args:
+    loss_fn: (params, inputs `[B, ...]`, labels) -> losses `[B]`, or (losses, aux).
+    params: pytree of floating-point arrays.
+    candidates: `[K, B, ...]`, K >= 1.
+    labels: handed to `loss_fn`.
+    loop: "unroll", "loop" (`lax.map`), "vmap" or "auto", see docs/benchmarks.md.
+    has_aux: whether `loss_fn` returns (losses, aux), as in `jax.grad`.
+
+  Returns:
+    (gradients with leaves `[K, *param]` in float32 at least, `RestartInfo`).
+
+  Raises:
+    ValueError: if the losses do not have shape `[B]`, or `loop` is unknown.
+  """
+  loops.check_form("loop", loop, ("auto", "unroll", "loop", "vmap"))
+  params = jax.tree.map(at_least_float32, params)
+
+  def mean_loss(params, inputs):
+    losses, aux = (
+      loss_fn(params, inputs, labels)
+      if has_aux
+      else (loss_fn(params, inputs, labels), None)
+    )
+    if losses.shape != candidates.shape[1:2]:
+      raise ValueError(
+        f"loss_fn must return losses of shape {candidates.shape[1:2]}, one per "
+        f"example; got {losses.shape}."
+      )
+    return jnp.mean(at_least_float32(losses)), (losses, aux)
+
+  def gradient(inputs):
+    return jax.grad(mean_loss, has_aux=True)(params, inputs)
+
+  if len(candidates) == 1:
+    form = "unroll"
+  else:
+    form = loops.resolve(loop, gradient, candidates[0])
+  gradients, (losses, aux) = loops.map_leading(gradient, candidates, form)
+  return gradients, RestartInfo(candidates, losses, aux)
+
+
+def restart_gradients(
+  loss_fn: LossFn,
+  attack: Attack,
+  num_restarts: int,
+  *,
+  loop: str = "auto",
+  attack_loop: str = "auto",
+  has_aux: bool = False,
+  attack_loss_fn: LossFn | None = None,
+) -> Callable[..., tuple[chex.ArrayTree, RestartInfo]]:
+  """Attacks the batch from K restarts and takes the parameter gradient at each.
+
+  The input of `danskin_direction`: Latorre et al. (2023), algorithm 1.
+
+  Args:
+    loss_fn: (params, inputs `[B, ...]`, labels `[B]`) -> losses `[B]`, or
+      (losses, aux) with `has_aux`.
+    attack: see `ddi_jax.attacks`.
+    num_restarts: K >= 1.
+    loop: arrangement of the K gradients, see `candidate_gradients`.
+    attack_loop: arrangement of the K attacks, see `restart_candidates`.
+    has_aux: whether `loss_fn` returns (losses, aux).  `aux` may hold new model state,
+      BatchNorm statistics say; the attack ignores it.
+    attack_loss_fn: what the attack increases, if not `loss_fn`: (params, inputs,
+      labels) -> losses `[B]`.  Here the model's mode during the attack is chosen.
+
+  Returns:
+    fn(params, inputs, labels, key) -> (gradients of the batch-mean loss, leaves
+    `[K, *param]`; `RestartInfo`).  The key is consumed.
+
+  Raises:
+    ValueError: if `num_restarts` < 1 or a loop form is unknown.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, ddi_jax
+    >>> loss_fn = lambda params, x, y: (x @ params["w"] - y) ** 2
+    >>> attack = ddi_jax.pgd(ddi_jax.linf(0.1), steps=2, step_size=0.1)
+    >>> gradients_fn = ddi_jax.restart_gradients(loss_fn, attack, num_restarts=4)
+    >>> params = {"w": jnp.ones(3)}
+    >>> gradients, info = gradients_fn(
+    ...     params, jnp.full((2, 3), 0.5), jnp.zeros(2), jax.random.key(0))
+    >>> gradients["w"].shape, info.losses.shape
+    ((4, 3), (4, 2))
+  """
+  _check_num_restarts(num_restarts)
+  loops.check_form("loop", loop, ("auto", "unroll", "loop", "vmap"))
+  loops.check_form(
+    "attack_loop", attack_loop, ("auto", "unroll", "loop", "vmap", "merge")
+  )
+
+  def gradients_fn(params, inputs, labels, key):
+    def objective(points, point_labels):
+      if attack_loss_fn is not None:
+        return attack_loss_fn(params, points, point_labels)
+      losses = loss_fn(params, points, point_labels)
+      return losses[0] if has_aux else losses
+
+    candidates = restart_candidates(
+      attack, objective, inputs, labels, key, num_restarts, loop=attack_loop
+    )
+    return candidate_gradients(
+      loss_fn, params, candidates, labels, loop=loop, has_aux=has_aux
+    )
+
+  return gradients_fn
+
+
+def _check_num_restarts(num_restarts):
+  if (
+    not isinstance(num_restarts, int)
+    or isinstance(num_restarts, bool)
+    or num_restarts < 1
+  ):
+    raise ValueError(f"num_restarts must be an integer >= 1, got {num_restarts!r}.")

@@ -1,0 +1,214 @@
+"""The settings of a run: their defaults, meaning and allowed values."""
+
+from collections.abc import Callable
+import math
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from ddi_jax import models
+from ddi_jax.data import DATASETS
+from ddi_jax.training.methods import METHODS
+
+NORMS = ("linf", "l2", "l1")
+OPTIMIZERS = ("sgd", "adam")
+SCHEDULES = ("constant", "step", "cosine")
+BATCH_NORM_MODES = ("train", "eval")
+
+
+class ConfigError(ValueError):
+  """A setting is impossible; the message names the field, the value, what is allowed."""
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """All settings with their defaults; a config file changes some of them."""
+  config = ml_collections.ConfigDict()
+  config.seed = 0  # of initial parameters, batches, augmentation and attacks
+  config.method = "danskin"  # see ddi_jax/training/methods.py
+  config.num_restarts = 4  # K, of average, worst_restart and danskin
+  config.unit_norm = False  # scale the direction to norm 1, with any method
+  config.batch_size = 128
+  config.num_epochs = 10.0
+
+  config.data = ml_collections.ConfigDict()
+  config.data.name = "digits"
+  config.data.data_dir = config_dict.placeholder(str)  # None: TFDS' own
+  config.data.validation_size = 200  # held out of the training set
+  config.data.split_seed = 0  # of the choice of the validation images
+  config.data.limit = config_dict.placeholder(int)  # images per split; None: all
+  config.data.pad = 0  # pixels of padding before a random crop
+  config.data.flip = False  # mirror at random
+
+  config.model = ml_collections.ConfigDict()
+  config.model.name = "small"
+  config.model.width = 16  # channels of the first convolution
+  config.model.activation = "relu"
+  config.model.normalization = "none"
+  config.model.norm_groups = 8  # of normalization "group"
+  config.model.hidden = 64  # units of the dense layer (small)
+  config.model.strides = (1, 2)  # of the two convolutions (small)
+
+  config.attack = ml_collections.ConfigDict()
+  config.attack.norm = "linf"
+  config.attack.epsilon = 0.1  # radius; images are in [0, 1]
+  config.attack.steps = 7
+  config.attack.step_size = config_dict.placeholder(float)  # None: 2.5 epsilon / steps
+  config.attack.random_start = True
+  config.attack.iterate = "last"  # or "best"
+  config.attack.batch_norm = "train"  # BatchNorm's mode during the attack
+
+  config.gradient = ml_collections.ConfigDict()
+  config.gradient.batch_norm = "train"  # its mode in the gradient for the parameters
+
+  config.optimizer = ml_collections.ConfigDict()
+  config.optimizer.name = "sgd"
+  config.optimizer.learning_rate = 0.1
+  config.optimizer.momentum = 0.9  # of sgd
+  config.optimizer.weight_decay = 0.0
+  config.optimizer.schedule = "constant"
+  config.optimizer.milestones = (0.5, 0.75)  # of "step": fractions of the run
+  config.optimizer.decay = 0.1  # of "step": factor at each milestone
+
+  config.evaluation = ml_collections.ConfigDict()
+  config.evaluation.every_epochs = 1.0
+  config.evaluation.batch_size = 256
+  config.evaluation.steps = 20  # of the PGD attack that judges
+  config.evaluation.step_size = config_dict.placeholder(float)  # as attack.step_size
+  config.evaluation.restarts = 1  # worst case per example
+  config.evaluation.validation_limit = config_dict.placeholder(int)  # images; None: all
+  config.evaluation.test_limit = config_dict.placeholder(int)
+
+  config.loops = ml_collections.ConfigDict()  # see docs/benchmarks.md
+  config.loops.gradients = "auto"  # over the K gradients
+  config.loops.restarts = "auto"  # over the K attacks
+  config.loops.steps = "auto"  # over the steps of an attack
+  return config
+
+
+def step_size(attack: ml_collections.ConfigDict, epsilon: float) -> float:
+  """A PGD step's length: as set, else 2.5 epsilon / steps."""
+  if attack.step_size is not None:
+    return attack.step_size
+  return 2.5 * epsilon / attack.steps
+
+
+def model_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The keyword arguments of the chosen model."""
+  names = ["width", "activation", "normalization", "norm_groups"]
+  if config.model.name == "small":
+    names += ["hidden", "strides"]
+  return {name: config.model[name] for name in names}
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+  """Checks every setting that can be judged without the data.
+
+  Raises:
+    ConfigError: for the first impossible one.
+  """
+
+  def check(field: str, allowed: str, is_allowed: Callable[[Any], bool]) -> None:
+    value = config
+    for part in field.split("."):
+      value = value[part]
+    try:
+      fine = is_allowed(value)
+    except TypeError:
+      fine = False
+    if not fine:
+      raise ConfigError(f"config.{field} must be {allowed}, got {value!r}.")
+
+  def one_of(field: str, names: Any) -> None:
+    check(field, f"one of {', '.join(names)}", lambda value: value in tuple(names))
+
+  def positive_int(field: str, optional: bool = False) -> None:
+    allowed = "an integer >= 1" + (" or None" if optional else "")
+    check(field, allowed, lambda value: (value is None and optional) or value >= 1)
+
+  def positive(field: str, optional: bool = False) -> None:
+    allowed = "a finite number > 0" + (" or None" if optional else "")
+    check(
+      field,
+      allowed,
+      lambda value: (value is None and optional) or 0 < value < math.inf,
+    )
+
+  def non_negative(field: str) -> None:
+    check(field, "a finite number >= 0", lambda value: 0 <= value < math.inf)
+
+  check("seed", "an integer in [0, 2**31)", lambda value: 0 <= value < 2**31)
+  one_of("method", METHODS)
+  positive_int("num_restarts")
+  positive_int("batch_size")
+  positive("num_epochs")
+
+  one_of("data.name", DATASETS)
+  positive_int("data.validation_size")
+  check("data.split_seed", "an integer >= 0", lambda value: value >= 0)
+  positive_int("data.limit", optional=True)
+  check("data.pad", "an integer >= 0", lambda value: value >= 0)
+
+  one_of("model.name", models.MODELS)
+  one_of("model.activation", models.ACTIVATIONS)
+  one_of("model.normalization", models.NORMALIZATIONS)
+  positive_int("model.width")
+  positive_int("model.norm_groups")
+  positive_int("model.hidden")
+  check(
+    "model.strides",
+    "two integers >= 1",
+    lambda value: len(value) == 2 and all(stride >= 1 for stride in value),
+  )
+  if config.model.normalization == "group":
+    width = config.model.width
+    check(
+      "model.norm_groups",
+      f"a divisor of config.model.width ({width}) with normalization 'group'",
+      lambda value: width % value == 0,
+    )
+
+  one_of("attack.norm", NORMS)
+  non_negative("attack.epsilon")
+  positive_int("attack.steps")
+  positive("attack.step_size", optional=True)
+  one_of("attack.iterate", ("last", "best"))
+  one_of("attack.batch_norm", BATCH_NORM_MODES)
+  one_of("gradient.batch_norm", BATCH_NORM_MODES)
+
+  one_of("optimizer.name", OPTIMIZERS)
+  positive("optimizer.learning_rate")
+  check("optimizer.momentum", "in [0, 1)", lambda value: 0 <= value < 1)
+  non_negative("optimizer.weight_decay")
+  one_of("optimizer.schedule", SCHEDULES)
+  check(
+    "optimizer.milestones",
+    "increasing fractions in (0, 1)",
+    lambda value: list(value) == sorted(set(value)) and all(0 < v < 1 for v in value),
+  )
+  check("optimizer.decay", "in (0, 1]", lambda value: 0 < value <= 1)
+
+  positive("evaluation.every_epochs")
+  positive_int("evaluation.batch_size")
+  positive_int("evaluation.steps")
+  positive("evaluation.step_size", optional=True)
+  positive_int("evaluation.restarts")
+  positive_int("evaluation.validation_limit", optional=True)
+  positive_int("evaluation.test_limit", optional=True)
+
+  one_of("loops.gradients", ("auto", "unroll", "loop", "vmap"))
+  one_of("loops.restarts", ("auto", "unroll", "loop", "vmap", "merge"))
+  one_of("loops.steps", ("auto", "unroll", "loop"))
+
+
+def check_against_data(config: ml_collections.ConfigDict, num_train: int) -> None:
+  """Checks the settings that depend on the data.
+
+  Raises:
+    ConfigError: if a batch is larger than the training set.
+  """
+  if config.batch_size > num_train:
+    raise ConfigError(
+      f"config.batch_size must be in [1, {num_train}], the number of training images "
+      f"of {config.data.name}, got {config.batch_size}."
+    )

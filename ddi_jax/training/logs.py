@@ -1,0 +1,79 @@
+"""Metrics to `metrics.jsonl` and TensorBoard, results to JSON files."""
+
+from collections.abc import Iterator, Mapping
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import tensorboardX
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricLog:
+  """Appends records to `metrics.jsonl` and TensorBoard event files.
+
+  A resumed run first drops the records after the step it starts from, so that each
+  step is logged once.
+  """
+
+  def __init__(self, workdir: Path, start: int):
+    self._path = workdir / METRICS_FILE
+    kept = [record for record in read_metrics(workdir) if record["step"] <= start]
+    write_atomically(self._path, "".join(json.dumps(r) + "\n" for r in kept))
+    self._file = self._path.open("a")
+    self._board = tensorboardX.SummaryWriter(
+      str(workdir / "tensorboard"), purge_step=start + 1 if start else None
+    )
+
+  def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+    """Logs values of "train", "validation" or "test" after `step` steps."""
+    numbers = {name: _number(value) for name, value in values.items()}
+    line = json.dumps({"step": step, "split": split, **numbers})
+    self._file.write(line + "\n")
+    for name, value in values.items():
+      self._board.add_scalar(f"{split}/{name}", float(value), step)
+
+  def flush(self) -> None:
+    """Hands what is buffered to the operating system."""
+    self._file.flush()
+    self._board.flush()
+
+  def close(self) -> None:
+    """Flushes and closes both logs."""
+    self._file.close()
+    self._board.close()
+
+
+def read_metrics(workdir: Path) -> Iterator[dict[str, Any]]:
+  """The records of a run's `metrics.jsonl`; a last line cut short is left out."""
+  path = workdir / METRICS_FILE
+  if not path.exists():
+    return
+  for line in path.read_text().splitlines():
+    try:
+      yield json.loads(line)
+    except json.JSONDecodeError:
+      return
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+  """Writes a JSON file whole or not at all."""
+  write_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+  """Writes a text file whole or not at all."""
+  temporary = path.with_name(path.name + ".tmp")
+  with temporary.open("w") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  temporary.replace(path)
+
+
+def _number(value: float) -> float | None:
+  # JSON has neither NaN nor infinity.
+  return float(value) if math.isfinite(value) else None

@@ -1,0 +1,56 @@
+"""The closing table of a run, beside the runs in the same folder."""
+
+from collections.abc import Mapping, Sequence
+import json
+from pathlib import Path
+from typing import Any
+
+SUMMARY_FILE = "summary.json"
+
+
+def format_report(workdir: Path, summary: Mapping[str, Any]) -> str:
+  """Where a finished run stands, and where its files are.
+
+  Runs on the same data and attack in sibling folders are listed for comparison.
+  """
+  rows = [
+    _row("this run, best on validation", summary),
+    _row("this run, last step", summary["last"]),
+    _row("before training", summary["initial"]),
+  ]
+  for path in sorted(workdir.parent.glob(f"*/{SUMMARY_FILE}")):
+    if path.parent == workdir:
+      continue
+    try:
+      other = json.loads(path.read_text())
+      if all(other[name] == summary[name] for name in ("data", "attack")):
+        rows.append(_row(path.parent.name, other))
+    except (json.JSONDecodeError, KeyError):
+      continue
+  header = ("", "clean", "robust", "confidence")
+  lines = [
+    f"{summary['method']} on {summary['data']}, {summary['steps']} steps in "
+    f"{summary['seconds']:.0f} s.  Test accuracy, robust against {summary['attack']}:",
+    "",
+    *_align([header, *rows]),
+    "",
+    f"Files in {workdir}: summary.json, curves.png, metrics.jsonl, config.json, "
+    "checkpoints/, tensorboard/",
+  ]
+  return "\n".join(lines)
+
+
+def _row(name: str, result: Mapping[str, Any]) -> tuple[str, ...]:
+  fields = ("clean_accuracy", "robust_accuracy", "mean_confidence")
+  return (name, *(f"{result[field]:.3f}" for field in fields))
+
+
+def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return [
+    "  ".join(
+      cell.ljust(width) if index == 0 else cell.rjust(width)
+      for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+    )
+    for row in rows
+  ]

@@ -1,0 +1,175 @@
+"""One training step, of every method, as a pure jitted function."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+import ddi_jax
+from ddi_jax import losses
+from ddi_jax.data import pad_crop_flip
+from ddi_jax.models.functional import Apply
+from ddi_jax.training.config import step_size
+from ddi_jax.training.methods import METHODS, num_candidates
+
+StepFn = Callable[..., tuple["TrainState", dict[str, jax.Array]]]
+THREAT_MODELS = {"linf": ddi_jax.linf, "l2": ddi_jax.l2, "l1": ddi_jax.l1}
+
+
+class TrainState(NamedTuple):
+  """All that changes during training.
+
+  Attributes:
+    step: number of steps taken.
+    params: the model's parameters.
+    model_state: its other arrays, BatchNorm's running statistics.
+    opt_state: of the optax chain.
+  """
+
+  step: jax.Array
+  params: chex.ArrayTree
+  model_state: chex.ArrayTree
+  opt_state: chex.ArrayTree
+
+
+def stream_key(seed: int, stream: str, index: int | jax.Array) -> jax.Array:
+  """The key of a step ("training") or of a batch ("evaluation"): never the same."""
+  stream_index = ("training", "evaluation").index(stream)
+  return jax.random.fold_in(
+    jax.random.fold_in(jax.random.key(seed), stream_index), index
+  )
+
+
+def create_schedule(config: ml_collections.ConfigDict, total: int) -> optax.Schedule:
+  """The learning rate by step."""
+  settings = config.optimizer
+  if settings.schedule == "cosine":
+    return optax.cosine_decay_schedule(settings.learning_rate, total)
+  if settings.schedule == "step":
+    # At least one step apart, however short the run.
+    boundaries = {max(1, round(m * total)): settings.decay for m in settings.milestones}
+    return optax.piecewise_constant_schedule(settings.learning_rate, boundaries)
+  return optax.constant_schedule(settings.learning_rate)
+
+
+def create_optimizer(
+  config: ml_collections.ConfigDict, schedule: optax.Schedule
+) -> optax.GradientTransformationExtraArgs:
+  """K gradients -> direction -> weight decay and momentum -> update."""
+  settings = config.optimizer
+  direction = METHODS[config.method].direction(normalize=config.unit_norm)
+  if settings.name == "adam":
+    rule = optax.adamw(schedule, weight_decay=settings.weight_decay)
+  else:
+    rule = optax.chain(
+      optax.add_decayed_weights(settings.weight_decay),
+      optax.sgd(schedule, momentum=settings.momentum),
+    )
+  return optax.chain(direction, rule)
+
+
+def create_train_state(
+  params: chex.ArrayTree,
+  model_state: chex.ArrayTree,
+  optimizer: optax.GradientTransformationExtraArgs,
+) -> TrainState:
+  """The state before the first step."""
+  step = jnp.zeros((), jnp.int32)
+  return TrainState(step, params, model_state, optimizer.init(params))
+
+
+def create_train_step(
+  config: ml_collections.ConfigDict,
+  apply: Apply,
+  optimizer: optax.GradientTransformationExtraArgs,
+  schedule: optax.Schedule,
+  max_value: int,
+) -> StepFn:
+  """The training step of `config.method`.
+
+  Args:
+    config: a checked config.
+    apply: see `ddi_jax.models.functional`.
+    optimizer: from `create_optimizer`.
+    schedule: the learning rate, for the log.
+    max_value: the images' full scale.
+
+  Returns:
+    Jitted fn(state, images uint8 `[B, H, W, C]`, labels `[B]`) -> (state, metrics).
+    The state is donated.  Its randomness is a function of (config.seed, step).
+  """
+  method = METHODS[config.method]
+  restarts = num_candidates(config.method, config.num_restarts)
+  attack = ddi_jax.pgd(
+    THREAT_MODELS[config.attack.norm](config.attack.epsilon),
+    steps=config.attack.steps,
+    step_size=step_size(config.attack, config.attack.epsilon),
+    random_start=config.attack.random_start,
+    iterate=config.attack.iterate,
+    loop=config.loops.steps,
+  )
+
+  def train_step(state: TrainState, images: jax.Array, labels: jax.Array):
+    key = stream_key(config.seed, "training", state.step)
+    augment_key, attack_key = jax.random.split(key)
+    images = pad_crop_flip(
+      augment_key, images, pad=config.data.pad, flip=config.data.flip
+    )
+    inputs = images.astype(jnp.float32) / max_value
+
+    def attack_loss(inputs, labels):
+      train = config.attack.batch_norm == "train"
+      logits, _ = apply(state.params, state.model_state, inputs, train=train)
+      return losses.cross_entropy(logits, labels)
+
+    def loss_fn(params, inputs, labels):
+      train = config.gradient.batch_norm == "train"
+      logits, model_state = apply(params, state.model_state, inputs, train=train)
+      if not train:  # The statistics are updated with every method, in either mode.
+        _, model_state = apply(params, state.model_state, inputs, train=True)
+      correct = jnp.argmax(logits, axis=-1) == labels
+      return losses.cross_entropy(logits, labels), (correct, model_state)
+
+    candidates = inputs[None]
+    if method.attacked:
+      candidates = ddi_jax.restart_candidates(
+        attack,
+        attack_loss,
+        inputs,
+        labels,
+        attack_key,
+        restarts,
+        loop=config.loops.restarts,
+      )
+    if method.select_worst:
+      candidate_losses = jax.lax.map(lambda x: attack_loss(x, labels), candidates)
+      candidates = ddi_jax.worst_candidate(candidates, candidate_losses)[None]
+    gradients, info = ddi_jax.candidate_gradients(
+      loss_fn,
+      state.params,
+      candidates,
+      labels,
+      loop=config.loops.gradients,
+      has_aux=True,
+    )
+    correct, model_states = info.aux
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    model_state = jax.tree.map(lambda leaf: leaf.mean(axis=0), model_states)
+    metrics = {
+      "loss": info.losses.max(axis=0).mean(),
+      "robust_accuracy": correct.all(axis=0).mean(),
+      "learning_rate": jnp.asarray(schedule(state.step)),
+      "update_norm": optax.tree_utils.tree_norm(updates),
+      "param_norm": optax.tree_utils.tree_norm(params),
+    }
+    direction_state = opt_state[0]
+    for name, value in direction_state._asdict().items():
+      metrics[f"direction/{name}"] = value
+    return TrainState(state.step + 1, params, model_state, opt_state), metrics
+
+  return jax.jit(train_step, donate_argnums=0)
