@@ -19,4 +19,27 @@ from ddi_jax.restarts import (
 )
 from ddi_jax.threat_models import ThreatModel, l1, l2, linf
 
+__all__ = [
+  "Attack",
+  "DirectionState",
+  "MinNormSolution",
+  "Objective",
+  "RestartInfo",
+  "ThreatModel",
+  "attacks",
+  "average_direction",
+  "candidate_gradients",
+  "danskin_direction",
+  "first_restart_direction",
+  "gram_matrix",
+  "l1",
+  "l2",
+  "linf",
+  "losses",
+  "min_norm_weights",
+  "pgd",
+  "restart_candidates",
+  "restart_gradients",
+  "worst_candidate",
+]
 __version__ = "0.1.0"

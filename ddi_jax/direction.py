@@ -1,4 +1,4 @@
-"""From K gradients to one direction: optax transformations `[K, *param] -> [*param]`."""
+"""From K gradients to one direction, as optax transformations."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -90,7 +90,7 @@ def scaled_gram_matrix(gradients: chex.ArrayTree) -> tuple[jax.Array, jax.Array]
 
 
 def combine(weights: jax.Array, gradients: chex.ArrayTree) -> chex.ArrayTree:
-  """sum_k weights_k gradients_k: leaves `[K, *param]` -> `[*param]`, accumulated wide."""
+  """sum_k weights_k gradients_k: leaves `[K, *param]` -> `[*param]`, not cast back."""
 
   def combine_leaf(leaf):
     wide = jnp.asarray(leaf, accumulation_dtype())

@@ -1,7 +1,6 @@
 """The form of a loop: which one a backend runs fast depends on what it repeats."""
 
-from collections.abc import Callable, Sequence
-import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -49,15 +48,19 @@ def _convolutions(jaxpr) -> set[bool]:
   for equation in jaxpr.eqns:
     if equation.primitive.name == "conv_general_dilated":
       found.add(_is_canonical(equation.params))
-    for value in itertools.chain.from_iterable(
-      value if isinstance(value, (list, tuple)) else (value,)
-      for value in equation.params.values()
-    ):
-      if isinstance(value, jax_core.ClosedJaxpr):
-        value = value.jaxpr
-      if isinstance(value, jax_core.Jaxpr):
-        found |= _convolutions(value)
+    for inner in _inner_jaxprs(equation.params.values()):
+      found |= _convolutions(inner)
   return found
+
+
+def _inner_jaxprs(values: Iterable[Any]) -> Iterator[jax_core.Jaxpr]:
+  for value in values:
+    if isinstance(value, jax_core.ClosedJaxpr):
+      yield value.jaxpr
+    elif isinstance(value, jax_core.Jaxpr):
+      yield value
+    elif isinstance(value, (list, tuple)):
+      yield from _inner_jaxprs(value)
 
 
 def _is_canonical(params) -> bool:

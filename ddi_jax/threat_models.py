@@ -134,7 +134,8 @@ def l1(epsilon: float | jax.Array, *, top_fraction: float = 0.01) -> ThreatModel
     by safeguarded Newton steps.
 
   Raises:
-    ValueError: if `epsilon` is negative or not finite, or `top_fraction` outside [0, 1].
+    ValueError: if `epsilon` is negative or not finite, or `top_fraction` is not in
+      [0, 1].
   """
   epsilon = _check_epsilon(epsilon)
   if not 0 <= top_fraction <= 1:
@@ -236,7 +237,7 @@ def _l2_scale(lengths, rooms, radius):
 
 
 def _l1_threshold(lengths, rooms, radius):
-  """The least s >= 0 for which `clip(lengths - s, 0, rooms)` sums to <= radius; [B, 1]."""
+  """The least s >= 0, `[B, 1]`: `clip(lengths - s, 0, rooms)` sums to <= radius."""
   rounding = 8 * jnp.finfo(lengths.dtype).eps
 
   def excess(threshold):

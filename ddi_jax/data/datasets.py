@@ -83,7 +83,7 @@ def load(
     `Splits`.
 
   Raises:
-    ValueError: for an unknown name, or a validation set that leaves nothing to train on.
+    ValueError: for an unknown name, or a validation set as large as the data.
     DataError: if the data set is not prepared, or a package to read it is missing.
   """
   if name not in DATASETS:

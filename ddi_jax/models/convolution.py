@@ -4,7 +4,8 @@ XLA's CPU backend runs a convolution inside a `while` loop fast only if it stand
 in one canonical form: `NHWC x HWIO -> NHWC`, no reversed window, no dilation
 (jax-ml/jax issue 12868).  The gradients that JAX derives for a convolution are not
 in that form, and a loop over attack steps or restarts then runs 5 to 30 times
-slower.  Here both gradients are written as canonical convolutions; the values are
+slower.  Here both gradients are written as canonical convolutions or as matrix
+products, whichever was measured to be faster (docs/benchmarks.md); the values are
 those of `jax.lax.conv_general_dilated` up to rounding.
 """
 
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _CANONICAL = ("NHWC", "HWIO", "NHWC")
+_FEW_CHANNELS = 8
 
 
 def conv_general_dilated(
@@ -92,29 +94,80 @@ def _forward(inputs, kernel, strides, pads, precision):
 
 def _backward(strides, pads, precision, residuals, cotangent):
   inputs, kernel = residuals
-  # Undo the stride: zeros between the output's gradients.
-  interior = ((0, 0, 0), *((0, 0, s - 1) for s in strides), (0, 0, 0))
-  dilated = lax.pad(cotangent, jnp.zeros((), cotangent.dtype), interior)
-  # dL/dx[p] = sum_k w[k] g[p + pad_low - k]: a correlation with the flipped kernel,
-  # padded so that the result has the input's size.
-  input_pads, kernel_pads = [], []
+  if strides == (1, 1) and inputs.shape[-1] >= _FEW_CHANNELS:
+    input_gradient = _input_gradient_as_conv(
+      cotangent, kernel, inputs.shape, pads, precision
+    )
+  else:
+    input_gradient = _input_gradient_as_sum(
+      cotangent, kernel, inputs.shape, strides, pads, precision
+    )
+  kernel_gradient = _kernel_gradient(
+    inputs, cotangent, kernel.shape, strides, pads, precision
+  )
+  return input_gradient, kernel_gradient
+
+
+def _input_gradient_as_conv(cotangent, kernel, shape, pads, precision):
+  """The output's gradient convolved with the flipped, channel-swapped kernel."""
+  input_pads = []
   for size, window, out, (low, _) in zip(
-    inputs.shape[1:3], kernel.shape[:2], dilated.shape[1:3], pads, strict=True
+    shape[1:3], kernel.shape[:2], cotangent.shape[1:3], pads, strict=True
   ):
     before = window - 1 - low
     input_pads.append((before, size + window - 1 - out - before))
-    # dL/dw[k] = sum_p g[p] x[p + k - pad_low]: x slides over g as a kernel.
-    kernel_pads.append((low, out + window - 1 - size - low))
   flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-  input_gradient = _conv(dilated, flipped, (1, 1), input_pads, precision)
-  kernel_gradient = _conv(
-    inputs.transpose(3, 1, 2, 0),
-    dilated.transpose(1, 2, 0, 3),
-    (1, 1),
-    kernel_pads,
-    precision,
-  ).transpose(1, 2, 0, 3)
-  return input_gradient, kernel_gradient
+  return _conv(cotangent, flipped, (1, 1), input_pads, precision)
+
+
+def _input_gradient_as_sum(cotangent, kernel, shape, strides, pads, precision):
+  """Each kernel position's share from one matrix product, put in place and summed.
+
+  With strides, and for few channels, this is faster than a convolution, which would
+  run over inserted zeros or fill few columns.
+  """
+  height, width, channels, features = kernel.shape
+  columns = kernel.transpose(3, 0, 1, 2).reshape(features, -1)
+  shares = lax.dot_general(
+    cotangent, columns, (((3,), (0,)), ((), ())), precision=precision
+  ).reshape(*cotangent.shape[:3], height, width, channels)
+  zero = jnp.zeros((), shares.dtype)
+  total = jnp.zeros(shape, shares.dtype)
+  for position in np.ndindex(height, width):
+    # Output o holds its share of input `stride * o + position - low`.
+    edges = []
+    for axis in range(2):
+      before = position[axis] - pads[axis][0]
+      span = strides[axis] * (cotangent.shape[1 + axis] - 1) + 1
+      edges.append((before, shape[1 + axis] - span - before, strides[axis] - 1))
+    share = shares[:, :, :, position[0], position[1]]
+    total += lax.pad(share, zero, ((0, 0, 0), *edges, (0, 0, 0)))
+  return total
+
+
+def _kernel_gradient(inputs, cotangent, kernel_shape, strides, pads, precision):
+  """For each kernel position the product of the inputs it saw and the gradient."""
+  edges = ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0))
+  padded = lax.pad(inputs, jnp.zeros((), inputs.dtype), edges)
+  batch, *out, features = cotangent.shape
+  gradient = cotangent.reshape(-1, features)
+  products = []
+  for row, column in np.ndindex(*kernel_shape[:2]):
+    seen = lax.slice(
+      padded,
+      (0, row, column, 0),
+      (
+        batch,
+        row + strides[0] * (out[0] - 1) + 1,
+        column + strides[1] * (out[1] - 1) + 1,
+        padded.shape[3],
+      ),
+      (1, *strides, 1),
+    ).reshape(-1, padded.shape[3])
+    products.append(
+      lax.dot_general(seen, gradient, (((0,), (0,)), ((), ())), precision=precision)
+    )
+  return jnp.stack(products).reshape(kernel_shape)
 
 
 _loop_friendly_conv.defvjp(_forward, _backward)

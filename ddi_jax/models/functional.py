@@ -23,7 +23,8 @@ def functional(model: nnx.Module) -> tuple[Apply, chex.ArrayTree, chex.ArrayTree
     `model_state` holds what is not a parameter (BatchNorm's running statistics); it
     changes only with `train=True`.
   """
-  graph, params, model_state = nnx.split(model, nnx.Param, ...)
+  graph, *states = nnx.split(model, nnx.Param, nnx.Not(nnx.Param))
+  params, model_state = states
 
   def apply(params, model_state, inputs, *, train):
     module = nnx.merge(graph, params, model_state)

@@ -50,7 +50,7 @@ class Checkpoints:
     progress: Mapping[str, Any],
     validation: Evaluation | None,
   ) -> None:
-    """Saves a state with a small JSON record; with its validation result if evaluated."""
+    """Saves a state, a small JSON record, and its validation result if evaluated."""
     step = int(state.step)
     if step == self.latest_step:
       return

@@ -18,7 +18,7 @@ BATCH_NORM_MODES = ("train", "eval")
 
 
 class ConfigError(ValueError):
-  """A setting is impossible; the message names the field, the value, what is allowed."""
+  """A setting is impossible; the message names it, its value and what is allowed."""
 
 
 def default_config() -> ml_collections.ConfigDict:

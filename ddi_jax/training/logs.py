@@ -41,8 +41,10 @@ class MetricLog:
     self._file.flush()
     self._board.flush()
 
-  def close(self) -> None:
-    """Flushes and closes both logs."""
+  def __enter__(self) -> "MetricLog":
+    return self
+
+  def __exit__(self, *exception) -> None:
     self._file.close()
     self._board.close()
 

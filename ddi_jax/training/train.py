@@ -1,36 +1,56 @@
-"""The training loop."""
+"""The training program: data, model, loop, evaluation, report."""
 
+from collections.abc import Mapping
 import json
 import math
 from pathlib import Path
-import signal
 import sys
 import time
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 from tqdm import auto as tqdm
 
 from ddi_jax import data, models
-from ddi_jax.training import config as config_lib
-from ddi_jax.training import (
-  evaluation,
-  figures,
-  logs,
-  report,
-  step,
-)
-from ddi_jax.training import (
-  workdir as workdirs,
-)
+from ddi_jax.training import figures, logs, report
 from ddi_jax.training.checkpoints import Checkpoints
+from ddi_jax.training.config import (
+  ConfigError,
+  check_against_data,
+  check_config,
+  model_settings,
+)
+from ddi_jax.training.evaluation import EvaluateFn, create_evaluate, describe_attack
+from ddi_jax.training.interruption import Interruption
+from ddi_jax.training.step import (
+  StepFn,
+  TrainState,
+  create_optimizer,
+  create_schedule,
+  create_train_state,
+  create_train_step,
+)
+from ddi_jax.training.workdir import claim_workdir
 
 
 class TrainingError(RuntimeError):
   """Training cannot go on; the message says why and what is left."""
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path) -> dict | None:
+class _Experiment(NamedTuple):
+  """What a config describes, ready to run."""
+
+  splits: data.Splits
+  total: int  # steps
+  evaluate_every: int  # steps
+  initial_state: TrainState
+  train_step: StepFn
+  evaluate: EvaluateFn
+
+
+def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
   """Trains, evaluates and reports; resumes if the workdir holds the same config's run.
 
   SIGTERM and SIGINT end the run after the step in progress, with a checkpoint.
@@ -48,163 +68,28 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict | None:
     DataError: if the data cannot be had.
     TrainingError: if the loss or the parameters are no longer finite.
   """
-  config_lib.check_config(config)
+  check_config(config)
   splits = _load_data(config)
-  config_lib.check_against_data(config, len(splits.train.labels))
-  workdirs.claim_workdir(workdir, config)
+  check_against_data(config, len(splits.train.labels))
+  claim_workdir(workdir, config)
   summary_path = workdir / report.SUMMARY_FILE
   if summary_path.exists():
-    print(f"This run is complete; nothing to do.  {workdir}")
+    print(f"The run in {workdir} is complete; nothing to do.\n")
     summary = json.loads(summary_path.read_text())
-    print(report.format_report(workdir, summary))
-    return summary
-
-  steps_per_epoch = len(splits.train.labels) // config.batch_size
-  total = max(1, round(config.num_epochs * steps_per_epoch))
-  evaluate_every = max(1, round(config.evaluation.every_epochs * steps_per_epoch))
-
-  model = models.create_model(
-    config.model.name,
-    image_shape=splits.train.images.shape[1:],
-    num_classes=splits.num_classes,
-    mean=splits.mean,
-    std=splits.std,
-    settings=config_lib.model_settings(config),
-    seed=config.seed,
-  )
-  apply, params, model_state = models.functional(model)
-  schedule = step.create_schedule(config, total)
-  optimizer = step.create_optimizer(config, schedule)
-  train_step = step.create_train_step(
-    config, apply, optimizer, schedule, splits.max_value
-  )
-  evaluate = evaluation.create_evaluate(config, apply, splits.max_value)
-  initial_state = step.create_train_state(params, model_state, optimizer)
-  validation_set = _first(splits.validation, config.evaluation.validation_limit)
-  test_set = _first(splits.test, config.evaluation.test_limit)
-
-  checkpoints = Checkpoints(workdir)
-  state = jax.tree.map(jax.numpy.copy, initial_state)  # The step donates its input.
-  progress = {"seconds": 0.0, "evaluated": -1}
-  if checkpoints.latest_step is not None:
-    state, progress = checkpoints.restore(checkpoints.latest_step, state)
-    print(f"Resuming at step {int(state.step)} of {total}.")
-  start = int(state.step)
-  began = time.monotonic() - progress["seconds"]
-  log = logs.MetricLog(workdir, start)
-  batches = data.training_batches(
-    splits.train, config.batch_size, config.seed, start=start, stop=total
-  )
-  num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
-  print(
-    f"{config.method} on {config.data.name}: {len(splits.train.labels)} training "
-    f"images, {config.model.name} with {num_params:,} parameters, {total} steps of "
-    f"batch {config.batch_size}, on {jax.default_backend()}.\nWorkdir: {workdir}"
-  )
-
-  def save(validation):
-    progress["seconds"] = time.monotonic() - began
-    checkpoints.save(state, progress, validation)
-
-  def stop_if_not_finite(current, metrics):
-    for name in ("loss", "param_norm"):
-      if not math.isfinite(metrics[name]):
-        last = checkpoints.latest_step
-        good = (
-          "there is no checkpoint"
-          if last is None
-          else (f"the last good checkpoint is {checkpoints.directory / str(last)}")
-        )
-        raise TrainingError(
-          f"{name} is {metrics[name]} at step {current}: training stopped, {good}."
-        )
-
-  with (
-    _Interruption() as interrupted,
-    tqdm.tqdm(
-      total=total,
-      initial=start,
-      unit="step",
-      dynamic_ncols=True,
-      mininterval=0.5 if sys.stderr.isatty() else 10.0,
-    ) as bar,
-  ):
-    shown = {}
-    try:
-      for current in range(start, total + 1):
-        due = current % evaluate_every == 0 or current == total
-        if due and progress["evaluated"] < current:
-          result = evaluate(state, validation_set, interrupted)
-          if result is not None:
-            log.write(current, "validation", result._asdict())
-            log.flush()
-            shown["validation"] = (
-              f"{result.clean_accuracy:.3f}/{result.robust_accuracy:.3f}"
-            )
-            progress["evaluated"] = current
-            save(result)
-        if interrupted():
-          save(None)
-          break
-        if current == total:
-          break
-        batch = next(batches)
-        state, metrics = train_step(state, batch["image"], batch["label"])
-        metrics = {name: float(value) for name, value in metrics.items()}
-        log.write(current + 1, "train", metrics)
-        stop_if_not_finite(current + 1, metrics)
-        shown |= {
-          "loss": f"{metrics['loss']:.3f}",
-          "robust": f"{metrics['robust_accuracy']:.3f}",
-        }
-        bar.set_postfix(shown, refresh=False)
-        bar.update()
-    finally:
-      log.flush()
-
-    if not interrupted():
-      results = {"last": evaluate(state, test_set, interrupted)}
-      best_step = checkpoints.best_step
-      best_state, _ = checkpoints.restore(best_step, state)
-      results["best"] = evaluate(best_state, test_set, interrupted)
-      results["initial"] = evaluate(initial_state, test_set, interrupted)
-    checkpoints.close()
-    if interrupted():
-      log.close()
-      print(
-        f"Interrupted: step {int(state.step)} of {total} is saved in {workdir}; the "
-        "same command resumes."
-      )
+  else:
+    with Interruption() as interrupted:
+      summary = _run(_create_experiment(config, splits), config, workdir, interrupted)
+    if summary is None:
+      print(f"Interrupted and saved in {workdir}; the same command resumes.")
       return None
-
-  log.write(total, "test", results["last"]._asdict())
-  log.close()
-  summary = {
-    "method": config.method,
-    "seed": config.seed,
-    "steps": total,
-    **results["best"]._asdict(),
-    "attack": evaluation.describe_attack(config),
-    "data": config.data.name,
-    "checkpoint": "best by validation robust accuracy",
-    "best_step": best_step,
-    "seconds": time.monotonic() - began,
-    "initial": results["initial"]._asdict(),
-    "last": results["last"]._asdict(),
-    "device": jax.devices()[0].device_kind,
-    "jax": jax.__version__,
-  }
-  title = (
-    f"{config.method} on {config.data.name}, seed {config.seed}; robust: "
-    f"{summary['attack']}"
-  )
-  figures.save_curves(workdir, title)
-  logs.write_json(summary_path, summary)
+    title = f"{config.method} on {config.data.name}, seed {config.seed}"
+    figures.save_curves(workdir, f"{title}; robust: {summary['attack']}")
+    logs.write_json(summary_path, summary)
   print(report.format_report(workdir, summary))
   return summary
 
 
-def _load_data(config):
+def _load_data(config: ml_collections.ConfigDict) -> data.Splits:
   try:
     return data.load(
       config.data.name,
@@ -214,33 +99,151 @@ def _load_data(config):
       limit=config.data.limit,
     )
   except ValueError as error:
-    raise config_lib.ConfigError(f"config.{error}") from error
+    raise ConfigError(f"config.{error}") from error
 
 
-def _first(dataset, limit):
+def _create_experiment(
+  config: ml_collections.ConfigDict, splits: data.Splits
+) -> _Experiment:
+  steps_per_epoch = len(splits.train.labels) // config.batch_size
+  total = max(1, round(config.num_epochs * steps_per_epoch))
+  model = models.create_model(
+    config.model.name,
+    image_shape=splits.train.images.shape[1:],
+    num_classes=splits.num_classes,
+    mean=splits.mean,
+    std=splits.std,
+    settings=model_settings(config),
+    seed=config.seed,
+  )
+  apply, params, model_state = models.functional(model)
+  schedule = create_schedule(config, total)
+  optimizer = create_optimizer(config, schedule)
+  return _Experiment(
+    splits=splits,
+    total=total,
+    evaluate_every=max(1, round(config.evaluation.every_epochs * steps_per_epoch)),
+    initial_state=create_train_state(params, model_state, optimizer),
+    train_step=create_train_step(config, apply, optimizer, schedule, splits.max_value),
+    evaluate=create_evaluate(config, apply, splits.max_value),
+  )
+
+
+def _run(
+  experiment: _Experiment,
+  config: ml_collections.ConfigDict,
+  workdir: Path,
+  interrupted: Interruption,
+) -> dict[str, Any] | None:
+  """Trains from the latest checkpoint to the end; the summary, None if interrupted."""
+  splits, total = experiment.splits, experiment.total
+  checkpoints = Checkpoints(workdir)
+  # A copy, since a step donates its input.
+  state = jax.tree.map(jnp.copy, experiment.initial_state)
+  progress = {"seconds": 0.0, "evaluated": -1}
+  if checkpoints.latest_step is not None:
+    state, progress = checkpoints.restore(checkpoints.latest_step, state)
+  start = int(state.step)
+  began = time.monotonic() - progress["seconds"]
+  num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  print(
+    f"{config.method} on {config.data.name}: {len(splits.train.labels)} training "
+    f"images, {config.model.name} with {num_params:,} parameters, steps {start} to "
+    f"{total} of batch {config.batch_size}, on {jax.default_backend()}.\n"
+    f"Workdir: {workdir}"
+  )
+  validation_set = _first(splits.validation, config.evaluation.validation_limit)
+  batches = data.training_batches(
+    splits.train, config.batch_size, config.seed, start=start, stop=total
+  )
+  log = logs.MetricLog(workdir, start)
+  bar = tqdm.tqdm(
+    total=total,
+    initial=start,
+    unit="step",
+    dynamic_ncols=True,
+    mininterval=0.5 if sys.stderr.isatty() else 10.0,
+  )
+  validation_text = ""
+  with log, bar:
+    for step in range(start, total + 1):
+      due = step % experiment.evaluate_every == 0 or step == total
+      validation = None
+      if due and progress["evaluated"] < step:
+        validation = experiment.evaluate(state, validation_set, interrupted)
+      if validation is not None:
+        log.write(step, "validation", validation._asdict())
+        log.flush()
+        validation_text = (
+          f", validation clean {validation.clean_accuracy:.3f} "
+          f"robust {validation.robust_accuracy:.3f}"
+        )
+        progress["evaluated"] = step
+      if validation is not None or interrupted():
+        progress["seconds"] = time.monotonic() - began
+        checkpoints.save(state, progress, validation)
+      if interrupted():
+        checkpoints.close()
+        return None
+      if step == total:
+        break
+      batch = next(batches)
+      state, metrics = experiment.train_step(state, batch["image"], batch["label"])
+      numbers = {name: float(value) for name, value in metrics.items()}
+      log.write(step + 1, "train", numbers)
+      _stop_if_not_finite(step + 1, numbers, checkpoints)
+      bar.set_postfix_str(
+        f"loss {numbers['loss']:.3f}, robust {numbers['robust_accuracy']:.3f}"
+        + validation_text,
+        refresh=False,
+      )
+      bar.update()
+
+    best_step = checkpoints.best_step
+    assert best_step is not None  # The last step is always evaluated.
+    best_state, _ = checkpoints.restore(best_step, state)
+    checkpoints.close()
+    results = {}
+    test_set = _first(splits.test, config.evaluation.test_limit)
+    states = {"best": best_state, "last": state, "initial": experiment.initial_state}
+    for name, tested in states.items():
+      result = experiment.evaluate(tested, test_set, interrupted)
+      if result is None:
+        return None
+      results[name] = result._asdict()
+    log.write(total, "test", results["last"])
+
+  return {
+    "method": config.method,
+    "seed": config.seed,
+    "steps": total,
+    **results["best"],
+    "attack": describe_attack(config),
+    "data": config.data.name,
+    "test_images": len(test_set.labels),
+    "checkpoint": "best by validation robust accuracy",
+    "best_step": best_step,
+    "seconds": time.monotonic() - began,
+    "initial": results["initial"],
+    "last": results["last"],
+    "device": jax.devices()[0].device_kind,
+    "jax": jax.__version__,
+  }
+
+
+def _first(dataset: data.Dataset, limit: int | None) -> data.Dataset:
   return data.Dataset(dataset.images[:limit], dataset.labels[:limit])
 
 
-class _Interruption:
-  """Whether SIGTERM or SIGINT has come; a second SIGINT interrupts at once."""
-
-  def __init__(self):
-    self._received = False
-    self._previous = {}
-
-  def __call__(self) -> bool:
-    return self._received
-
-  def __enter__(self) -> "_Interruption":
-    for number in (signal.SIGTERM, signal.SIGINT):
-      self._previous[number] = signal.signal(number, self._handle)
-    return self
-
-  def __exit__(self, *exception) -> None:
-    for number, handler in self._previous.items():
-      signal.signal(number, handler)
-
-  def _handle(self, number, frame) -> None:
-    if self._received and number == signal.SIGINT:
-      raise KeyboardInterrupt
-    self._received = True
+def _stop_if_not_finite(
+  step: int, metrics: Mapping[str, float], checkpoints: Checkpoints
+) -> None:
+  for name in ("loss", "param_norm"):
+    if not math.isfinite(metrics[name]):
+      latest = checkpoints.latest_step
+      good = f"the last good checkpoint is {checkpoints.directory / str(latest)}"
+      if latest is None:
+        good = "there is no checkpoint"
+      raise TrainingError(
+        f"{name} is {metrics[name]} after step {step}: training stopped, {good}."
+      )

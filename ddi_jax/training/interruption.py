@@ -1,0 +1,34 @@
+"""Ending a run between two steps."""
+
+import signal
+import threading
+
+
+class Interruption:
+  """Whether SIGTERM or SIGINT has come while the `with` block runs.
+
+  The program asks by calling it and ends at a place of its choosing; a second SIGINT
+  raises KeyboardInterrupt at once.
+  """
+
+  def __init__(self):
+    self._received = False
+    self._previous = {}
+
+  def __call__(self) -> bool:
+    return self._received
+
+  def __enter__(self) -> "Interruption":
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._previous[number] = signal.signal(number, self._handle)
+    return self
+
+  def __exit__(self, *exception) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def _handle(self, number, frame) -> None:
+    if self._received and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self._received = True
