@@ -7,6 +7,7 @@ def get_config(variant: str = "full"):
   config.data.validation_size = 10_000
   config.attack.epsilon = 0.3
   config.attack.steps = 10
+  config.attack.warmup_epochs = 2.0
   config.attack.step_size = 0.075
   config.model.strides = (2, 2)
   config.model.hidden = 100

@@ -53,7 +53,7 @@ def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
     labels: integers `[...]` in [0, C).
 
   Returns:
-    Losses `[...]`; positive where misclassified, at most 1.
+    Losses `[...]`; positive where misclassified, at least -1.
 
   Raises:
     ValueError: if C < 3.
@@ -128,5 +128,5 @@ def _pick(logits, labels):
 
 
 def _best_rival(logits, labels):
-  is_label = jnp.arange(logits.shape[-1]) == labels[..., None]
+  is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
   return jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)

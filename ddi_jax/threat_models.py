@@ -1,7 +1,6 @@
 """Threat models: norm balls inside a box, with what an attack needs of them."""
 
 from collections.abc import Callable
-import numbers
 from typing import NamedTuple
 
 import jax
@@ -179,7 +178,7 @@ def l1(epsilon: float | jax.Array, *, top_fraction: float = 0.01) -> ThreatModel
 def _check_epsilon(epsilon):
   if isinstance(epsilon, jax.core.Tracer):
     return epsilon
-  is_number = isinstance(epsilon, numbers.Real) or np.ndim(epsilon) == 0
+  is_number = np.ndim(epsilon) == 0 and not isinstance(epsilon, str)
   if not is_number or not 0 <= float(epsilon) < float("inf"):
     raise ValueError(f"epsilon must be a finite number >= 0, got {epsilon!r}.")
   return epsilon

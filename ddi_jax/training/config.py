@@ -52,6 +52,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.attack = ml_collections.ConfigDict()
   config.attack.norm = "linf"
   config.attack.epsilon = 0.1  # radius; images are in [0, 1]
+  config.attack.warmup_epochs = 0.0  # the radius grows linearly from 0 over these
   config.attack.steps = 7
   config.attack.step_size = config_dict.placeholder(float)  # None: 2.5 epsilon / steps
   config.attack.random_start = True
@@ -170,6 +171,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 
   one_of("attack.norm", NORMS)
   non_negative("attack.epsilon")
+  non_negative("attack.warmup_epochs")
   positive_int("attack.steps")
   positive("attack.step_size", optional=True)
   one_of("attack.iterate", ("last", "best"))

@@ -87,6 +87,8 @@ def create_train_step(
   apply: Apply,
   optimizer: optax.GradientTransformationExtraArgs,
   schedule: optax.Schedule,
+  *,
+  warmup_steps: int,
   max_value: int,
 ) -> StepFn:
   """The training step of `config.method`.
@@ -96,6 +98,7 @@ def create_train_step(
     apply: see `ddi_jax.models.functional`.
     optimizer: from `create_optimizer`.
     schedule: the learning rate, for the log.
+    warmup_steps: >= 1; the attack's radius and step size grow linearly from 0 over them.
     max_value: the images' full scale.
 
   Returns:
@@ -104,14 +107,16 @@ def create_train_step(
   """
   method = METHODS[config.method]
   restarts = num_candidates(config.method, config.num_restarts)
-  attack = ddi_jax.pgd(
-    THREAT_MODELS[config.attack.norm](config.attack.epsilon),
-    steps=config.attack.steps,
-    step_size=step_size(config.attack, config.attack.epsilon),
-    random_start=config.attack.random_start,
-    iterate=config.attack.iterate,
-    loop=config.loops.steps,
-  )
+
+  def create_attack(scale):
+    return ddi_jax.pgd(
+      THREAT_MODELS[config.attack.norm](scale * config.attack.epsilon),
+      steps=config.attack.steps,
+      step_size=scale * step_size(config.attack, config.attack.epsilon),
+      random_start=config.attack.random_start,
+      iterate=config.attack.iterate,
+      loop=config.loops.steps,
+    )
 
   def train_step(state: TrainState, images: jax.Array, labels: jax.Array):
     key = stream_key(config.seed, "training", state.step)
@@ -137,7 +142,7 @@ def create_train_step(
     candidates = inputs[None]
     if method.attacked:
       candidates = ddi_jax.restart_candidates(
-        attack,
+        create_attack(jnp.minimum(1.0, (state.step + 1) / warmup_steps)),
         attack_loss,
         inputs,
         labels,

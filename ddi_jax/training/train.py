@@ -124,7 +124,14 @@ def _create_experiment(
     total=total,
     evaluate_every=max(1, round(config.evaluation.every_epochs * steps_per_epoch)),
     initial_state=create_train_state(params, model_state, optimizer),
-    train_step=create_train_step(config, apply, optimizer, schedule, splits.max_value),
+    train_step=create_train_step(
+      config,
+      apply,
+      optimizer,
+      schedule,
+      warmup_steps=max(1, round(config.attack.warmup_epochs * steps_per_epoch)),
+      max_value=splits.max_value,
+    ),
     evaluate=create_evaluate(config, apply, splits.max_value),
   )
 
