@@ -114,7 +114,7 @@ def min_norm_weights(
 
 def _centred_norm_bound(gram):
   """An upper bound on ||P G P||_2 that exceeds it by at most K^(1/32)."""
-  centred = gram - gram.mean(0)
+  centred = gram - gram.mean(0, keepdims=True)
   centred = centred - centred.mean(1, keepdims=True)
   # ||M|| <= ||M^32||_F^(1/32): repeated squaring, rescaled against under/overflow.
   bound, exponent = 1.0, 1.0

@@ -27,5 +27,5 @@ def data_dir() -> str:
 @pytest.fixture
 def x64():
   """Double precision for the duration of a test."""
-  with jax.experimental.enable_x64():
+  with jax.enable_x64(True):
     yield

@@ -60,7 +60,9 @@ def test_kl_divergence():
 )
 def test_too_few_classes(loss, classes):
   arguments = (LABELS % (classes - 1),) * (2 if loss == "targeted_dlr" else 1)
-  with pytest.raises(ValueError, match=f"at least {classes} classes, got {classes - 1}"):
+  with pytest.raises(
+    ValueError, match=f"at least {classes} classes, got {classes - 1}"
+  ):
     getattr(losses, loss)(LOGITS[:, : classes - 1], *arguments)
 
 

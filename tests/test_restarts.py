@@ -43,9 +43,7 @@ def reference():
   gradients, candidates = [], []
   for key in jax.random.split(KEY, 3):
     points = ATTACK(key, lambda x: loss_fn(PARAMS, x, LABELS), INPUTS)
-    gradients.append(
-      jax.grad(lambda p, x=points: loss_fn(p, x, LABELS).mean())(PARAMS)
-    )
+    gradients.append(jax.grad(lambda p, x=points: loss_fn(p, x, LABELS).mean())(PARAMS))
     candidates.append(points)
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients)
   return stacked, jnp.stack(candidates)

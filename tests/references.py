@@ -1,0 +1,29 @@
+"""Slow, plain solutions in float64 that the library is compared with."""
+
+import itertools
+
+import numpy as np
+
+
+def min_norm_by_enumeration(gram):
+  """The least squared norm over the simplex, by trying every support.
+
+  Returns (squared norm, weights).  On each support the equality-constrained problem is
+  solved; among feasible solutions the least is the minimum.
+  """
+  gram = np.asarray(gram, np.float64)
+  size = len(gram)
+  best = (np.inf, None)
+  for count in range(1, size + 1):
+    for support in itertools.combinations(range(size), count):
+      part = gram[np.ix_(support, support)]
+      system = np.block([[part, np.ones((count, 1))], [np.ones((1, count)), 0.0]])
+      solution = np.linalg.lstsq(system, np.append(np.zeros(count), 1.0), rcond=None)[0]
+      weights = solution[:count]
+      if np.all(weights >= -1e-12) and abs(weights.sum() - 1) < 1e-9:
+        full = np.zeros(size)
+        full[list(support)] = np.maximum(weights, 0) / np.maximum(weights, 0).sum()
+        value = full @ gram @ full
+        if value < best[0]:
+          best = (value, full)
+  return best

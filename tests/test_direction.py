@@ -1,0 +1,302 @@
+"""The optax transformations: their properties, diagnostics and refusals."""
+
+import chex
+import hypothesis
+from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ddi_jax
+
+DIRECTIONS = {
+  "danskin": ddi_jax.danskin_direction,
+  "average": ddi_jax.average_direction,
+  "first": ddi_jax.first_restart_direction,
+}
+all_directions = pytest.mark.parametrize("name", DIRECTIONS)
+
+
+def random_gradients(seed, size=4):
+  rng = np.random.default_rng(seed)
+  shift = rng.choice([0.0, 1.0, 5.0])
+  scales = np.exp(rng.choice([0.0, 1.0]) * rng.normal(size=(size, 1)))
+  flat = scales * (rng.normal(size=(size, 11)) + shift * rng.normal(size=11))
+  return as_tree(jnp.asarray(flat, jnp.float32))
+
+
+def as_tree(flat):
+  """[K, 11] as the gradients of three parameters."""
+  return {
+    "a": flat[:, :6].reshape(-1, 2, 3),
+    "b": [flat[:, 6:10], flat[:, 10]],
+  }
+
+
+def as_matrix(tree):
+  return np.concatenate(
+    [np.asarray(leaf, float).reshape(len(leaf), -1) for leaf in jax.tree.leaves(tree)],
+    axis=1,
+  )
+
+
+def as_vector(tree):
+  return np.concatenate(
+    [np.asarray(leaf, float).ravel() for leaf in jax.tree.leaves(tree)]
+  )
+
+
+PARAMS = jax.tree.map(lambda leaf: leaf[0], random_gradients(0))
+
+
+def combine(transformation, gradients, params=None):
+  state = transformation.init(PARAMS)
+  return transformation.update(gradients, state, params)
+
+
+danskin_raw = jax.jit(lambda g: combine(ddi_jax.danskin_direction(normalize=False), g))
+
+
+@hypothesis.given(seed=st.integers(0, 2**32 - 1))
+def test_danskin_descends_on_every_gradient(seed):
+  gradients = random_gradients(seed)
+  direction, _ = danskin_raw(gradients)
+  matrix, z = as_matrix(gradients), as_vector(direction)
+  largest = np.square(matrix).sum(1).max()
+  assert np.all(matrix @ z >= z @ z - 1e-5 * largest)
+
+
+@hypothesis.given(seed=st.integers(0, 2**32 - 1))
+def test_danskin_has_the_least_norm(seed):
+  gradients = random_gradients(seed)
+  direction, state = danskin_raw(gradients)
+  matrix = as_matrix(gradients)
+  weights = np.random.default_rng(seed).dirichlet(np.ones(4), size=200)
+  norms = np.linalg.norm(weights @ matrix, axis=1)
+  norm = np.linalg.norm(as_vector(direction))
+  assert norm <= min(norms.min(), np.linalg.norm(matrix, axis=1).min()) * (1 + 1e-5)
+  np.testing.assert_allclose(state.norm, norm, rtol=1e-4, atol=1e-6)
+
+
+@hypothesis.given(seed=st.integers(0, 2**32 - 1))
+def test_danskin_is_invariant_to_permutations(seed):
+  gradients = random_gradients(seed)
+  order = np.random.default_rng(seed).permutation(4)
+  permuted = jax.tree.map(lambda leaf: leaf[order], gradients)
+  scale = np.abs(as_matrix(gradients)).max()
+  np.testing.assert_allclose(
+    as_vector(danskin_raw(permuted)[0]),
+    as_vector(danskin_raw(gradients)[0]),
+    atol=3e-3 * scale,
+  )
+
+
+@all_directions
+def test_unchanged_by_how_parameters_are_split(name):
+  gradients = random_gradients(3)
+  flat = jnp.asarray(as_matrix(gradients), jnp.float32)
+  transformation = DIRECTIONS[name](normalize=True)
+  whole, _ = combine(transformation, {"all": flat})
+  split, _ = combine(transformation, gradients)
+  np.testing.assert_allclose(as_vector(split), as_vector(whole), atol=1e-5)
+
+
+def test_weights_are_global_not_per_leaf():
+  # Leaf by leaf the origin is in the hull of each; over both leaves it is not.
+  gradients = {
+    "a": jnp.array([[1.0, 0.0], [-1.0, 0.0]]),
+    "b": jnp.array([[1.0], [3.0]]),
+  }
+  direction, _ = combine(ddi_jax.danskin_direction(normalize=False), gradients)
+  matrix = as_matrix(gradients)
+  # argmin of |w g_0 + (1 - w) g_1|^2, by hand.
+  difference = matrix[0] - matrix[1]
+  weight = np.clip(-(matrix[1] @ difference) / (difference @ difference), 0, 1)
+  expected = weight * matrix[0] + (1 - weight) * matrix[1]
+  np.testing.assert_allclose(as_vector(direction), expected, atol=1e-6)
+  assert np.abs(expected[0]) > 0.1
+
+
+@all_directions
+def test_scaling(name):
+  gradients = random_gradients(5)
+  for scale in (1e-20, 1e-3, 1e3, 1e20):
+    scaled = jax.tree.map(lambda leaf, s=scale: leaf * s, gradients)
+    raw, state = combine(DIRECTIONS[name](normalize=False), gradients)
+    found, found_state = combine(DIRECTIONS[name](normalize=False), scaled)
+    np.testing.assert_allclose(as_vector(found) / scale, as_vector(raw), rtol=1e-4)
+    np.testing.assert_allclose(found_state.norm / scale, state.norm, rtol=1e-4)
+    np.testing.assert_allclose(found_state.cosine, state.cosine, rtol=1e-4)
+    unit, _ = combine(DIRECTIONS[name](normalize=True), scaled)
+    np.testing.assert_allclose(np.linalg.norm(as_vector(unit)), 1, rtol=1e-5)
+
+
+def test_controls():
+  gradients = random_gradients(7)
+  average, _ = combine(ddi_jax.average_direction(), gradients)
+  first, _ = combine(ddi_jax.first_restart_direction(), gradients)
+  matrix = as_matrix(gradients)
+  np.testing.assert_allclose(as_vector(average), matrix.mean(0), rtol=1e-4, atol=1e-6)
+  np.testing.assert_array_equal(as_vector(first), matrix[0])
+
+
+@all_directions
+def test_one_gradient_is_returned_as_it_is(name):
+  gradients = jax.tree.map(lambda leaf: leaf[:1], random_gradients(8))
+  direction, state = combine(DIRECTIONS[name](normalize=False), gradients)
+  np.testing.assert_allclose(as_vector(direction), as_matrix(gradients)[0], rtol=1e-6)
+  assert (state.cosine, state.min_cosine, state.support) == (1, 1, 1)
+  np.testing.assert_allclose(state.relative_norm, 1, rtol=1e-6)
+  np.testing.assert_allclose(state.gap, 0, atol=1e-6)
+
+
+def test_diagnostics():
+  gradients = {"w": jnp.array([[3.0, 0.0], [0.0, 4.0], [6.0, 6.0]])}
+  _, state = combine(ddi_jax.danskin_direction(), gradients)
+  np.testing.assert_allclose(state.norm, 2.4, rtol=1e-5)  # the altitude of 3-4-5
+  np.testing.assert_allclose(state.relative_norm, 0.8, rtol=1e-5)
+  np.testing.assert_allclose(state.cosine, 2 * np.sqrt(0.5) / 3, rtol=1e-5)
+  np.testing.assert_allclose(state.min_cosine, 0, atol=1e-6)
+  assert state.support == 2
+  assert state.gap <= 1e-5
+  _, state = combine(ddi_jax.first_restart_direction(), gradients)
+  # The step along (3, 0) does not descend on (0, 4).
+  np.testing.assert_allclose(state.gap, 1, rtol=1e-5)
+  assert state.support == 1
+
+
+def test_inner_products_keep_the_differences_of_nearly_equal_gradients():
+  rng = np.random.default_rng(0)
+  common = rng.normal(size=20_000)
+  matrix = common + 1e-2 * rng.normal(size=(4, 20_000))
+  gradients = {"w": jnp.asarray(matrix, jnp.float32)}
+  gram = np.asarray(ddi_jax.gram_matrix(gradients), float)
+  exact = np.asarray(gradients["w"], float) @ np.asarray(gradients["w"], float).T
+  np.testing.assert_allclose(gram, exact, rtol=1e-6)
+  jaxpr = str(jax.make_jaxpr(ddi_jax.gram_matrix)(gradients))
+  assert "Precision.HIGHEST" in jaxpr
+
+
+STATIONARY = {
+  "zeros": [[0.0, 0.0], [0.0, 0.0]],
+  "opposite": [[1.0, 2.0], [-1.0, -2.0]],
+  "one zero": [[0.0, 0.0], [1.0, 1.0]],
+  "hull": [[1.0, 0.1], [-0.5, 0.7], [-0.4, -0.9]],
+}
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("case", STATIONARY)
+def test_stationary_gradients_give_zeros(case, normalize):
+  gradients = {"w": jnp.array(STATIONARY[case])}
+  transformation = ddi_jax.danskin_direction(normalize=normalize)
+  direction, state = combine(transformation, gradients)
+  np.testing.assert_array_equal(direction["w"], [0.0, 0.0])
+  assert state.norm == 0
+  assert all(np.isfinite(value) for value in state)
+
+
+@all_directions
+def test_zero_gradients_give_zeros(name):
+  gradients = {"w": jnp.zeros((3, 2))}
+  direction, state = combine(DIRECTIONS[name](normalize=True), gradients)
+  np.testing.assert_array_equal(direction["w"], [0.0, 0.0])
+  assert all(np.isfinite(value) for value in state)
+
+
+@all_directions
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_not_finite_is_visible(name, bad):
+  gradients = {"w": jnp.array([[1.0, 2.0], [bad, 1.0]])}
+  direction, _ = combine(DIRECTIONS[name](normalize=True), gradients)
+  assert np.any(np.isnan(direction["w"]))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_dtypes_are_kept_and_arithmetic_is_float32(dtype):
+  gradients = jax.tree.map(lambda leaf: leaf.astype(dtype), random_gradients(9))
+  wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradients)
+  direction, state = combine(ddi_jax.danskin_direction(), gradients)
+  expected, expected_state = combine(ddi_jax.danskin_direction(), wide)
+  chex.assert_trees_all_equal(
+    direction, jax.tree.map(lambda leaf: leaf.astype(dtype), expected)
+  )
+  chex.assert_trees_all_equal(state, expected_state)
+  assert all(value.dtype == jnp.float32 for value in state)
+
+
+def test_float64_with_x64(x64):
+  gradients = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), random_gradients(9))
+  direction, state = combine(ddi_jax.danskin_direction(), gradients)
+  assert all(value.dtype == jnp.float64 for value in (*state, direction["a"]))
+  assert state.gap <= 1e-12
+  assert ddi_jax.gram_matrix(random_gradients(9)).dtype == jnp.float64
+
+
+@all_directions
+def test_state_is_stable_and_nothing_recompiles(name):
+  optimizer = optax.chain(DIRECTIONS[name](), optax.adam(1e-3))
+  chex.clear_trace_counter()
+
+  @jax.jit
+  @chex.assert_max_traces(n=1)
+  def update(gradients, state):
+    return optimizer.update(gradients, state, PARAMS, unknown_extra="swallowed")
+
+  state = optimizer.init(PARAMS)
+  for seed in range(3):
+    updates, new_state = update(random_gradients(seed), state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, PARAMS)
+    state = new_state
+  for field in ddi_jax.DirectionState._fields:
+    assert np.ndim(optax.tree_utils.tree_get(state, field)) == 0
+
+
+def test_in_a_chain_sgd_supplies_the_sign():
+  gradients = random_gradients(11)
+  optimizer = optax.chain(ddi_jax.danskin_direction(), optax.sgd(0.1))
+  updates, _ = optimizer.update(gradients, optimizer.init(PARAMS), PARAMS)
+  direction, _ = combine(ddi_jax.danskin_direction(), gradients)
+  np.testing.assert_allclose(as_vector(updates), -0.1 * as_vector(direction))
+
+
+WRONG = {
+  "no leading axis": ({"w": jnp.float32(1.0)}, r"gradient\['w'\] must have shape \[K"),
+  "different K": (
+    {"w": jnp.ones((2, 3)), "b": jnp.ones((3, 3))},
+    r"same number K.*gradient\['b'\]: 3, gradient\['w'\]: 2",
+  ),
+  "K = 0": (
+    {"w": jnp.ones((0, 3))},
+    "K >= 1 candidates on the leading axis, got K = 0",
+  ),
+  "integers": (
+    {"w": jnp.ones((2, 3), int)},
+    r"\['w'\] must be floating point, got int",
+  ),
+  "empty": ({}, "got an empty tree"),
+}
+
+
+@all_directions
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_gradients_are_refused(name, case):
+  gradients, message = WRONG[case]
+  with pytest.raises(ValueError, match=message):
+    combine(DIRECTIONS[name](), gradients)
+
+
+@all_directions
+def test_gradients_without_a_candidate_axis_are_told_from_params(name):
+  with pytest.raises(ValueError, match=r"\[K, \*param\] with param shape \(2, 3\)"):
+    combine(DIRECTIONS[name](), {**random_gradients(0), "a": jnp.ones((4, 3))}, PARAMS)
+
+
+def test_bad_settings_are_refused():
+  with pytest.raises(ValueError, match="tolerance must be None or >= 0, got -1"):
+    ddi_jax.danskin_direction(tolerance=-1)
+  with pytest.raises(ValueError, match="max_iterations must be >= 1, got 0"):
+    ddi_jax.danskin_direction(max_iterations=0)
