@@ -53,7 +53,7 @@ def danskin_direction(
   The step along -out descends on all K candidates at once: <z, g_k> >= ||z||^2 for
   every k.  If every maximiser's gradient is within h of a g_k, the robust loss has
   directional derivative at most h - ||z|| along -z / ||z||.  Latorre et al. (2023),
-  algorithm 1 and theorem 3.
+  section 3.
 
   The updates that come in are gradients with leaves `[K, *param]`, from
   `ddi_jax.restart_gradients` say, so this must be the first of a chain; out come leaves

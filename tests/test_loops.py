@@ -25,7 +25,7 @@ def nested(fn):
 
   def wrapped(*args):
     def body(_, carry):
-      return jax.lax.cond(True, jax.jit(fn), lambda *a: fn(*a), *args), carry[1]
+      return jax.lax.cond(True, jax.jit(fn), fn, *args), carry[1]
 
     return jax.lax.fori_loop(0, 2, body, (fn(*args), 0))
 

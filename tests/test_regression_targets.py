@@ -1,4 +1,4 @@
-"""Numbers of the paper's synthetic problems (Latorre et al., 2023, sections 3 and 5)."""
+"""The synthetic problems of Latorre et al. (2023): their numbers."""
 
 import functools
 
@@ -59,7 +59,7 @@ def test_counterexample():
 
 @functools.cache
 def toy_trajectory(method, steps=12):
-  """phi along the trajectory of the paper's two-dimensional toy problem."""
+  """The robust loss along the trajectory of the paper's two-dimensional toy problem."""
 
   def loss(x, y, labels):
     del labels

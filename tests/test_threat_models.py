@@ -80,9 +80,9 @@ def test_projection_matches_general_purpose_solver(norm):
   epsilon = EPSILONS[norm] / 2
   projected = MAKERS[norm](epsilon).project(points, centers, BOX)
   order = NORM_ORDERS[norm]
+  points, centers = np.asarray(points, float), np.asarray(centers, float)
+  # l1 and linf constraints are made smooth by splitting changes into two parts.
   for found, point, center in zip(projected, points, centers, strict=True):
-    # l1 and linf constraints are made smooth by splitting into parts.
-    point, center = np.asarray(point, float), np.asarray(center, float)
 
     def objective(parts, point=point, center=center):
       return np.sum((center + parts[:4] - parts[4:] - point) ** 2)

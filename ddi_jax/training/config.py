@@ -84,6 +84,33 @@ def default_config() -> ml_collections.ConfigDict:
   config.loops.gradients = "auto"  # over the K gradients
   config.loops.restarts = "auto"  # over the K attacks
   config.loops.steps = "auto"  # over the steps of an attack
+  return config.lock()  # A misspelt field is an error.
+
+
+def select_variant(
+  config: ml_collections.ConfigDict, variant: str
+) -> ml_collections.ConfigDict:
+  """The last line of a config file: the experiment itself, or a minute of it.
+
+  Args:
+    config: the experiment, changed in place.
+    variant: "full", or "debug" for two short epochs on a few images.
+
+  Returns:
+    `config`.
+
+  Raises:
+    ConfigError: for another variant.
+  """
+  if variant not in ("full", "debug"):
+    raise ConfigError(f"the config's variant must be full or debug, got {variant!r}.")
+  if variant == "debug":
+    config.batch_size = 32
+    config.num_epochs = 2.0
+    config.attack.steps = 2
+    config.data.limit = 128
+    config.evaluation.batch_size = 64
+    config.evaluation.steps = 4
   return config
 
 

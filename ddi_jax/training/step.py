@@ -98,7 +98,7 @@ def create_train_step(
     apply: see `ddi_jax.models.functional`.
     optimizer: from `create_optimizer`.
     schedule: the learning rate, for the log.
-    warmup_steps: >= 1; the attack's radius and step size grow linearly from 0 over them.
+    warmup_steps: >= 1; the attack's radius and steps grow linearly from 0 over them.
     max_value: the images' full scale.
 
   Returns:

@@ -1,0 +1,89 @@
+"""The loop-friendly convolution against a plain sum, in value and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddi_jax.models import conv_general_dilated
+
+NUMBERS = ("NHWC", "HWIO", "NHWC")
+
+
+def reference_conv(inputs, kernel, strides, padding, dimension_numbers):
+  """A sum over kernel positions: jax's own gradient is wrong for wide padding.
+
+  (XLA's CPU backend reads past the array where that gradient needs negative padding.)
+  """
+  del dimension_numbers
+  if isinstance(padding, str):
+    sizes = inputs.shape[1:3], kernel.shape[:2]
+    padding = jax.lax.padtype_to_pads(*sizes, strides, padding)
+  padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
+  out = [
+    (size - window) // stride + 1
+    for size, window, stride in zip(
+      padded.shape[1:3], kernel.shape[:2], strides, strict=True
+    )
+  ]
+  total = 0
+  for row, column in np.ndindex(*kernel.shape[:2]):
+    seen = padded[
+      :,
+      row : row + strides[0] * (out[0] - 1) + 1 : strides[0],
+      column : column + strides[1] * (out[1] - 1) + 1 : strides[1],
+    ]
+    total += seen @ kernel[row, column]
+  return total
+
+
+def value_and_gradients(conv, inputs, kernel, strides, padding, **options):
+  def loss(inputs, kernel):
+    out = conv(inputs, kernel, strides, padding, dimension_numbers=NUMBERS, **options)
+    return jnp.sum(jnp.sin(out)), out
+
+  (_, out), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(inputs, kernel)
+  return out, *gradients
+
+
+@pytest.mark.parametrize("channels", [2, 9])
+@pytest.mark.parametrize("window", [(1, 1), (3, 3), (2, 4)])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (3, 1)])
+@pytest.mark.parametrize(
+  "padding", ["SAME", "VALID", ((1, 2), (0, 1)), ((3, 0), (3, 3))]
+)
+def test_values_and_gradients(channels, window, strides, padding):
+  inputs = jax.random.normal(jax.random.key(0), (2, 7, 8, channels))
+  kernel = jax.random.normal(jax.random.key(1), (*window, channels, 5))
+  arguments = (inputs, kernel, strides, padding)
+  found = value_and_gradients(conv_general_dilated, *arguments)
+  expected = value_and_gradients(reference_conv, *arguments)
+  for ours, theirs in zip(found, expected, strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "options",
+  [{"feature_group_count": 2}, {"rhs_dilation": (2, 2)}, {"lhs_dilation": (2, 1)}],
+)
+def test_other_convolutions_go_to_lax(options):
+  groups = options.get("feature_group_count", 1)
+  inputs = jnp.ones((1, 6, 6, 4))
+  kernel = jnp.ones((3, 3, 4 // groups, 2))
+  arguments = (inputs, kernel, (1, 1), ((1, 1), (1, 1)))
+  found = value_and_gradients(conv_general_dilated, *arguments, **options)
+  expected = value_and_gradients(jax.lax.conv_general_dilated, *arguments, **options)
+  for ours, theirs in zip(found, expected, strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_other_backends_use_lax(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+  def conv(inputs, kernel):
+    return conv_general_dilated(
+      inputs, kernel, (1, 1), "SAME", dimension_numbers=NUMBERS
+    )
+
+  jaxpr = str(jax.make_jaxpr(conv)(jnp.ones((1, 4, 4, 8)), jnp.ones((3, 3, 8, 2))))
+  assert "custom_vjp" not in jaxpr

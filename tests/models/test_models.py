@@ -1,0 +1,99 @@
+"""The networks: shapes, settings, and what BatchNorm's modes change."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddi_jax import models
+
+CIFAR = {
+  "image_shape": (32, 32, 3),
+  "num_classes": 10,
+  "mean": (0.5, 0.5, 0.4),
+  "std": (0.2, 0.3, 0.2),
+}
+IMAGES = jax.random.uniform(jax.random.key(0), (4, 32, 32, 3))
+
+
+def create(name="resnet18", seed=0, **settings):
+  settings = {"width": 4, "norm_groups": 2, **settings}
+  model = models.create_model(name, settings=settings, seed=seed, **CIFAR)
+  apply, params, state = models.functional(model)
+  return jax.jit(apply, static_argnames="train"), params, state
+
+
+@pytest.mark.parametrize("normalization", models.NORMALIZATIONS)
+@pytest.mark.parametrize("name", models.MODELS)
+def test_logits_at_initialisation_are_moderate(name, normalization):
+  apply, params, state = create(name, normalization=normalization)
+  logits, _ = apply(params, state, IMAGES, train=False)
+  assert logits.shape == (4, 10)
+  assert 1e-3 < jnp.abs(logits).max() < 30
+  assert bool(jax.tree.leaves(state)) == (normalization == "batch")
+
+
+@pytest.mark.parametrize("activation", models.ACTIVATIONS)
+def test_activations(activation):
+  apply, params, state = create("small", activation=activation)
+  relu_logits, _ = create("small", activation="relu")[0](
+    params, state, IMAGES, train=False
+  )
+  logits, _ = apply(params, state, IMAGES, train=False)
+  assert np.all(np.isfinite(logits))
+  assert np.allclose(logits, relu_logits) == (activation == "relu")
+
+
+def test_resnet18_has_the_published_size():
+  # 11,173,962 parameters: the CIFAR ResNet-18 (BatchNorm, width 64, 3x3 stem).
+  model = nnx.eval_shape(
+    lambda: models.create_model("resnet18", settings={"width": 64}, seed=0, **CIFAR)
+  )
+  count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+  assert count == 11_173_962
+
+
+@pytest.mark.parametrize("name", ["resnet18", "preact_resnet18"])
+def test_batch_norm_modes(name):
+  apply, params, state = create(name, normalization="batch")
+  evaluated, same_state = apply(params, state, IMAGES, train=False)
+  trained, new_state = apply(params, state, IMAGES, train=True)
+  assert not np.allclose(evaluated, trained)
+  jax.tree.map(np.testing.assert_array_equal, same_state, state)
+  moved = jax.tree.map(lambda a, b: not np.allclose(a, b), new_state, state)
+  assert all(jax.tree.leaves(moved))
+  # Only in training mode does one example's output depend on the others.
+  alone, _ = apply(params, state, IMAGES[:1], train=False)
+  np.testing.assert_allclose(alone[0], evaluated[0], rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_statistics_are_a_moving_average():
+  apply, params, state = create(normalization="batch")
+  _, new_state = apply(params, state, IMAGES, train=True)
+  stem = jax.lax.conv_general_dilated(
+    (IMAGES - jnp.array(CIFAR["mean"]).reshape(1, 1, 1, 3))
+    / jnp.array(CIFAR["std"]).reshape(1, 1, 1, 3),
+    params["stem"]["kernel"],
+    (1, 1),
+    "SAME",
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+  np.testing.assert_allclose(
+    new_state["norm"]["mean"], 0.1 * stem.mean((0, 1, 2)), rtol=1e-3, atol=1e-5
+  )
+  np.testing.assert_allclose(
+    new_state["norm"]["var"], 0.9 + 0.1 * stem.var((0, 1, 2)), rtol=1e-3
+  )
+
+
+def test_seed_decides_the_parameters():
+  first, again, other = (create("small", seed=seed)[1] for seed in (0, 0, 1))
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+  assert not np.allclose(first["logits"]["kernel"], other["logits"]["kernel"])
+
+
+def test_standardize():
+  standardized = models.Standardize((0.5, 0.1, 0.2), (0.2, 0.5, 1.0))(IMAGES)
+  expected = (np.asarray(IMAGES) - [0.5, 0.1, 0.2]) / [0.2, 0.5, 1.0]
+  np.testing.assert_allclose(standardized, expected, rtol=1e-5, atol=1e-6)

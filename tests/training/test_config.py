@@ -1,0 +1,123 @@
+"""Settings: every impossible one is refused by name, before anything starts."""
+
+from pathlib import Path
+import runpy
+
+import ml_collections
+import pytest
+
+from ddi_jax import data, training
+from ddi_jax.training.config import check_against_data, check_config
+
+CONFIGS = sorted(Path(__file__).parents[2].glob("configs/*.py"))
+
+
+def changed(field, value):
+  config = training.default_config()
+  with config.ignore_type():
+    config.update_from_flattened_dict({field: value})
+  return config
+
+
+@pytest.mark.parametrize("variant", ["full", "debug"])
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_files_are_sound(path, variant):
+  module = runpy.run_path(str(path))
+  config = module["get_config"](variant)
+  check_config(config)
+  assert f"--config=configs/{path.name}" in module["__doc__"]
+  with pytest.raises(AttributeError, match="epsilonn"):
+    config.attack.epsilonn = 1.0
+  with pytest.raises(training.ConfigError, match="full or debug, got 'fast'"):
+    module["get_config"]("fast")
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "allowed"),
+  [
+    ("seed", -1, r"an integer in \[0, 2\*\*31\)"),
+    ("method", "trades", "one of standard, pgd, average, worst_restart, danskin"),
+    ("num_restarts", 0, "an integer >= 1"),
+    ("batch_size", 0, "an integer >= 1"),
+    ("num_epochs", 0.0, "a finite number > 0"),
+    ("data.name", "imagenet", "one of digits, mnist, cifar10"),
+    ("data.validation_size", 0, "an integer >= 1"),
+    ("data.split_seed", -1, "an integer >= 0"),
+    ("data.limit", 0, "an integer >= 1 or None"),
+    ("data.pad", -1, "an integer >= 0"),
+    ("model.name", "vgg", "one of small, resnet18, preact_resnet18"),
+    ("model.activation", "tanh", "one of relu, celu, silu, gelu, softplus"),
+    ("model.normalization", "layer", "one of none, group, batch"),
+    ("model.width", 0, "an integer >= 1"),
+    ("model.norm_groups", 0, "an integer >= 1"),
+    ("model.hidden", 0, "an integer >= 1"),
+    ("model.strides", (1, 2, 3), "two integers >= 1"),
+    ("attack.norm", "l3", "one of linf, l2, l1"),
+    ("attack.epsilon", -0.1, "a finite number >= 0"),
+    ("attack.epsilon", float("nan"), "a finite number >= 0"),
+    ("attack.warmup_epochs", -1.0, "a finite number >= 0"),
+    ("attack.steps", 0, "an integer >= 1"),
+    ("attack.step_size", 0.0, "a finite number > 0 or None"),
+    ("attack.iterate", "first", "one of last, best"),
+    ("attack.batch_norm", "frozen", "one of train, eval"),
+    ("gradient.batch_norm", "frozen", "one of train, eval"),
+    ("optimizer.name", "lion", "one of sgd, adam"),
+    ("optimizer.learning_rate", 0.0, "a finite number > 0"),
+    ("optimizer.momentum", 1.0, r"in \[0, 1\)"),
+    ("optimizer.weight_decay", -1.0, "a finite number >= 0"),
+    ("optimizer.schedule", "linear", "one of constant, step, cosine"),
+    ("optimizer.milestones", (0.7, 0.5), r"increasing fractions in \(0, 1\)"),
+    ("optimizer.decay", 0.0, r"in \(0, 1\]"),
+    ("evaluation.every_epochs", 0.0, "a finite number > 0"),
+    ("evaluation.batch_size", 0, "an integer >= 1"),
+    ("evaluation.steps", 0, "an integer >= 1"),
+    ("evaluation.step_size", -1.0, "a finite number > 0 or None"),
+    ("evaluation.restarts", 0, "an integer >= 1"),
+    ("evaluation.validation_limit", 0, "an integer >= 1 or None"),
+    ("evaluation.test_limit", 0, "an integer >= 1 or None"),
+    ("loops.gradients", "merge", "one of auto, unroll, loop, vmap"),
+    ("loops.restarts", "scan", "one of auto, unroll, loop, vmap, merge"),
+    ("loops.steps", "vmap", "one of auto, unroll, loop"),
+  ],
+)
+def test_impossible_values_are_named(field, value, allowed):
+  with pytest.raises(training.ConfigError, match=rf"config\.{field} must be {allowed}"):
+    check_config(changed(field, value))
+
+
+def test_every_setting_is_checked():
+  """A setting that no check knows would be silently accepted with any value."""
+  unchecked = {"data.data_dir", "data.flip", "unit_norm", "attack.random_start"}
+  cases = next(
+    mark.args[1]
+    for mark in test_impossible_values_are_named.pytestmark
+    if mark.name == "parametrize"
+  )
+  fields = set(flatten(training.default_config()))
+  assert fields == {case[0] for case in cases} | unchecked
+
+
+def flatten(config, prefix=""):
+  for name, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      yield from flatten(value, f"{prefix}{name}.")
+    else:
+      yield prefix + name
+
+
+def test_groups_must_divide_the_width():
+  config = changed("model.normalization", "group")
+  config.model.norm_groups = 5
+  with pytest.raises(
+    training.ConfigError, match=r"divisor of config.model.width \(16\)"
+  ):
+    check_config(config)
+
+
+def test_batch_larger_than_the_data():
+  config = changed("batch_size", 2000)
+  splits = data.load("digits", validation_size=200)
+  with pytest.raises(
+    training.ConfigError, match=r"batch_size must be in \[1, 1237\].*digits, got 2000"
+  ):
+    check_against_data(config, len(splits.train.labels))

@@ -1,0 +1,200 @@
+"""The training step: one code path for all methods."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ddi_jax
+from ddi_jax import losses, models, training
+from ddi_jax.data import Dataset
+from ddi_jax.training import evaluation
+from ddi_jax.training import step as step_lib
+from ddi_jax.training.config import model_settings
+from ddi_jax.training.methods import METHODS
+
+IMAGES = np.random.default_rng(0).integers(0, 17, (6, 8, 8, 1), np.uint8)
+LABELS = np.arange(6, dtype=np.int32)
+
+
+def small_config(**changes):
+  config = training.default_config()
+  config.num_restarts = 3
+  config.batch_size = 6
+  config.model.width = 2
+  config.model.hidden = 8
+  config.attack.steps = 2
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+def build(config):
+  model = models.create_model(
+    config.model.name,
+    image_shape=(8, 8, 1),
+    num_classes=10,
+    mean=(0.3,),
+    std=(0.4,),
+    settings=model_settings(config),
+    seed=0,
+  )
+  apply, params, model_state = models.functional(model)
+  schedule = step_lib.create_schedule(config, 10)
+  optimizer = step_lib.create_optimizer(config, schedule)
+  state = step_lib.create_train_state(params, model_state, optimizer)
+  step = step_lib.create_train_step(
+    config, apply, optimizer, schedule, warmup_steps=1, max_value=16
+  )
+  return apply, state, step
+
+
+def copy(tree):
+  return jax.tree.map(jnp.copy, tree)
+
+
+@pytest.mark.parametrize("normalization", ["none", "batch"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_updates_statistics(method, normalization):
+  config = small_config(method=method, **{"model.normalization": normalization})
+  _, state, step = build(config)
+  before = copy(state)
+  first_loss = None
+  for _ in range(5):
+    state, metrics = step(state, IMAGES, LABELS)
+    first_loss = first_loss or metrics["loss"]
+  assert int(state.step) == 5
+  assert metrics["loss"] < first_loss
+  chex.assert_trees_all_equal_shapes_and_dtypes(state, before)
+  moved = jax.tree.map(
+    lambda a, b: not np.allclose(a, b),
+    (state.params, state.model_state),
+    (before.params, before.model_state),
+  )
+  assert all(jax.tree.leaves(moved))
+  assert all(np.isfinite(value) for value in metrics.values())
+  assert set(metrics) >= {"loss", "robust_accuracy", "direction/cosine"}
+  assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_statistics_do_not_depend_on_the_gradient_s_mode(mode):
+  """FACTS of the official code: statistics updated for one method and not another."""
+  config = small_config(
+    method="standard",
+    **{"model.normalization": "batch", "gradient.batch_norm": mode},
+  )
+  apply, state, step = build(config)
+  expected_logits, expected = apply(
+    state.params, state.model_state, IMAGES.astype(np.float32) / 16, train=True
+  )
+  del expected_logits
+  new_state, _ = step(state, IMAGES, LABELS)
+  chex.assert_trees_all_close(new_state.model_state, expected, rtol=1e-5)
+
+
+def test_batch_norm_modes_change_attack_and_gradient():
+  results = {}
+  for attack in ("train", "eval"):
+    for gradient in ("train", "eval"):
+      config = small_config(
+        method="pgd",
+        **{
+          "model.normalization": "batch",
+          "attack.batch_norm": attack,
+          "gradient.batch_norm": gradient,
+        },
+      )
+      _, state, step = build(config)
+      _, metrics = step(state, IMAGES, LABELS)
+      results[attack, gradient] = float(metrics["loss"])
+  assert len(set(results.values())) == 4
+
+
+def test_step_is_the_method_written_out():
+  """The danskin step against a plain Python version of it."""
+  config = small_config(unit_norm=True, **{"optimizer.weight_decay": 0.1})
+  apply, state, step = build(config)
+  inputs = jnp.asarray(IMAGES, jnp.float32) / 16
+
+  def loss_fn(params, inputs, labels):
+    logits, _ = apply(params, state.model_state, inputs, train=True)
+    return losses.cross_entropy(logits, labels)
+
+  key = step_lib.stream_key(config.seed, "training", 0)
+  _, attack_key = jax.random.split(key)
+  attack = ddi_jax.pgd(ddi_jax.linf(0.1), steps=2, step_size=2.5 * 0.1 / 2)
+  gradients, _ = ddi_jax.restart_gradients(loss_fn, attack, 3)(
+    state.params, inputs, LABELS, attack_key
+  )
+  direction, _ = ddi_jax.danskin_direction(normalize=True).update(gradients, None)
+  norm = optax.tree_utils.tree_norm(direction)
+  np.testing.assert_allclose(norm, 1, rtol=1e-5)
+  expected = jax.tree.map(lambda p, d: p - 0.1 * (d + 0.1 * p), state.params, direction)
+  new_state, metrics = step(state, IMAGES, LABELS)
+  chex.assert_trees_all_close(new_state.params, expected, atol=1e-6)
+  np.testing.assert_allclose(metrics["direction/norm"] > 0, True)
+
+
+def test_warm_up_scales_the_radius():
+  config = small_config(method="pgd", **{"attack.epsilon": 0.5})
+  apply, state, _ = build(config)
+  schedule = step_lib.create_schedule(config, 10)
+  optimizer = step_lib.create_optimizer(config, schedule)
+  results = []
+  for warmup in (1, 1000):
+    step = step_lib.create_train_step(
+      config, apply, optimizer, schedule, warmup_steps=warmup, max_value=16
+    )
+    results.append(float(step(copy(state), IMAGES, LABELS)[1]["loss"]))
+  clean, _ = apply(state.params, state.model_state, IMAGES / np.float32(16), train=True)
+  clean_loss = losses.cross_entropy(clean, LABELS).mean()
+  np.testing.assert_allclose(results[1], clean_loss, rtol=1e-2)
+  assert results[0] > 1.1 * clean_loss
+
+
+@pytest.mark.parametrize(
+  ("name", "expected"),
+  [
+    ("constant", [0.1, 0.1, 0.1, 0.1]),
+    ("step", [0.1, 0.01, 0.001, 0.001]),
+    ("cosine", [0.1, 0.05, 0.0146, 0.0]),
+  ],
+)
+def test_schedules(name, expected):
+  config = small_config(**{"optimizer.schedule": name})
+  schedule = step_lib.create_schedule(config, 100)
+  found = [float(schedule(step)) for step in (0, 50, 75, 100)]
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_evaluation_counts_every_example_once():
+  config = small_config(**{"evaluation.batch_size": 4, "evaluation.restarts": 2})
+  apply, state, _ = build(config)
+  evaluate = evaluation.create_evaluate(config, apply, 16)
+  result = evaluate(state, Dataset(IMAGES, LABELS))
+  logits, _ = apply(
+    state.params, state.model_state, IMAGES / np.float32(16), train=False
+  )
+  np.testing.assert_allclose(
+    result.clean_accuracy, np.mean(np.argmax(logits, 1) == LABELS), rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    result.clean_loss, losses.cross_entropy(logits, LABELS).mean(), rtol=1e-5
+  )
+  np.testing.assert_allclose(
+    result.mean_confidence, jax.nn.softmax(logits).max(1).mean(), rtol=1e-5
+  )
+  assert result.robust_accuracy <= result.clean_accuracy
+  assert result.robust_loss >= result.clean_loss
+  assert evaluate(state, Dataset(IMAGES, LABELS)) == result
+  assert evaluate(state, Dataset(IMAGES, LABELS), lambda: True) is None
+
+
+def test_evaluation_with_zero_radius_is_clean():
+  config = small_config(**{"attack.epsilon": 0.0})
+  apply, state, _ = build(config)
+  result = evaluation.create_evaluate(config, apply, 16)(state, Dataset(IMAGES, LABELS))
+  assert result.robust_accuracy == result.clean_accuracy
+  np.testing.assert_allclose(result.robust_loss, result.clean_loss, rtol=1e-5)
