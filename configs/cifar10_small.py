@@ -1,4 +1,4 @@
-"""CIFAR-10, l_inf epsilon 8/255, with a narrow ResNet-18 that two CPU cores can train.
+"""CIFAR-10, l_inf epsilon 8/255, with a small convolutional net for two CPU cores.
 
 python launch.py --config=configs/cifar10_small.py --config.data.data_dir=DIR
 python launch.py --config=configs/cifar10_small.py:debug --config.data.data_dir=DIR
@@ -14,18 +14,18 @@ def get_config(variant: str = "full"):
   config.data.validation_size = 10_000
   config.data.pad = 4
   config.data.flip = True
-  config.num_restarts = 2
-  config.num_epochs = 3.0
+  config.num_epochs = 5.0
   config.attack.epsilon = 8 / 255
-  config.attack.steps = 4
-  config.model.name = "resnet18"
-  config.model.width = 8
+  config.attack.steps = 7
+  config.model.name = "small"
+  config.model.width = 32
+  config.model.hidden = 128
+  config.model.strides = (2, 2)
   config.model.activation = "celu"
-  config.model.normalization = "group"
-  config.optimizer.learning_rate = 0.05
+  config.optimizer.learning_rate = 0.02
   config.optimizer.weight_decay = 5e-4
   config.optimizer.schedule = "cosine"
   config.evaluation.every_epochs = 0.5
-  config.evaluation.validation_limit = 500
-  config.evaluation.test_limit = 1000
+  config.evaluation.validation_limit = 1000
+  config.evaluation.test_limit = 2000
   return training.select_variant(config, variant)

@@ -1,6 +1,8 @@
 """The synthetic problems of Latorre et al. (2023): their numbers."""
 
 import functools
+from pathlib import Path
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import pytest
 
 import ddi_jax
 
+TOY = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "toy.py"))
 DIRECTIONS = {
   "danskin": ddi_jax.danskin_direction,
   "average": ddi_jax.average_direction,
@@ -58,47 +61,19 @@ def test_counterexample():
 
 
 @functools.cache
-def toy_trajectory(method, steps=12):
-  """The robust loss along the trajectory of the paper's two-dimensional toy problem."""
-
-  def loss(x, y, labels):
-    del labels
-    y = y[:, 0]
-    above = x[0] ** 2 + (x[1] + 1) ** 2
-    below = x[0] ** 2 + (x[1] - 1) ** 2
-    return y * above + (1 - y) * below - y * (1 - y)
-
-  def robust_loss(x):
-    return max(x[0] ** 2 + (x[1] + 1) ** 2, x[0] ** 2 + (x[1] - 1) ** 2)
-
-  attack = gradient_ascent(
-    radius=0.5, steps=10, step_size=1.0, bounds=(0.0, 1.0), start=True
-  )
-  gradients_fn = ddi_jax.restart_gradients(loss, attack, 10)
-  optimizer = optax.chain(DIRECTIONS[method](normalize=True), optax.sgd(0.1))
-
-  @jax.jit
-  def step(x, state, key):
-    gradients, _ = gradients_fn(x, jnp.full((1, 1), 0.5), None, key)
-    updates, state = optimizer.update(gradients, state, x)
-    return optax.apply_updates(x, updates), state
-
-  x = jnp.array([1.0, 0.0])
-  state = optimizer.init(x)
-  values = [float(robust_loss(x))]
-  for index in range(steps):
-    x, state = step(x, state, jax.random.fold_in(jax.random.key(0), index))
-    values.append(float(robust_loss(x)))
-  return np.array(values), np.asarray(x)
+def toy_trajectory(method):
+  """The robust loss along the trajectory that the README's picture shows."""
+  points = TOY["trajectory"](DIRECTIONS[method])
+  return TOY["robust_loss"](points.T), points
 
 
 def test_toy_trajectory_danskin_descends_to_the_minimum():
-  values, x = toy_trajectory("danskin")
+  values, points = toy_trajectory("danskin")
   assert np.all(np.diff(values[:11]) < 0)
   np.testing.assert_allclose(values[10], 1.0, atol=1e-3)
   # At the minimum the hull holds the origin: it stays.
   np.testing.assert_allclose(values[10:], 1.0, atol=1e-3)
-  np.testing.assert_allclose(x, 0, atol=1e-3)
+  np.testing.assert_allclose(points[10:], 0, atol=1e-3)
 
 
 def test_toy_trajectory_pgd_first_rises():

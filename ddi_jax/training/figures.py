@@ -34,6 +34,7 @@ def save_curves(workdir: Path, title: str) -> Path:
     _plot(loss, validation, "robust_loss", "validation, adversarial", marker="o")
     _plot(loss, validation, "clean_loss", "validation, clean", marker="o")
     loss.set_ylabel("cross entropy (nats)")
+    loss.set_yscale("log")
     _plot(
       accuracy,
       train,
