@@ -7,8 +7,10 @@ python launch.py --config=configs/mnist.py --config.method=pgd --config.seed=1
 
 from pathlib import Path
 import sys
+from typing import Any
 
 from absl import app, flags, logging
+import ml_collections
 from ml_collections import config_flags
 
 from ddi_jax import training
@@ -29,7 +31,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   if not flags.FLAGS["verbosity"].present:
-    logging.set_verbosity(logging.WARNING)  # Not a page of orbax per checkpoint.
+    logging.set_verbosity(logging.ERROR)  # Not a page of orbax per checkpoint.
   config = _CONFIG.value
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
   workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(config, name)
@@ -39,5 +41,28 @@ def main(argv: list[str]) -> None:
     sys.exit(f"launch.py: {error}")
 
 
+def _parse_flags(argv: list[str]) -> list[str]:
+  """Parses the flags; what is wrong with them is said in one line."""
+  for argument in argv[1:]:
+    if argument.startswith("--config."):
+      _check_field(argument.removeprefix("--config.").split("=")[0])
+  try:
+    rest = flags.FLAGS(argv)
+    assert _CONFIG.value  # Loads the file.
+    return rest
+  except (flags.Error, AttributeError, KeyError, OSError, TypeError) as error:
+    return sys.exit(f"launch.py: {str(error).strip().splitlines()[-1].strip()}")
+
+
+def _check_field(field: str) -> None:
+  section: Any = training.default_config()
+  path = "config"
+  for name in field.split("."):
+    known = sorted(section) if isinstance(section, ml_collections.ConfigDict) else []
+    if name not in known:
+      sys.exit(f"launch.py: {path} has no {name!r}; it has {', '.join(known)}.")
+    section, path = section.get(name), f"{path}.{name}"
+
+
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=_parse_flags)

@@ -4,8 +4,8 @@
   python launch.py --config=configs/cifar10.py:debug --config.data.data_dir=DIR
 
 ResNet-18 (CELU, GroupNorm, what the paper calls "no BatchNorm"), K = 10, unit-norm
-steps, 200 epochs of batch 128: 624,000 attacks of 7 steps.  It wants an accelerator; on
-two CPU cores see cifar10_small.py.  Unlike there, augmentation is pad-crop and flip
+steps, 200 epochs of batch 128: 624,000 attacks of 7 steps.  It wants an accelerator and was
+not yet run to its end here; on two CPU cores see cifar10_small.py.  Unlike there, augmentation is pad-crop and flip
 only, without mild colour jitter and rotation.
 """
 

@@ -2,6 +2,9 @@
 
 python launch.py --config=configs/cifar10_small.py --config.data.data_dir=DIR
 python launch.py --config=configs/cifar10_small.py:debug --config.data.data_dir=DIR
+
+Expect 7 minutes on two cores and .33 clean, .22 robust accuracy on 2,000 test images
+(`--config.method=standard`: 2 minutes, .48 and .00).
 """
 
 from ddi_jax import training
@@ -14,11 +17,13 @@ def get_config(variant: str = "full"):
   config.data.validation_size = 10_000
   config.data.pad = 4
   config.data.flip = True
-  config.num_epochs = 5.0
+  config.num_restarts = 2
+  config.num_epochs = 4.0
   config.attack.epsilon = 8 / 255
+  config.attack.warmup_epochs = 1.0
   config.attack.steps = 7
   config.model.name = "small"
-  config.model.width = 32
+  config.model.width = 16
   config.model.hidden = 128
   config.model.strides = (2, 2)
   config.model.activation = "celu"

@@ -2,6 +2,8 @@
 
 python launch.py --config=configs/digits.py          # the whole run
 python launch.py --config=configs/digits.py:debug    # a few seconds, to see it work
+
+Expect about a minute on two cores and .98 clean, .75 to .80 robust test accuracy.
 """
 
 from ddi_jax import training

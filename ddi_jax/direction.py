@@ -61,8 +61,10 @@ def danskin_direction(
   sign.  `init` takes ordinary parameters.  Inner products go over all parameters and
   are accumulated in float32 at least.
 
-  Where the hull holds the origin to rounding there is no descent direction, and zeros
-  are returned.  A NaN in the gradients comes out as NaN.
+  Where the hull holds the origin no direction descends on all K, and zeros are
+  returned; so they are where z is so small against the gradients (in float32, below
+  about 1e-3) that rounding in the Gram matrix spoils <z, g_k> > 0.  A NaN in the
+  gradients comes out as NaN.
 
   Args:
     normalize: whether to scale to unit norm, as published.  This changes the effective
@@ -150,8 +152,7 @@ def _direction(
 ) -> optax.GradientTransformationExtraArgs:
   """A transformation that combines the gradients with `weighting(Gram matrix)`.
 
-  With `certified`, a combination that is not shown to descend on all K (the gap is as
-  large as its squared norm) counts as stationary.
+  With `certified`, a combination that does not descend on all K counts as stationary.
   """
 
   def init(params):
@@ -167,38 +168,40 @@ def _direction(
     solution = weighting(gram)
     combination = gradient_matrix.combine(solution.weights, updates)
     norm = gradient_matrix.scaled_norm(combination, scale)
+    products = gradient_matrix.scaled_products(updates, combination, scale)
     norms = jnp.sqrt(jnp.diagonal(gram))
-    eps = jnp.finfo(gram.dtype).eps
-    stationary = norm <= len(gram) * eps * (solution.weights @ norms)
+    rounding = len(gram) * jnp.finfo(gram.dtype).eps
+    stationary = norm <= rounding * jnp.sum(solution.weights * norms)
     if certified:
-      stationary |= solution.gap >= solution.squared_norm
+      stationary |= jnp.min(products) <= 0
     divisor = norm * scale if normalize else 1
     divisor = jnp.where(stationary, 1, divisor)
 
     def finish(leaf, update):
       return jnp.where(stationary, 0, leaf / divisor).astype(update.dtype)
 
-    state = _diagnostics(solution, gram, norm, norms, scale, stationary)
+    # <z, g_k> / ||z||^2: of the direction itself, not by way of the Gram matrix.
+    descent = products / jnp.maximum(norm**2, jnp.finfo(norm.dtype).tiny)
+    state = _diagnostics(solution.weights, gram, descent, norm, scale, stationary)
     return jax.tree.map(finish, combination, updates), state
 
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _diagnostics(solution, gram, norm, norms, scale, stationary):
+def _diagnostics(weights, gram, descent, norm, scale, stationary):
   if len(gram) > 1:
     cosines = gradient_matrix.pairwise_cosines(gram)
     cosine, min_cosine = cosines.mean(), cosines.min()
   else:
     cosine = min_cosine = jnp.ones((), gram.dtype)
-  smallest = norms.min()
+  smallest = jnp.sqrt(jnp.diagonal(gram)).min()
   relative_norm = jnp.where((norm == 0) & (smallest == 0), 1, norm / smallest)
-  gap = solution.gap / jnp.where(stationary, jnp.inf, solution.squared_norm)
   return DirectionState(
     norm=jnp.where(stationary, 0, norm * scale),
-    gap=gap,
+    gap=jnp.where(stationary, 0, jnp.maximum(1 - descent.min(), 0)),
     cosine=cosine,
     min_cosine=min_cosine,
-    support=jnp.sum(solution.weights > 1e-6).astype(gram.dtype),
+    support=jnp.sum(weights > 1e-6).astype(gram.dtype),
     relative_norm=jnp.where(stationary & (smallest > 0), 0, relative_norm),
   )
 

@@ -99,6 +99,20 @@ def combine(weights: jax.Array, gradients: chex.ArrayTree) -> chex.ArrayTree:
   return jax.tree.map(combine_leaf, gradients)
 
 
+def scaled_products(
+  gradients: chex.ArrayTree, vector: chex.ArrayTree, scale: jax.Array
+) -> jax.Array:
+  """Inner products `[K]` of gradients / scale with vector / scale."""
+
+  def product(leaf, part):
+    wide = jnp.asarray(leaf, accumulation_dtype()) / scale
+    return jnp.tensordot(
+      wide.reshape(len(wide), -1), part.ravel() / scale, 1, precision="highest"
+    )
+
+  return jnp.stack(jax.tree.leaves(jax.tree.map(product, gradients, vector))).sum(0)
+
+
 def scaled_norm(tree: chex.ArrayTree, scale: jax.Array) -> jax.Array:
   """The Euclidean norm of `tree / scale` over all leaves."""
   squares = [jnp.sum(jnp.square(leaf / scale)) for leaf in jax.tree.leaves(tree)]

@@ -46,7 +46,8 @@ def min_norm_weights(
       scale.
     tolerance: stop when the gap is at most this fraction of the squared norm (or, if
       the hull holds the origin to rounding, of the largest squared norm of a vector).
-      Default 1e-6 in float32, 1e-12 in float64.
+      Default 1e-6 in float32, 1e-12 in float64.  Never less than a few roundings of
+      the sum that makes up the squared norm.
     max_iterations: stop after so many iterations; the gap then says how far it came.
 
   Returns:
@@ -73,25 +74,27 @@ def min_norm_weights(
   scale = jnp.max(jnp.diagonal(gram))
   scale = jnp.where(scale > 0, scale, 1)
   scaled = gram / scale
+  absolute = jnp.abs(scaled)
   step = 1 / jnp.maximum(_centred_norm_bound(scaled), size * eps)
 
   def certificate(weights, product):
-    value = weights @ product
+    value = _dot(weights, product)
     return value, jnp.maximum(value - jnp.min(product), 0)
 
   def unsolved(state):
     weights, product, _, _, _, iterations = state
     value, gap = certificate(weights, product)
-    # Below this, the sum that makes up the value is all cancellation.
-    rounding = 2 * size * eps * (weights @ jnp.abs(scaled) @ weights)
-    reference = jnp.where(value > rounding, value, 1)
-    return (gap > tolerance * reference) & (iterations < max_iterations)
+    # Where the terms of the value cancel, they leave their rounding in it.
+    rounding = eps * _dot(weights, absolute @ weights)
+    reference = jnp.where(value > 2 * size * rounding, value, 1)
+    target = jnp.maximum(tolerance * reference, 4 * rounding)
+    return (gap > target) & (iterations < max_iterations)
 
   def body(state):
     weights, product, point, point_product, momentum, iterations = state
     new = _project_simplex(point - step * point_product)
     new_product = jnp.matmul(scaled, new, precision="highest")
-    overshot = (point - new) @ (new - weights) > 0
+    overshot = _dot(point - new, new - weights) > 0
     momentum = jnp.where(overshot, 1, momentum)
     next_momentum = (1 + jnp.sqrt(1 + 4 * momentum**2)) / 2
     push = (momentum - 1) / next_momentum
@@ -101,7 +104,7 @@ def min_norm_weights(
 
   uniform = jnp.full(size, 1 / size, gram.dtype)
   smallest = jax.nn.one_hot(jnp.argmin(jnp.diagonal(scaled)), size, dtype=gram.dtype)
-  lower = uniform @ scaled @ uniform < jnp.min(jnp.diagonal(scaled))
+  lower = jnp.mean(scaled) < jnp.min(jnp.diagonal(scaled))
   start = jnp.where(lower, uniform, smallest)
   product = jnp.matmul(scaled, start, precision="highest")
   one = jnp.ones((), gram.dtype)
@@ -110,6 +113,10 @@ def min_norm_weights(
   value, gap = certificate(weights, product)
   weights = jnp.where(finite, weights, jnp.nan)
   return MinNormSolution(weights, value * scale, gap * scale, iterations)
+
+
+def _dot(first, second):
+  return jnp.vdot(first, second, precision="highest")
 
 
 def _centred_norm_bound(gram):

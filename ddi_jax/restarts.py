@@ -61,6 +61,8 @@ def restart_candidates(
   """
   _check_num_restarts(num_restarts)
   loops.check_form("loop", loop, ("auto", "unroll", "loop", "vmap", "merge"))
+  if key is None:
+    raise ValueError("restarts need a key, got None.")
   if loop == "merge":
 
     def tile(leaf):
@@ -122,10 +124,11 @@ def candidate_gradients(
     (gradients with leaves `[K, *param]` in float32 at least, `RestartInfo`).
 
   Raises:
-    ValueError: if the losses do not have shape `[B]`, or `loop` is unknown.
+    ValueError: if the losses do not have shape `[B]`, a parameter is not floating
+      point, or `loop` is unknown.
   """
   loops.check_form("loop", loop, ("auto", "unroll", "loop", "vmap"))
-  params = jax.tree.map(at_least_float32, params)
+  params = jax.tree_util.tree_map_with_path(_check_and_widen, params)
 
   def mean_loss(params, inputs):
     losses, aux = (
@@ -216,6 +219,15 @@ def restart_gradients(
     )
 
   return gradients_fn
+
+
+def _check_and_widen(path, param):
+  if not jnp.issubdtype(jnp.result_type(param), jnp.floating):
+    raise ValueError(
+      f"params{jax.tree_util.keystr(path)} must be floating point, got "
+      f"{jnp.result_type(param)}."
+    )
+  return at_least_float32(jnp.asarray(param))
 
 
 def _check_num_restarts(num_restarts):

@@ -198,6 +198,26 @@ def test_stationary_gradients_give_zeros(case, normalize):
   assert all(np.isfinite(value) for value in state)
 
 
+@pytest.mark.parametrize("size", [2, 4, 10])
+def test_a_small_common_descent_direction_is_found(size):
+  # Large conflicting parts, and one small coordinate along which all descend.
+  rng = np.random.default_rng(size)
+  matrix = rng.normal(size=(size, 8))
+  matrix -= matrix.mean(0)
+  matrix[:, -1] = 5e-3
+  gradients = {"w": jnp.asarray(matrix, jnp.float32)}
+  direction, _ = combine(ddi_jax.danskin_direction(), gradients)
+  np.testing.assert_allclose(direction["w"][-1], 1, atol=0.05)
+  assert np.all(matrix @ np.asarray(direction["w"], float) > 0)
+
+
+def test_gap_of_nearly_cancelling_gradients():
+  gradients = {"w": jnp.array([[1.0, 1e-4], [-1.0, 1e-4]])}
+  _, state = combine(ddi_jax.average_direction(), gradients)
+  np.testing.assert_allclose(state.norm, 1e-4, rtol=1e-4)
+  np.testing.assert_allclose(state.gap, 0, atol=1e-6)
+
+
 @all_directions
 def test_zero_gradients_give_zeros(name):
   gradients = {"w": jnp.zeros((3, 2))}

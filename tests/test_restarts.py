@@ -138,6 +138,16 @@ def test_bad_number_of_restarts(num_restarts):
     ddi_jax.restart_gradients(loss_fn, ATTACK, num_restarts)
 
 
+def test_bad_parameters_and_missing_key():
+  gradients_fn = ddi_jax.restart_gradients(loss_fn, ATTACK, 2)
+  with pytest.raises(ValueError, match="restarts need a key, got None"):
+    gradients_fn(PARAMS, INPUTS, LABELS, None)
+  with pytest.raises(ValueError, match=r"params\['steps'\] must be floating point"):
+    ddi_jax.candidate_gradients(
+      loss_fn, {**PARAMS, "steps": jnp.zeros(2, int)}, INPUTS[None], LABELS
+    )
+
+
 def test_bad_loop_and_loss_shape():
   with pytest.raises(ValueError, match="attack_loop must be one of"):
     ddi_jax.restart_gradients(loss_fn, ATTACK, 2, attack_loop="scan")

@@ -32,7 +32,11 @@ def conv_general_dilated(
   precision: lax.PrecisionLike = None,
   **options: Any,
 ) -> jax.Array:
-  """Drop-in replacement for `jax.lax.conv_general_dilated` (same keyword arguments).
+  """`jax.lax.conv_general_dilated`, with gradients that are fast inside CPU loops.
+
+  Takes the same arguments, with two differences: `dimension_numbers` are NHWC, HWIO,
+  NHWC by default, and on the CPU only reverse-mode differentiation works (`jax.grad`,
+  not `jax.jvp`), as with any `jax.custom_vjp`.
 
   On the CPU, a plain 2-d `NHWC x HWIO -> NHWC` convolution gets gradients that are
   fast inside loops; anything else goes to `jax.lax.conv_general_dilated` unchanged.

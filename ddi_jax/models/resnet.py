@@ -73,8 +73,7 @@ class ResNet18(nnx.Module):
     width: channels of the stem; the stages have 1, 2, 4 and 8 times as many.
     activation: one of `layers.ACTIVATIONS`.
     normalization: "none", "group" or "batch".
-    norm_groups: number of groups for "group"; must divide `width` (or be larger, and
-      a stage of fewer channels is then normalised per channel).
+    norm_groups: number of groups for "group"; must divide `width`.
     preactivation: whether blocks are `PreActBlock`s (PreActResNet-18).
     rngs: with a "params" stream.
   """

@@ -50,10 +50,16 @@ class Checkpoints:
     progress: Mapping[str, Any],
     validation: Evaluation | None,
   ) -> None:
-    """Saves a state, a small JSON record, and its validation result if evaluated."""
+    """Saves a state, a small JSON record, and its validation result if evaluated.
+
+    Only states with a validation result compete for the best.  One that was saved
+    without (the run was interrupted before its evaluation) is replaced by one with.
+    """
     step = int(state.step)
     if step == self.latest_step:
-      return
+      if validation is None:
+        return
+      self._manager.delete(step)
     self._manager.save(
       step,
       args=ocp.args.Composite(

@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from ddi_jax import models
 from ddi_jax.data import DATASETS
-from ddi_jax.training.methods import METHODS
+from ddi_jax.training.methods import METHODS, num_candidates
 
 NORMS = ("linf", "l2", "l1")
 OPTIMIZERS = ("sgd", "adam")
@@ -205,6 +205,12 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   one_of("attack.batch_norm", BATCH_NORM_MODES)
   one_of("gradient.batch_norm", BATCH_NORM_MODES)
 
+  num_restarts = num_candidates(config.method, config.num_restarts)
+  check(
+    "attack.random_start",
+    f"True with {num_restarts} restarts, which would all be the same",
+    lambda value: value or num_restarts == 1,
+  )
   one_of("optimizer.name", OPTIMIZERS)
   positive("optimizer.learning_rate")
   check("optimizer.momentum", "in [0, 1)", lambda value: 0 <= value < 1)
@@ -228,6 +234,16 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   one_of("loops.gradients", ("auto", "unroll", "loop", "vmap"))
   one_of("loops.restarts", ("auto", "unroll", "loop", "vmap", "merge"))
   one_of("loops.steps", ("auto", "unroll", "loop"))
+  check(
+    "loops.restarts",
+    "other than merge where BatchNorm is in training mode during the attack, since "
+    "merging would change its statistics",
+    lambda value: (
+      value != "merge"
+      or config.model.normalization != "batch"
+      or config.attack.batch_norm == "eval"
+    ),
+  )
 
 
 def check_against_data(config: ml_collections.ConfigDict, num_train: int) -> None:

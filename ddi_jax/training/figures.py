@@ -30,19 +30,20 @@ def save_curves(workdir: Path, title: str) -> Path:
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=10)
     loss, accuracy, gradients = figure.subplots(1, 3)
-    _plot(loss, train, "loss", "train batch, adversarial", smooth=True, alpha=0.8)
+    attacked = any("robust_accuracy" in record for record in train)
+    batch = f"train batch, {'adversarial' if attacked else 'clean'}"
+    _plot(loss, train, "loss", batch, smooth=True, alpha=0.8)
     _plot(loss, validation, "robust_loss", "validation, adversarial", marker="o")
     _plot(loss, validation, "clean_loss", "validation, clean", marker="o")
     loss.set_ylabel("cross entropy (nats)")
     loss.set_yscale("log")
-    _plot(
-      accuracy,
-      train,
-      "robust_accuracy",
-      "train batch, adversarial",
-      smooth=True,
-      alpha=0.8,
-    )
+    for set_formatter in (
+      loss.yaxis.set_major_formatter,
+      loss.yaxis.set_minor_formatter,
+    ):
+      set_formatter("{x:g}")
+    field = "robust_accuracy" if attacked else "accuracy"
+    _plot(accuracy, train, field, batch, smooth=True, alpha=0.8)
     _plot(accuracy, validation, "robust_accuracy", "validation, robust", marker="o")
     _plot(accuracy, validation, "clean_accuracy", "validation, clean", marker="o")
     _plot(accuracy, validation, "mean_confidence", "mean confidence", linestyle=":")
@@ -58,6 +59,9 @@ def save_curves(workdir: Path, title: str) -> Path:
       smooth=True,
     )
     gradients.set_ylabel("the K gradients (no unit)")
+    # Not a magnifying glass on rounding where all agree.
+    gradients.set_ylim(bottom=min(0.99, gradients.get_ylim()[0]))
+    gradients.ticklabel_format(axis="y", useOffset=False)
     for axes in (loss, accuracy, gradients):
       axes.set_xlabel("step")
       axes.legend(fontsize=8)

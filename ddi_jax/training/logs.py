@@ -21,7 +21,11 @@ class MetricLog:
 
   def __init__(self, workdir: Path, start: int):
     self._path = workdir / METRICS_FILE
-    kept = [record for record in read_metrics(workdir) if record["step"] <= start]
+    kept = [
+      record
+      for record in read_metrics(workdir)
+      if record["step"] <= start and record["split"] != "test"
+    ]
     write_atomically(self._path, "".join(json.dumps(r) + "\n" for r in kept))
     self._file = self._path.open("a")
     self._board = tensorboardX.SummaryWriter(

@@ -23,9 +23,10 @@ def format_report(workdir: Path, summary: Mapping[str, Any]) -> str:
       continue
     try:
       other = json.loads(path.read_text())
-      if all(other[name] == summary[name] for name in ("data", "attack")):
+      same = ("data", "attack", "test_images")
+      if all(other[name] == summary[name] for name in same):
         rows.append(_row(path.parent.name, other))
-    except (json.JSONDecodeError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):  # Not of this program.
       continue
   header = ("", "clean", "robust", "confidence")
   lines = [

@@ -50,8 +50,10 @@ def create_schedule(config: ml_collections.ConfigDict, total: int) -> optax.Sche
   if settings.schedule == "cosine":
     return optax.cosine_decay_schedule(settings.learning_rate, total)
   if settings.schedule == "step":
-    # At least one step apart, however short the run.
-    boundaries = {max(1, round(m * total)): settings.decay for m in settings.milestones}
+    boundaries: dict[int, float] = {}
+    for milestone in settings.milestones:
+      boundary = round(milestone * total)  # In a short run, several at one step.
+      boundaries[boundary] = boundaries.get(boundary, 1.0) * settings.decay
     return optax.piecewise_constant_schedule(settings.learning_rate, boundaries)
   return optax.constant_schedule(settings.learning_rate)
 
@@ -108,16 +110,6 @@ def create_train_step(
   method = METHODS[config.method]
   restarts = num_candidates(config.method, config.num_restarts)
 
-  def create_attack(scale):
-    return ddi_jax.pgd(
-      THREAT_MODELS[config.attack.norm](scale * config.attack.epsilon),
-      steps=config.attack.steps,
-      step_size=scale * step_size(config.attack, config.attack.epsilon),
-      random_start=config.attack.random_start,
-      iterate=config.attack.iterate,
-      loop=config.loops.steps,
-    )
-
   def train_step(state: TrainState, images: jax.Array, labels: jax.Array):
     key = stream_key(config.seed, "training", state.step)
     augment_key, attack_key = jax.random.split(key)
@@ -140,9 +132,19 @@ def create_train_step(
       return losses.cross_entropy(logits, labels), (correct, model_state)
 
     candidates = inputs[None]
+    warmth = jnp.minimum(1.0, (state.step + 1) / warmup_steps)
+    epsilon = warmth * config.attack.epsilon
     if method.attacked:
+      attack = ddi_jax.pgd(
+        THREAT_MODELS[config.attack.norm](epsilon),
+        steps=config.attack.steps,
+        step_size=warmth * step_size(config.attack, config.attack.epsilon),
+        random_start=config.attack.random_start,
+        iterate=config.attack.iterate,
+        loop=config.loops.steps,
+      )
       candidates = ddi_jax.restart_candidates(
-        create_attack(jnp.minimum(1.0, (state.step + 1) / warmup_steps)),
+        attack,
         attack_loss,
         inputs,
         labels,
@@ -167,11 +169,15 @@ def create_train_step(
     model_state = jax.tree.map(lambda leaf: leaf.mean(axis=0), model_states)
     metrics = {
       "loss": info.losses.max(axis=0).mean(),
-      "robust_accuracy": correct.all(axis=0).mean(),
       "learning_rate": jnp.asarray(schedule(state.step)),
       "update_norm": optax.tree_utils.tree_norm(updates),
       "param_norm": optax.tree_utils.tree_norm(params),
     }
+    accuracy = correct.all(axis=0).mean()
+    if method.attacked:
+      metrics |= {"robust_accuracy": accuracy, "epsilon": epsilon}
+    else:
+      metrics["accuracy"] = accuracy
     direction_state = opt_state[0]
     for name, value in direction_state._asdict().items():
       metrics[f"direction/{name}"] = value

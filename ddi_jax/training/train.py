@@ -188,7 +188,8 @@ def _run(
         progress["evaluated"] = step
       if validation is not None or interrupted():
         progress["seconds"] = time.monotonic() - began
-        checkpoints.save(state, progress, validation)
+        # The untrained network does not compete for the best checkpoint.
+        checkpoints.save(state, progress, validation if step else None)
       if interrupted():
         checkpoints.close()
         return None
@@ -199,8 +200,9 @@ def _run(
       numbers = {name: float(value) for name, value in metrics.items()}
       log.write(step + 1, "train", numbers)
       _stop_if_not_finite(step + 1, numbers, checkpoints)
+      kind = "robust accuracy" if "robust_accuracy" in numbers else "accuracy"
       bar.set_postfix_str(
-        f"loss {numbers['loss']:.3f}, robust {numbers['robust_accuracy']:.3f}"
+        f"loss {numbers['loss']:.3f}, {kind} {numbers[kind.replace(' ', '_')]:.3f}"
         + validation_text,
         refresh=False,
       )

@@ -114,6 +114,23 @@ def test_groups_must_divide_the_width():
     check_config(config)
 
 
+def test_settings_that_contradict_each_other():
+  config = changed("loops.restarts", "merge")
+  check_config(config)
+  config.model.normalization = "batch"
+  with pytest.raises(
+    training.ConfigError, match=r"config\.loops\.restarts must be other"
+  ):
+    check_config(config)
+  config.attack.batch_norm = "eval"
+  check_config(config)
+  config = changed("attack.random_start", False)
+  with pytest.raises(training.ConfigError, match=r"config\.attack\.random_start must"):
+    check_config(config)
+  config.method = "pgd"
+  check_config(config)
+
+
 def test_batch_larger_than_the_data():
   config = changed("batch_size", 2000)
   splits = data.load("digits", validation_size=200)

@@ -74,7 +74,9 @@ def test_every_method_trains_and_updates_statistics(method, normalization):
   )
   assert all(jax.tree.leaves(moved))
   assert all(np.isfinite(value) for value in metrics.values())
-  assert set(metrics) >= {"loss", "robust_accuracy", "direction/cosine"}
+  accuracy = "accuracy" if method == "standard" else "robust_accuracy"
+  assert set(metrics) >= {"loss", accuracy, "direction/cosine"}
+  assert ("epsilon" in metrics) == (method != "standard")
   assert step._cache_size() == 1
 
 
@@ -167,6 +169,11 @@ def test_schedules(name, expected):
   schedule = step_lib.create_schedule(config, 100)
   found = [float(schedule(step)) for step in (0, 50, 75, 100)]
   np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_step_schedule_of_a_short_run_keeps_every_decay():
+  schedule = step_lib.create_schedule(small_config(**{"optimizer.schedule": "step"}), 3)
+  np.testing.assert_allclose(schedule(3), 0.001, rtol=1e-5)
 
 
 def test_evaluation_counts_every_example_once():

@@ -16,6 +16,9 @@ from tensorboard_events import scalars
 from ddi_jax import training
 from ddi_jax.training import logs, report
 from ddi_jax.training import workdir as workdirs
+from ddi_jax.training.checkpoints import Checkpoints
+from ddi_jax.training.evaluation import Evaluation
+from ddi_jax.training.step import TrainState
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
@@ -172,6 +175,13 @@ def test_interrupted_and_resumed_is_bit_identical(
   jax.tree.map(
     np.testing.assert_array_equal, parameters(workdir), parameters(finished[0])
   )
+  summaries = [
+    json.loads((folder / "summary.json").read_text())
+    for folder in (workdir, uninterrupted)
+  ]
+  for summary in summaries:
+    del summary["seconds"]
+  assert summaries[0] == summaries[1]
 
   def history(folder):
     return sorted(map(json.dumps, logs.read_metrics(folder)))
@@ -179,10 +189,48 @@ def test_interrupted_and_resumed_is_bit_identical(
   assert history(workdir) == history(uninterrupted)
 
 
-def test_misspelt_field_stops_at_once(tmp_path):
-  result = launch(tmp_path / "run", "--config.attack.epsilonn=0.1")
-  assert result.returncode != 0
-  assert "epsilonn" in result.stderr
+def test_interrupted_before_an_evaluation_still_competes_for_the_best(tmp_path):
+  def state(step):
+    return TrainState(
+      np.array(step, np.int32), {"w": np.full(2, step, np.float32)}, {}, ()
+    )
+
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(state(0), {"evaluated": 0}, None)
+  checkpoints.save(state(5), {"evaluated": 5}, Evaluation(0.5, 0.3, 0.5, 1.0, 1.0))
+  checkpoints.save(state(10), {"evaluated": 5}, None)
+  checkpoints.close()
+  checkpoints = Checkpoints(tmp_path)
+  assert checkpoints.best_step == 5
+  checkpoints.save(state(10), {"evaluated": 10}, Evaluation(0.6, 0.4, 0.5, 1.0, 1.0))
+  assert checkpoints.best_step == checkpoints.latest_step == 10
+  restored, progress = checkpoints.restore(10, state(0))
+  np.testing.assert_array_equal(restored.params["w"], 10)
+  assert progress == {"evaluated": 10}
+  for step in (15, 20, 25):
+    checkpoints.save(
+      state(step), {"evaluated": step}, Evaluation(0.6, 0.2, 0.5, 1.0, 1.0)
+    )
+  kept = sorted(
+    int(p.name) for p in checkpoints.directory.iterdir() if p.name.isdigit()
+  )
+  assert kept == [10, 20, 25]
+  checkpoints.close()
+
+
+@pytest.mark.parametrize(
+  ("flag", "message"),
+  [
+    ("--config.attack.epsilonn=0.1", "config.attack has no 'epsilonn'; it has batch_n"),
+    ("--config.attack.steps=1.5", "--config.attack.steps=1.5"),
+    ("--confg=3", "Unknown command line flag 'confg'"),
+  ],
+)
+def test_bad_flags_stop_at_once_in_one_line(tmp_path, flag, message):
+  result = launch(tmp_path / "run", flag)
+  assert result.returncode == 1
+  assert message in result.stderr.strip().splitlines()[-1]
+  assert "Traceback" not in result.stderr
   assert not (tmp_path / "run").exists()
 
 
@@ -246,12 +294,17 @@ def test_report_lists_comparable_runs_beside_it(finished, tmp_path):
   }.items():
     (tmp_path / name).mkdir()
     logs.write_json(tmp_path / name / "summary.json", summary | changes)
-  (tmp_path / "broken").mkdir()
-  (tmp_path / "broken" / "summary.json").write_text("{")
+  for name, content in {
+    "broken": "{",
+    "array": "[1]",
+    "hollow": '{"data": null}',
+  }.items():
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "summary.json").write_text(content)
   text = report.format_report(tmp_path / "this", summary)
   assert "other" in text
   assert "not-comparable" not in text
-  assert "broken" not in text
+  assert not any(name in text for name in ("broken", "array", "hollow"))
 
 
 def test_a_line_cut_short_is_dropped_on_resume(tmp_path):
