@@ -4,9 +4,10 @@
   python launch.py --config=configs/cifar10.py:debug --config.data.data_dir=DIR
 
 ResNet-18 (CELU, GroupNorm, what the paper calls "no BatchNorm"), K = 10, unit-norm
-steps, 200 epochs of batch 128: 624,000 attacks of 7 steps.  It wants an accelerator and was
-not yet run to its end here; on two CPU cores see cifar10_small.py.  Unlike there, augmentation is pad-crop and flip
-only, without mild colour jitter and rotation.
+steps, 200 epochs of batch 128: 624,000 attacks of 7 steps.  It wants an accelerator and
+has not been run to its end here, so no result is promised; for two CPU cores see
+cifar10_small.py.  Unlike in the paper, augmentation is pad-crop and flip only, without
+mild colour jitter and rotation.
 """
 
 from ddi_jax import training

@@ -37,11 +37,8 @@ def save_curves(workdir: Path, title: str) -> Path:
     _plot(loss, validation, "clean_loss", "validation, clean", marker="o")
     loss.set_ylabel("cross entropy (nats)")
     loss.set_yscale("log")
-    for set_formatter in (
-      loss.yaxis.set_major_formatter,
-      loss.yaxis.set_minor_formatter,
-    ):
-      set_formatter("{x:g}")
+    loss.yaxis.set_major_formatter("{x:g}")
+    loss.yaxis.set_minor_formatter("{x:g}")
     field = "robust_accuracy" if attacked else "accuracy"
     _plot(accuracy, train, field, batch, smooth=True, alpha=0.8)
     _plot(accuracy, validation, "robust_accuracy", "validation, robust", marker="o")
@@ -60,7 +57,8 @@ def save_curves(workdir: Path, title: str) -> Path:
     )
     gradients.set_ylabel("the K gradients (no unit)")
     # Not a magnifying glass on rounding where all agree.
-    gradients.set_ylim(bottom=min(0.99, gradients.get_ylim()[0]))
+    low, high = gradients.get_ylim()
+    gradients.set_ylim(min(0.98, low), max(1.005, high))
     gradients.ticklabel_format(axis="y", useOffset=False)
     for axes in (loss, accuracy, gradients):
       axes.set_xlabel("step")
