@@ -3,7 +3,7 @@
 XLA's CPU backend runs a convolution inside a `while` loop fast only if it stands
 in one canonical form: `NHWC x HWIO -> NHWC`, no reversed window, no dilation
 (jax-ml/jax issue 12868).  The gradients that JAX derives for a convolution are not
-in that form, and a loop over attack steps or restarts then runs 5 to 30 times
+in that form, and a loop over attack steps or restarts then runs many times
 slower.  Here both gradients are written as canonical convolutions or as matrix
 products, whichever was measured to be faster (docs/benchmarks.md); the values are
 those of `jax.lax.conv_general_dilated` up to rounding.
