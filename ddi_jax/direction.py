@@ -44,7 +44,7 @@ def danskin_direction(
   *,
   normalize: bool = True,
   tolerance: float | None = None,
-  max_iterations: int = 10_000,
+  max_iterations: int = 1_000,
 ) -> optax.GradientTransformationExtraArgs:
   """Danskin's descent direction: the minimum-norm point of the K gradients' hull.
 

@@ -111,6 +111,16 @@ def test_special_cases():
   assert (single.weights[0], single.squared_norm, single.gap) == (1, 5, 0)
 
 
+def test_norms_that_differ_by_orders_of_magnitude(x64):
+  """Projected gradient alone is off by 6e-6 after 10,000 iterations."""
+  rng = np.random.default_rng(0)
+  for scales in (1.0, 2.0, 3.0):
+    for _ in range(10):
+      gradients = np.exp(scales * rng.normal(size=(6, 1))) * rng.normal(size=(6, 8))
+      solution = ddi_jax.min_norm_weights(jnp.asarray(gradients @ gradients.T))
+      assert solution.gap <= 1e-11 * solution.squared_norm
+
+
 def test_origin_in_the_hull():
   gradients = np.array([[1.0, 0.0], [-1.0, 1.0], [-1.0, -1.0]])
   solution = ddi_jax.min_norm_weights(jnp.asarray(gradients @ gradients.T))
@@ -124,7 +134,7 @@ def test_rounding_does_not_keep_it_busy(size):
   gradients = rng.normal(size=(size, max(3, size))).astype(np.float32)
   gradients[1] = 0.01 * gradients[1] - gradients[0]
   solution = ddi_jax.min_norm_weights(jnp.asarray(gradients @ gradients.T))
-  assert solution.iterations < 2000
+  assert solution.iterations < 1000
 
 
 def test_gap_is_honest_when_stopped_early():

@@ -88,47 +88,42 @@ def load(
   """
   if name not in DATASETS:
     raise ValueError(f"data.name must be one of {', '.join(DATASETS)}; got {name!r}.")
-  if name == "digits":
-    train, test = _load_digits()
-  else:
-    try:
-      train = Dataset(*tfds_source.read(name, "train", data_dir))
-      test = Dataset(*tfds_source.read(name, "test", data_dir, limit))
-    except tfds_source.SourceError as error:
-      raise DataError(str(error)) from error
-  total = len(train.labels)
-  if not 0 < validation_size < total:
-    raise ValueError(
-      f"data.validation_size must be in [1, {total - 1}] for {name}, "
-      f"got {validation_size}."
+  try:
+    if name == "digits":
+      (total, read_train), (test_size, read_test) = _open_digits()
+    else:
+      total, read_train = tfds_source.open_split(name, "train", data_dir)
+      test_size, read_test = tfds_source.open_split(name, "test", data_dir)
+    if not 0 < validation_size < total:
+      raise ValueError(
+        f"data.validation_size must be in [1, {total - 1}] for {name}, "
+        f"got {validation_size}."
+      )
+    order = np.random.default_rng(split_seed).permutation(total)
+    description = DATASETS[name]
+    return Splits(
+      train=Dataset(*read_train(order[validation_size:][:limit])),
+      validation=Dataset(*read_train(order[:validation_size][:limit])),
+      test=Dataset(*read_test(np.arange(test_size)[:limit])),
+      max_value=description.max_value,
+      num_classes=_NUM_CLASSES,
+      mean=description.mean,
+      std=description.std,
     )
-  order = np.random.default_rng(split_seed).permutation(total)
-  description = DATASETS[name]
-  return Splits(
-    train=_take(train, order[validation_size:], limit),
-    validation=_take(train, order[:validation_size], limit),
-    test=_take(test, np.arange(len(test.labels)), limit),
-    max_value=description.max_value,
-    num_classes=_NUM_CLASSES,
-    mean=description.mean,
-    std=description.std,
-  )
+  except tfds_source.SourceError as error:
+    raise DataError(str(error)) from error
 
 
-def _take(dataset: Dataset, indices: np.ndarray, limit: int | None) -> Dataset:
-  chosen = indices[:limit]
-  return Dataset(dataset.images[chosen], dataset.labels[chosen])
-
-
-def _load_digits() -> tuple[Dataset, Dataset]:
+def _open_digits():
   """scikit-learn's digits, which come as one set: 360 of them, drawn once, for test."""
   import sklearn.datasets  # noqa: PLC0415  (two seconds, for those who use it)
 
   digits = sklearn.datasets.load_digits()
   images = digits.images.astype(np.uint8)[..., None]
-  everything = Dataset(images, digits.target.astype(np.int32))
+  labels = digits.target.astype(np.int32)
   order = np.random.default_rng(0).permutation(len(images))
-  return (
-    _take(everything, order[_DIGITS_TEST_SIZE:], None),
-    _take(everything, order[:_DIGITS_TEST_SIZE], None),
-  )
+
+  def open_part(part):
+    return len(part), lambda indices: (images[part[indices]], labels[part[indices]])
+
+  return open_part(order[_DIGITS_TEST_SIZE:]), open_part(order[:_DIGITS_TEST_SIZE])

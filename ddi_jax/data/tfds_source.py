@@ -1,10 +1,14 @@
 """Reads prepared TensorFlow Datasets directories without TensorFlow."""
 
+from collections.abc import Callable, Sequence
+import contextlib
 import importlib.util
 import os
 from pathlib import Path
 
 import numpy as np
+
+Read = Callable[[Sequence[int] | np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 _DEFAULT_DATA_DIR = "~/tensorflow_datasets"
 _CHUNK = 1000
@@ -14,22 +18,21 @@ class SourceError(Exception):
   """A data set cannot be read; the message says what to do."""
 
 
-def read(
-  name: str, split: str, data_dir: str | None, limit: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-  """Decodes one split into memory.
+def open_split(name: str, split: str, data_dir: str | None) -> tuple[int, Read]:
+  """Opens one split of a prepared data set.
 
   Args:
     name: the TFDS name, "mnist" say.
     split: "train" or "test".
     data_dir: a TFDS data directory; by default $TFDS_DATA_DIR or TFDS' own.
-    limit: read only so many images.
 
   Returns:
-    (images uint8 `[N, H, W, C]`, labels int32 `[N]`).
+    (number of images, read): `read(indices)` decodes those images into memory and
+    returns (images uint8 `[N, H, W, C]`, labels int32 `[N]`).
 
   Raises:
-    SourceError: if the data set is not prepared there, or a package is missing.
+    SourceError: if the data set is not prepared there, a package is missing, or (from
+      `read` too) a file is damaged.
   """
   root = Path(
     data_dir or os.environ.get("TFDS_DATA_DIR") or _DEFAULT_DATA_DIR
@@ -38,22 +41,31 @@ def read(
   _check_prepared(name, root)
   import tensorflow_datasets as tfds  # noqa: PLC0415  (an optional extra)
 
-  try:
+  @contextlib.contextmanager
+  def explained():
+    try:
+      yield
+    except Exception as error:
+      raise SourceError(
+        f"the prepared {name} in {root} could not be read ({error}); if it is damaged, "
+        f"delete {root / name} and prepare it again."
+      ) from error
+
+  def read(indices):
+    images, labels = [], []
+    with explained():
+      for start in range(0, len(indices), _CHUNK):
+        chunk = [int(index) for index in indices[start : start + _CHUNK]]
+        records = source.__getitems__(chunk)
+        images.append(np.stack([record["image"] for record in records]))
+        labels.append(np.array([record["label"] for record in records], np.int32))
+    return np.concatenate(images), np.concatenate(labels)
+
+  with explained():
     source = tfds.data_source(
       name, split=split, data_dir=root, download=False, try_gcs=False
     )
-    size = len(source) if limit is None else min(limit, len(source))
-    images, labels = [], []
-    for start in range(0, size, _CHUNK):
-      records = source.__getitems__(range(start, min(start + _CHUNK, size)))
-      images.append(np.stack([record["image"] for record in records]))
-      labels.append(np.array([record["label"] for record in records], np.int32))
-  except Exception as error:
-    raise SourceError(
-      f"the prepared {name} in {root} could not be read ({error}); if it is damaged, "
-      f"delete {root / name} and prepare it again."
-    ) from error
-  return np.concatenate(images), np.concatenate(labels)
+    return len(source), read
 
 
 def _check_packages(name: str) -> None:
