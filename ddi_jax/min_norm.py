@@ -42,9 +42,9 @@ def min_norm_weights(
   (O'Donoghue and Candes, 2015), stopped by the duality gap.  Constant shifts of the
   gradient are inert on the simplex, so the step length comes from the centred matrix
   P G P, P = I - 11'/K: for nearly equal vectors it is far longer than 1 / ||G||.
-  Every 20 iterations the finite method of Wolfe (1976) goes on from the current support,
-  and its point is taken if its gap is smaller: that ends the slow tail of badly scaled
-  problems.
+  Every 20 iterations the finite method of Wolfe (1976) goes on from the current
+  support, and its point is taken if its gap is smaller: that ends the slow tail of
+  badly scaled problems.
 
   Args:
     gram: `[K, K]`, symmetric positive semidefinite, K >= 1, floating point, of any
