@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from ddi_jax import gradient_matrix
-from ddi_jax.min_norm import MinNormSolution, min_norm_weights
+from ddi_jax.min_norm import min_norm_weights
 from ddi_jax.precision import accumulation_dtype
 
-Weighting = Callable[[jax.Array], MinNormSolution]
+Weighting = Callable[[jax.Array], jax.Array]  # Gram matrix [K, K] -> weights [K]
 
 
 class DirectionState(NamedTuple):
@@ -99,7 +99,10 @@ def danskin_direction(
     raise ValueError(f"max_iterations must be >= 1, got {max_iterations!r}.")
 
   def weighting(gram):
-    return min_norm_weights(gram, tolerance=tolerance, max_iterations=max_iterations)
+    solution = min_norm_weights(
+      gram, tolerance=tolerance, max_iterations=max_iterations
+    )
+    return solution.weights
 
   return _direction(weighting, normalize, certified=True)
 
@@ -117,7 +120,7 @@ def average_direction(
   """
 
   def weighting(gram):
-    return _fixed_weights(gram, jnp.full(len(gram), 1 / len(gram), gram.dtype))
+    return jnp.full(len(gram), 1 / len(gram), gram.dtype)
 
   return _direction(weighting, normalize)
 
@@ -135,16 +138,9 @@ def first_restart_direction(
   """
 
   def weighting(gram):
-    return _fixed_weights(gram, jax.nn.one_hot(0, len(gram), dtype=gram.dtype))
+    return jax.nn.one_hot(0, len(gram), dtype=gram.dtype)
 
   return _direction(weighting, normalize)
-
-
-def _fixed_weights(gram, weights):
-  product = jnp.matmul(gram, weights, precision="highest")
-  value = weights @ product
-  gap = jnp.maximum(value - jnp.min(product), 0)
-  return MinNormSolution(weights, value, gap, jnp.zeros((), jnp.int32))
 
 
 def _direction(
@@ -165,13 +161,13 @@ def _direction(
     gram, scale = gradient_matrix.scaled_gram_matrix(updates)
     if params is not None:
       _check_against_params(updates, params)
-    solution = weighting(gram)
-    combination = gradient_matrix.combine(solution.weights, updates)
+    weights = weighting(gram)
+    combination = gradient_matrix.combine(weights, updates)
     norm = gradient_matrix.scaled_norm(combination, scale)
     products = gradient_matrix.scaled_products(updates, combination, scale)
     norms = jnp.sqrt(jnp.diagonal(gram))
     rounding = len(gram) * jnp.finfo(gram.dtype).eps
-    stationary = norm <= rounding * jnp.sum(solution.weights * norms)
+    stationary = norm <= rounding * jnp.sum(weights * norms)
     if certified:
       stationary |= jnp.min(products) <= 0
     divisor = norm * scale if normalize else 1
@@ -182,19 +178,19 @@ def _direction(
 
     # <z, g_k> / ||z||^2: of the direction itself, not by way of the Gram matrix.
     descent = products / jnp.maximum(norm**2, jnp.finfo(norm.dtype).tiny)
-    state = _diagnostics(solution.weights, gram, descent, norm, scale, stationary)
+    state = _diagnostics(weights, gram, norms, descent, norm, scale, stationary)
     return jax.tree.map(finish, combination, updates), state
 
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _diagnostics(weights, gram, descent, norm, scale, stationary):
+def _diagnostics(weights, gram, norms, descent, norm, scale, stationary):
   if len(gram) > 1:
     cosines = gradient_matrix.pairwise_cosines(gram)
     cosine, min_cosine = cosines.mean(), cosines.min()
   else:
     cosine = min_cosine = jnp.ones((), gram.dtype)
-  smallest = jnp.sqrt(jnp.diagonal(gram)).min()
+  smallest = norms.min()
   relative_norm = jnp.where((norm == 0) & (smallest == 0), 1, norm / smallest)
   return DirectionState(
     norm=jnp.where(stationary, 0, norm * scale),

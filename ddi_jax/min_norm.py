@@ -92,7 +92,7 @@ def min_norm_weights(
   def is_far(weights, product):
     value, gap = certificate(weights, product)
     # Where the terms of the value cancel, they leave their rounding in it.
-    rounding = eps * _dot(weights, absolute @ weights)
+    rounding = eps * _dot(weights, jnp.matmul(absolute, weights, precision="highest"))
     reference = jnp.where(value > 2 * size * rounding, value, 1)
     return gap > jnp.maximum(tolerance * reference, 4 * rounding)
 
