@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flax import nnx
+import jax
 
 from ddi_jax.models.convolution import conv_general_dilated
 from ddi_jax.models.functional import functional
@@ -24,7 +25,7 @@ def create_model(
   settings: Mapping[str, Any],
   seed: int,
 ) -> nnx.Module:
-  """A freshly initialised model.
+  """A freshly initialised model.  Not to be called under a jax transformation.
 
   Args:
     name: one of `MODELS`.
@@ -38,18 +39,29 @@ def create_model(
   Returns:
     A module: images `[B, H, W, C]` in [0, 1] -> logits `[B, num_classes]`.
   """
-  rngs = nnx.Rngs(params=seed)
-  if name == "small":
-    return SmallConvNet(image_shape, num_classes, mean, std, rngs=rngs, **settings)
-  return ResNet18(
-    image_shape,
-    num_classes,
-    mean,
-    std,
-    preactivation=name == "preact_resnet18",
-    rngs=rngs,
-    **settings,
+
+  def build() -> nnx.Module:
+    rngs = nnx.Rngs(params=seed)
+    if name == "small":
+      return SmallConvNet(image_shape, num_classes, mean, std, rngs=rngs, **settings)
+    return ResNet18(
+      image_shape,
+      num_classes,
+      mean,
+      std,
+      preactivation=name == "preact_resnet18",
+      rngs=rngs,
+      **settings,
+    )
+
+  # Runs once: one unoptimised program compiles many times faster than the optimised
+  # programs of each random draw.
+  initialize = jax.jit(
+    lambda: nnx.state(build()),
+    compiler_options={"xla_backend_optimization_level": 0},
   )
+  graph, _ = nnx.split(nnx.eval_shape(build))
+  return nnx.merge(graph, initialize())
 
 
 __all__ = [

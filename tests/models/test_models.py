@@ -47,9 +47,7 @@ def test_activations(activation):
 
 def test_resnet18_has_the_published_size():
   # 11,173,962 parameters: the CIFAR ResNet-18 (BatchNorm, width 64, 3x3 stem).
-  model = nnx.eval_shape(
-    lambda: models.create_model("resnet18", settings={"width": 64}, seed=0, **CIFAR)
-  )
+  model = models.create_model("resnet18", settings={"width": 64}, seed=0, **CIFAR)
   count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
   assert count == 11_173_962
 
