@@ -1,6 +1,12 @@
 """Danskin's descent direction for adversarial training in JAX."""
 
 from ddi_jax import attacks, losses
+from ddi_jax.aggregators import (
+  cagrad_direction,
+  mgda_direction,
+  pcgrad_direction,
+  upgrad_direction,
+)
 from ddi_jax.attacks import Attack, Objective, pgd
 from ddi_jax.direction import (
   DirectionState,
@@ -28,6 +34,7 @@ __all__ = [
   "ThreatModel",
   "attacks",
   "average_direction",
+  "cagrad_direction",
   "candidate_gradients",
   "danskin_direction",
   "first_restart_direction",
@@ -36,10 +43,13 @@ __all__ = [
   "l2",
   "linf",
   "losses",
+  "mgda_direction",
   "min_norm_weights",
+  "pcgrad_direction",
   "pgd",
   "restart_candidates",
   "restart_gradients",
+  "upgrad_direction",
   "worst_candidate",
 ]
 __version__ = "0.1.0"

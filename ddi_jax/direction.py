@@ -9,10 +9,44 @@ import jax.numpy as jnp
 import optax
 
 from ddi_jax import gradient_matrix
-from ddi_jax.min_norm import min_norm_weights
+from ddi_jax.gradient_matrix import ShiftedGram
+from ddi_jax.min_norm import check_solver, solve
 from ddi_jax.precision import accumulation_dtype
 
-Weighting = Callable[[jax.Array], jax.Array]  # Gram matrix [K, K] -> weights [K]
+
+class Candidates(NamedTuple):
+  """What a direction is made from.
+
+  Attributes:
+    products: inner products of the K gradients / scale.
+    scale: scalar > 0.
+    losses: `[K]`, or None if `update` was not given them.
+    key: a key, or None if `update` was not given one.
+  """
+
+  products: ShiftedGram
+  scale: jax.Array
+  losses: jax.Array | None
+  key: jax.Array | None
+
+
+class Weights(NamedTuple):
+  """A combination of the gradients, and what it promises.
+
+  Attributes:
+    weights: `[K]`.
+    slacks: `[K]`, the e in the promise that z, the combination, keeps to every k:
+      <z, g_k> >= ||z||^2 + e'weights - e_k > 0 where e_k <= e'weights.  In units of
+      `Candidates.products`.  None: nothing is promised.
+    factor: what z is multiplied by in the end, where weights times it would overflow.
+  """
+
+  weights: jax.Array
+  slacks: jax.Array | None = None
+  factor: jax.Array | float = 1.0
+
+
+Weighting = Callable[[Candidates], Weights]
 
 
 class DirectionState(NamedTuple):
@@ -25,7 +59,8 @@ class DirectionState(NamedTuple):
     norm: ||z||.
     gap: relative duality gap, `1 - min_k <z, g_k> / ||z||^2`, at least 0.  Below 1, the
       step along -z descends on all K linearised losses; 0 is the min-norm point.
-      0 where z = 0.
+      0 where z = 0.  For the forms of `danskin_direction` that use the losses, the
+      gap of their problem, see `ddi_jax.MinNormSolution`.
     cosine: mean cosine of the pairs of gradients (1 for K = 1).
     min_cosine: the least of them.  Negative: some gradients are in conflict.
     support: number of gradients with positive weight (above 1e-6).
@@ -43,17 +78,20 @@ class DirectionState(NamedTuple):
 def danskin_direction(
   *,
   normalize: bool = True,
+  bundle_step: float | None = None,
+  loss_tolerance: float | None = None,
+  method: str = "active_set",
   tolerance: float | None = None,
-  max_iterations: int = 1_000,
+  max_iterations: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Danskin's descent direction: the minimum-norm point of the K gradients' hull.
 
     z = argmin ||sum_k a_k g_k||,  a on the simplex;  out = z / ||z||  (or z)
 
   The step along -out descends on all K candidates at once: <z, g_k> >= ||z||^2 for
-  every k.  If every maximiser's gradient is within h of a g_k, the robust loss has
-  directional derivative at most h - ||z|| along -z / ||z||.  Latorre et al. (2023),
-  section 3.
+  every k (Fliege and Svaiter, 2000; Desideri, 2012).  If every maximiser's gradient is
+  within h of a g_k, the robust loss has directional derivative at most h - ||z|| along
+  -z / ||z||.  Latorre et al. (2023), section 3.
 
   The updates that come in are gradients with leaves `[K, *param]`, from
   `ddi_jax.restart_gradients` say, so this must be the first of a chain; out come leaves
@@ -61,25 +99,48 @@ def danskin_direction(
   sign.  `init` takes ordinary parameters.  Inner products go over all parameters and
   are accumulated in float32 at least.
 
+  Candidates are seldom maximisers, and the plain minimum-norm point prefers the
+  smallest gradient, often that of the weakest attack.  Two forms use the candidates'
+  losses l_k, which `update` then takes as the extra argument `losses`, `[K]`:
+
+  *Active set* (`loss_tolerance` = eps): only candidates with l_k >= max l - eps count.
+  z is the minimum-norm point of their gradients, <z, g_k> >= ||z||^2 for these, and the
+  rest, being eps lower, is not in the way of a step s as long as
+  s (||z||^2 - <z, g_k>) < eps for them (Demyanov and Malozemov, 1974: the
+  eps-steepest descent).
+
+  *Proximal bundle* (`bundle_step` = t): z minimises t/2 ||z||^2 - sum_k a_k l_k.  Then
+  -t z minimises the model max_k [l_k + <g_k, d>] + ||d||^2 / (2 t), and with
+  e_k = max l - l_k every k has l_k - t <g_k, z> <= max l - (t ||z||^2 + sum_j a_j e_j):
+  all linearised losses end below the greatest one, by a stated amount, and
+  <z, g_k> >= ||z||^2 for the candidates of greatest loss (Lemarechal, 1975; Kiwiel,
+  1990).  t is the step that the model is made for: with `normalize=False` and plain
+  `optax.sgd(t)` the step is the model's minimiser.  Equal losses or t -> infinity give
+  the plain form, t -> 0 the candidate of greatest loss.
+
   Where the hull holds the origin no direction descends on all K, and zeros are
   returned; so they are where z is so small against the gradients (in float32, below
-  about 1e-3) that rounding in the Gram matrix spoils <z, g_k> > 0.  A NaN in the
-  gradients comes out as NaN.
+  about 1e-3) that rounding spoils <z, g_k> > 0.  A NaN in the gradients or the losses
+  comes out as NaN.
 
   Args:
     normalize: whether to scale to unit norm, as published.  This changes the effective
       learning rate; compare with controls that are scaled too.
-    tolerance: see `ddi_jax.min_norm_weights`.
-    max_iterations: see `ddi_jax.min_norm_weights`.
+    bundle_step: t > 0 of the proximal-bundle form, or None.
+    loss_tolerance: eps >= 0 of the active-set form, or None; not with `bundle_step`.
+    method: see `ddi_jax.min_norm_weights`, as are `tolerance` and `max_iterations`.
+    tolerance: of the gap.
+    max_iterations: of the solver.
 
   Returns:
     A transformation whose state is a `DirectionState`; inside a chain its fields are
     reached with `optax.tree_utils.tree_get(state, "cosine")`.
 
   Raises:
-    ValueError: when built, for a tolerance < 0 or max_iterations < 1; from `update`,
-      for updates without the shape `[K, *param]`, with different K or K = 0, or that
-      are not floating point.
+    ValueError: when built, for a setting out of its range; from `update`, for updates
+      without the shape `[K, *param]`, with different K or K = 0, or that are not
+      floating point, and for losses that are missing where a form needs them or not
+      `[K]`.
 
   Example:
     >>> import jax.numpy as jnp, optax, ddi_jax
@@ -92,19 +153,48 @@ def danskin_direction(
     Array([-0.1, -0. ], dtype=float32)
     >>> optax.tree_utils.tree_get(state, "norm")
     Array(2., dtype=float32)
+
+    With a bundle, the candidate of greatest loss counts for more:
+
+    >>> bundle = ddi_jax.danskin_direction(normalize=False, bundle_step=0.1)
+    >>> losses = jnp.array([1.0, 0.4])
+    >>> bundle.update(gradients, bundle.init(params), params, losses=losses)[0]["w"]
+    Array([2. , 1.5], dtype=float32)
   """
-  if tolerance is not None and not tolerance >= 0:
-    raise ValueError(f"tolerance must be None or >= 0, got {tolerance!r}.")
-  if max_iterations < 1:
-    raise ValueError(f"max_iterations must be >= 1, got {max_iterations!r}.")
-
-  def weighting(gram):
-    solution = min_norm_weights(
-      gram, tolerance=tolerance, max_iterations=max_iterations
+  check_solver(method, tolerance, max_iterations)
+  if bundle_step is not None and loss_tolerance is not None:
+    raise ValueError(
+      f"bundle_step and loss_tolerance are two forms; got {bundle_step!r} and "
+      f"{loss_tolerance!r}, one must be None."
     )
-    return solution.weights
+  if isinstance(bundle_step, (int, float)) and not bundle_step > 0:
+    raise ValueError(f"bundle_step must be None or > 0, got {bundle_step!r}.")
+  if isinstance(loss_tolerance, (int, float)) and not loss_tolerance >= 0:
+    raise ValueError(f"loss_tolerance must be None or >= 0, got {loss_tolerance!r}.")
 
-  return _direction(weighting, normalize, certified=True)
+  def slacks_of(candidates):
+    if bundle_step is None and loss_tolerance is None:
+      return jnp.zeros_like(candidates.products.products)
+    form = "bundle_step" if loss_tolerance is None else "loss_tolerance"
+    shortfall = required_losses(candidates, form)
+    shortfall = jnp.max(shortfall) - shortfall
+    if loss_tolerance is not None:
+      excluded = jnp.where(shortfall > loss_tolerance, jnp.inf, 0)
+      return jnp.where(jnp.isnan(shortfall), jnp.nan, excluded)
+    return shortfall / bundle_step / candidates.scale / candidates.scale
+
+  def weighting(candidates):
+    slacks = slacks_of(candidates)
+    solution = solve(
+      candidates.products,
+      slacks,
+      method=method,
+      tolerance=tolerance,
+      max_iterations=max_iterations,
+    )
+    return Weights(solution.weights, slacks)
+
+  return weighted_direction(weighting, normalize)
 
 
 def average_direction(
@@ -119,10 +209,11 @@ def average_direction(
     A transformation like `danskin_direction`, with the same state.
   """
 
-  def weighting(gram):
-    return jnp.full(len(gram), 1 / len(gram), gram.dtype)
+  def weighting(candidates):
+    size = len(candidates.products.products)
+    return Weights(jnp.full(size, 1 / size, accumulation_dtype()))
 
-  return _direction(weighting, normalize)
+  return weighted_direction(weighting, normalize)
 
 
 def first_restart_direction(
@@ -137,18 +228,34 @@ def first_restart_direction(
     A transformation like `danskin_direction`, with the same state.
   """
 
-  def weighting(gram):
-    return jax.nn.one_hot(0, len(gram), dtype=gram.dtype)
+  def weighting(candidates):
+    size = len(candidates.products.products)
+    return Weights(jax.nn.one_hot(0, size, dtype=accumulation_dtype()))
 
-  return _direction(weighting, normalize)
+  return weighted_direction(weighting, normalize)
 
 
-def _direction(
-  weighting: Weighting, normalize: bool, *, certified: bool = False
+def required_losses(candidates: Candidates, needed_by: str) -> jax.Array:
+  """The candidates' losses, `[K]`.
+
+  Raises:
+    ValueError: if `update` was not given them.
+  """
+  if candidates.losses is None:
+    raise ValueError(
+      f"{needed_by} needs the candidates' losses: "
+      "update(gradients, state, params, losses=losses) with losses [K]."
+    )
+  return candidates.losses
+
+
+def weighted_direction(
+  weighting: Weighting, normalize: bool
 ) -> optax.GradientTransformationExtraArgs:
-  """A transformation that combines the gradients with `weighting(Gram matrix)`.
+  """A transformation that combines the K gradients with `weighting(candidates)`.
 
-  With `certified`, a combination that does not descend on all K counts as stationary.
+  Where the weighting makes a promise that rounding breaks, the combination counts as
+  stationary, and zeros come out.
   """
 
   def init(params):
@@ -156,50 +263,57 @@ def _direction(
     zero = jnp.zeros((), accumulation_dtype())
     return DirectionState(*(zero,) * len(DirectionState._fields))
 
-  def update(updates, state, params=None, **extra_args):
+  def update(updates, state, params=None, *, losses=None, key=None, **extra_args):
     del state, extra_args
-    gram, scale = gradient_matrix.scaled_gram_matrix(updates)
+    products, scale = gradient_matrix.shifted_gram(updates)
     if params is not None:
       _check_against_params(updates, params)
-    weights = weighting(gram)
+    size = len(products.products)
+    if losses is not None:
+      losses = jnp.asarray(losses, accumulation_dtype())
+      if losses.shape != (size,):
+        raise ValueError(
+          f"losses must have shape [K] = ({size},), one per candidate (a mean over the "
+          f"batch, say), got {losses.shape}."
+        )
+    weights, slacks, factor = weighting(Candidates(products, scale, losses, key))
     combination = gradient_matrix.combine(weights, updates)
     norm = gradient_matrix.scaled_norm(combination, scale)
-    products = gradient_matrix.scaled_products(updates, combination, scale)
-    norms = jnp.sqrt(jnp.diagonal(gram))
-    rounding = len(gram) * jnp.finfo(gram.dtype).eps
+    descents = gradient_matrix.scaled_products(updates, combination, scale)
+    gram = products.gram()
+    norms = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
+    rounding = size * jnp.finfo(gram.dtype).eps
     stationary = norm <= rounding * jnp.sum(weights * norms)
-    if certified:
-      stationary |= jnp.min(products) <= 0
-    divisor = norm * scale if normalize else 1
+    mean_slack = jnp.zeros((), gram.dtype)
+    if slacks is not None:
+      mean_slack = jnp.sum(jnp.where(weights > 0, slacks * weights, 0))
+      stationary |= jnp.any((slacks <= mean_slack) & (descents <= 0))
+    # Of the direction itself, not by way of the Gram matrix.
+    value = norm**2 + mean_slack
+    promised = value if slacks is None else value - slacks
+    gap = jnp.max(promised - descents) / jnp.maximum(value, jnp.finfo(norm.dtype).tiny)
+    divisor = norm * scale if normalize else 1 / factor
     divisor = jnp.where(stationary, 1, divisor)
 
     def finish(leaf, update):
       return jnp.where(stationary, 0, leaf / divisor).astype(update.dtype)
 
-    # <z, g_k> / ||z||^2: of the direction itself, not by way of the Gram matrix.
-    descent = products / jnp.maximum(norm**2, jnp.finfo(norm.dtype).tiny)
-    state = _diagnostics(weights, gram, norms, descent, norm, scale, stationary)
+    cosines = gradient_matrix.pairwise_cosines(gram)
+    smallest = norms.min()
+    relative_norm = jnp.where(
+      (norm == 0) & (smallest == 0), 1, norm / smallest * factor
+    )
+    state = DirectionState(
+      norm=jnp.where(stationary, 0, norm * (scale * factor)),
+      gap=jnp.where(stationary, 0, jnp.maximum(gap, 0)),
+      cosine=cosines.mean(),
+      min_cosine=cosines.min(),
+      support=jnp.sum(weights > 1e-6).astype(gram.dtype),
+      relative_norm=jnp.where(stationary & (smallest > 0), 0, relative_norm),
+    )
     return jax.tree.map(finish, combination, updates), state
 
   return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _diagnostics(weights, gram, norms, descent, norm, scale, stationary):
-  if len(gram) > 1:
-    cosines = gradient_matrix.pairwise_cosines(gram)
-    cosine, min_cosine = cosines.mean(), cosines.min()
-  else:
-    cosine = min_cosine = jnp.ones((), gram.dtype)
-  smallest = norms.min()
-  relative_norm = jnp.where((norm == 0) & (smallest == 0), 1, norm / smallest)
-  return DirectionState(
-    norm=jnp.where(stationary, 0, norm * scale),
-    gap=jnp.where(stationary, 0, jnp.maximum(1 - descent.min(), 0)),
-    cosine=cosine,
-    min_cosine=min_cosine,
-    support=jnp.sum(weights > 1e-6).astype(gram.dtype),
-    relative_norm=jnp.where(stationary & (smallest > 0), 0, relative_norm),
-  )
 
 
 def _check_against_params(updates: chex.ArrayTree, params: chex.ArrayTree) -> None:

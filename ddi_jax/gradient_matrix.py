@@ -1,10 +1,12 @@
 """K gradients as one K x d matrix that is never formed: checks, products, sums."""
 
+from typing import NamedTuple
+
 import chex
 import jax
 import jax.numpy as jnp
 
-from ddi_jax.precision import accumulation_dtype
+from ddi_jax.precision import accumulation_dtype, matmul
 
 
 def check_gradients(gradients: chex.ArrayTree) -> int:
@@ -40,6 +42,35 @@ def check_gradients(gradients: chex.ArrayTree) -> int:
   return num_candidates
 
 
+class ShiftedGram(NamedTuple):
+  """Inner products of K vectors g_k, relative to a reference vector r.
+
+  Nearly equal vectors lose their differences in the rounding of an ordinary Gram
+  matrix, differences + products 1' + 1 products' + squared_norm; with one of them as
+  the reference these are kept.  At pairwise cosine .99999 that is what separates
+  weights right to 2e-5 from weights off by .2 (docs/min_norm.md).  With r = 0,
+  `differences` is the Gram matrix itself.
+
+  Attributes:
+    differences: <g_i - r, g_j - r>, `[K, K]`.
+    products: <g_k - r, r>, `[K]`.
+    squared_norm: ||r||^2.
+  """
+
+  differences: jax.Array
+  products: jax.Array
+  squared_norm: jax.Array
+
+  def gram(self) -> jax.Array:
+    """The Gram matrix, `[K, K]`."""
+    products = self.products
+    return self.differences + products[:, None] + products[None, :] + self.squared_norm
+
+  def squared_norms(self) -> jax.Array:
+    """||g_k||^2, `[K]`."""
+    return jnp.diagonal(self.differences) + 2 * self.products + self.squared_norm
+
+
 def gram_matrix(gradients: chex.ArrayTree) -> jax.Array:
   """Inner products of K gradients over all parameters.
 
@@ -51,26 +82,27 @@ def gram_matrix(gradients: chex.ArrayTree) -> jax.Array:
     gradients: pytree with leaves `[K, *param]`.
 
   Returns:
-    `[K, K]`.  Overflows where a squared norm does; `scaled_gram_matrix` does not.
+    `[K, K]`.  Overflows where a squared norm does.
 
   Raises:
     ValueError: see `check_gradients`.
   """
-  gram, scale = scaled_gram_matrix(gradients)
-  return gram * scale**2
+  shifted, scale = shifted_gram(gradients)
+  return shifted.gram() * scale**2
 
 
-def scaled_gram_matrix(gradients: chex.ArrayTree) -> tuple[jax.Array, jax.Array]:
-  """(Gram matrix of gradients / scale, scale): scale is their largest entry.
+def shifted_gram(gradients: chex.ArrayTree) -> tuple[ShiftedGram, jax.Array]:
+  """(Inner products of gradients / scale, scale): scale is their largest entry.
 
   Squared norms of gradients of 1e-20 or 1e+20 leave the range of float32; those of the
-  scaled gradients do not.
+  scaled gradients do not.  The reference is the shortest gradient where all lie within
+  half its norm of it, and the origin otherwise: there a shift would only add rounding.
 
   Args:
     gradients: pytree with leaves `[K, *param]`.
 
   Returns:
-    (`[K, K]`, scalar > 0).
+    (inner products as in `gram_matrix`, scalar > 0).
 
   Raises:
     ValueError: see `check_gradients`.
@@ -82,11 +114,25 @@ def scaled_gram_matrix(gradients: chex.ArrayTree) -> tuple[jax.Array, jax.Array]
   ]
   largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in leaves]).max()
   scale = jnp.where(largest > 0, largest, 1)
-  gram = jnp.zeros((num_candidates, num_candidates), accumulation_dtype())
+
+  def squared_norms(leaves):
+    return jnp.stack([jnp.sum(jnp.square(leaf / scale), 1) for leaf in leaves]).sum(0)
+
+  squares = squared_norms(leaves)
+  shortest = jnp.argmin(squares)
+  distances = squared_norms([leaf - leaf[shortest][None, :] for leaf in leaves])
+  near = jnp.max(distances) <= squares[shortest] / 4
+  differences = jnp.zeros((num_candidates, num_candidates), accumulation_dtype())
+  products = jnp.zeros(num_candidates, accumulation_dtype())
+  squared_norm = jnp.zeros((), accumulation_dtype())
   for leaf in leaves:
-    scaled = leaf / scale
-    gram += jnp.matmul(scaled, scaled.T, precision="highest")
-  return gram, scale
+    reference = jnp.where(near, leaf[shortest], 0)
+    shifted = (leaf - reference[None, :]) / scale  # Subtracted first: that is exact.
+    reference = reference / scale
+    differences += matmul(shifted, shifted.T)
+    products += matmul(shifted, reference)
+    squared_norm += matmul(reference, reference)
+  return ShiftedGram(differences, products, squared_norm), scale
 
 
 def combine(weights: jax.Array, gradients: chex.ArrayTree) -> chex.ArrayTree:
@@ -120,8 +166,13 @@ def scaled_norm(tree: chex.ArrayTree, scale: jax.Array) -> jax.Array:
 
 
 def pairwise_cosines(gram: jax.Array) -> jax.Array:
-  """Cosines of the pairs i < j, `[K (K - 1) / 2]`; 0 where a gradient is zero."""
-  norms = jnp.sqrt(jnp.diagonal(gram))
+  """Cosines of the pairs i < j, `[K (K - 1) / 2]`; 0 where a gradient is zero.
+
+  For K = 1, where there is no pair, `[1]`: a gradient agrees with itself.
+  """
+  if len(gram) == 1:
+    return jnp.ones(1, gram.dtype)
+  norms = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
   inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), norms)
   cosines = gram * inverse[:, None] * inverse[None, :]
   return cosines[jnp.triu_indices(len(gram), 1)]

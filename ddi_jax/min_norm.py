@@ -1,4 +1,4 @@
-"""The minimum-norm point of the convex hull of K vectors, from their Gram matrix."""
+"""The minimum-norm point of the convex hull of K vectors, from their inner products."""
 
 import functools
 from typing import NamedTuple
@@ -6,60 +6,79 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ddi_jax.precision import at_least_float32
+from ddi_jax import active_set, projected_gradient
+from ddi_jax.gradient_matrix import ShiftedGram
+from ddi_jax.precision import at_least_float32, matmul
 
-_POLISH_EVERY = 20
+SOLVERS = {
+  "active_set": active_set.minimize_on_simplex,
+  "projected_gradient": projected_gradient.minimize_on_simplex,
+}
 
 
 class MinNormSolution(NamedTuple):
   """Weights of the minimum-norm point, with their certificate.
 
+  With slacks e (see `min_norm_weights`) the "value" below is ||z||^2 + e'weights;
+  without, it is the squared norm.
+
   Attributes:
-    weights: `[K]`, on the simplex.
-    squared_norm: `weights' G weights`, the squared norm of the point found.
-    gap: `squared_norm - min_k (G weights)_k` >= 0, the duality gap, computed from the
-      returned weights.  The least squared norm is at least `squared_norm - 2 gap`, and
-      the point z found has `<z, g_k> >= squared_norm - gap` for every k.
+    weights: `[K]`, non-negative, with sum 1 to rounding.
+    squared_norm: ||z||^2 of the point z found.
+    gap: the relative duality gap >= 0 of the returned weights:
+      max_k (value - <z, g_k> - e_k), as a fraction of the value, or of the largest
+      squared norm of a vector where the value is 0 to rounding.  The least value is
+      at least (1 - 2 gap) of the one found.  It is computed in the precision of the
+      weights, and as wrong as their rounding makes it.
     iterations: how many the solver took.
+    converged: whether `gap` is at most the tolerance.
   """
 
   weights: jax.Array
   squared_norm: jax.Array
   gap: jax.Array
   iterations: jax.Array
+  converged: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("max_iterations",))
+@functools.partial(jax.jit, static_argnames=("method", "max_iterations"))
 def min_norm_weights(
   gram: jax.Array,
+  slacks: jax.Array | None = None,
   *,
+  method: str = "active_set",
   tolerance: float | None = None,
-  max_iterations: int = 1_000,
+  max_iterations: int | None = None,
 ) -> MinNormSolution:
-  """Argmin over the simplex of `weights' G weights`.
+  """Argmin over the simplex of ||z||^2 / 2 + slacks'weights, z = sum_k weights_k g_k.
 
-  Accelerated projected gradient (Beck and Teboulle, 2009) with adaptive restart
-  (O'Donoghue and Candes, 2015), stopped by the duality gap.  Constant shifts of the
-  gradient are inert on the simplex, so the step length comes from the centred matrix
-  P G P, P = I - 11'/K: for nearly equal vectors it is far longer than 1 / ||G||.
-  Every 20 iterations the finite method of Wolfe (1976) goes on from the current
-  support, and its point is taken if its gap is smaller: that ends the slow tail of
-  badly scaled problems.
+  Without slacks: the minimum-norm point of the convex hull.  With slacks, the dual of a
+  bundle of linear models, see `ddi_jax.danskin_direction`.
+
+  Two methods, compared in docs/min_norm.md.  "active_set" ends after a finite number of
+  pivots, about one per positive weight, with a gap at the level of rounding, whatever
+  the tolerance.  "projected_gradient" (accelerated, with adaptive restart) stops at the
+  tolerance; it needs more iterations the worse the gradients are scaled, and can end
+  without having converged.
 
   Args:
-    gram: `[K, K]`, symmetric positive semidefinite, K >= 1, floating point, of any
-      scale.
-    tolerance: stop when the gap is at most this fraction of the squared norm (or, if
-      the hull holds the origin to rounding, of the largest squared norm of a vector).
-      Default 1e-6 in float32, 1e-12 in float64.  Never less than a few roundings of
-      the sum that makes up the squared norm.
-    max_iterations: stop after so many iterations; the gap then says how far it came.
+    gram: inner products of the vectors, `[K, K]`, symmetric positive semidefinite,
+      K >= 1, floating point, of any scale.
+    slacks: `[K]`, or None for 0.  In units of the squared norm.  Only differences
+      matter.  Infinity excludes a vector.
+    method: "active_set" or "projected_gradient".
+    tolerance: the gap that counts as converged.  Default 1e-6 in float32, 1e-12 in
+      float64.  Where rounding is coarser than that, the solver stops at rounding, and
+      `converged` is False.
+    max_iterations: stop after so many; default max(1000, 4 K).
 
   Returns:
-    `MinNormSolution`.  A NaN or infinity in `gram` gives NaN weights.
+    `MinNormSolution`.  A NaN or infinity in `gram`, or a NaN in `slacks`, makes
+    weights, squared norm and gap NaN.
 
   Raises:
-    ValueError: if `gram` is not a floating-point square matrix with K >= 1.
+    ValueError: if `gram` is not a floating-point square matrix with K >= 1, `slacks`
+      not `[K]`, the method unknown or max_iterations < 1.
 
   Example:
     >>> import jax.numpy as jnp, ddi_jax
@@ -70,131 +89,89 @@ def min_norm_weights(
     raise ValueError(f"gram must be [K, K] with K >= 1, got shape {gram.shape}.")
   if not jnp.issubdtype(gram.dtype, jnp.floating):
     raise ValueError(f"gram must be floating point, got {gram.dtype}.")
+  if slacks is not None and jnp.shape(slacks) != gram.shape[:1]:
+    raise ValueError(f"slacks must be {gram.shape[:1]}, got {jnp.shape(slacks)}.")
   gram = at_least_float32(gram)
-  size = len(gram)
-  eps = jnp.finfo(gram.dtype).eps
+  return solve(
+    ShiftedGram(gram, jnp.zeros(len(gram), gram.dtype), jnp.zeros((), gram.dtype)),
+    slacks,
+    method=method,
+    tolerance=tolerance,
+    max_iterations=max_iterations,
+  )
+
+
+def check_solver(
+  method: str, tolerance: float | None, max_iterations: int | None
+) -> None:
+  """Raises a ValueError that names the setting which no solver takes."""
+  if method not in SOLVERS:
+    raise ValueError(f"method must be one of {', '.join(SOLVERS)}, got {method!r}.")
+  if isinstance(tolerance, (int, float)) and not tolerance >= 0:
+    raise ValueError(f"tolerance must be None or >= 0, got {tolerance!r}.")
+  if max_iterations is not None and max_iterations < 1:
+    raise ValueError(f"max_iterations must be None or >= 1, got {max_iterations!r}.")
+
+
+def solve(
+  inner: ShiftedGram,
+  slacks: jax.Array | None = None,
+  *,
+  method: str = "active_set",
+  tolerance: float | None = None,
+  max_iterations: int | None = None,
+) -> MinNormSolution:
+  """`min_norm_weights` from inner products that keep the differences."""
+  check_solver(method, tolerance, max_iterations)
+  size = len(inner.products)
+  dtype = inner.products.dtype
+  eps = jnp.finfo(dtype).eps
   if tolerance is None:
-    tolerance = 1e-6 if gram.dtype == jnp.float32 else 1e-12
-  finite = jnp.all(jnp.isfinite(gram))
-  scale = jnp.max(jnp.diagonal(gram))
-  scale = jnp.where(scale > 0, scale, 1)
-  scaled = gram / scale
-  absolute = jnp.abs(scaled)
-  norms = jnp.sqrt(jnp.diagonal(scaled))
-  inverse = 1 / jnp.where(norms > 0, norms, 1)
-  cosines = scaled * inverse[:, None] * inverse[None, :]
-  step = 1 / jnp.maximum(_centred_norm_bound(scaled), size * eps)
+    tolerance = 1e-6 if dtype == jnp.float32 else 1e-12
+  if max_iterations is None:
+    max_iterations = max(1_000, 4 * size)
+  slacks = jnp.zeros(size, dtype) if slacks is None else jnp.asarray(slacks, dtype)
+  slacks = slacks - jnp.min(slacks)
+  largest = jnp.max(inner.squared_norms())
+  scale = jnp.where(largest > 0, largest, 1)
+  finite = jnp.isfinite(largest) & jnp.all(jnp.isfinite(inner.differences))
+  finite &= ~jnp.any(jnp.isnan(slacks))
+  hessian, products, squared_norm = (part / scale for part in inner)
+  # At the optimum a vector of positive weight has slack <= 2 (largest squared norm):
+  # what is beyond 4 may as well be 4, and does not drown the rest in rounding.
+  slacks = jnp.minimum(slacks / scale, 4)
+  linear = products + slacks
+  absolute = jnp.abs(hessian)
+  absolute_linear = jnp.abs(products) + slacks
 
-  def certificate(weights, product):
-    value = _dot(weights, product)
-    return value, jnp.maximum(value - jnp.min(product), 0)
-
-  def is_far(weights, product):
-    value, gap = certificate(weights, product)
+  def certificate(weights):
+    """(Gradient, weighted mean - gradient, what that is relative to, its rounding)."""
+    gradient = matmul(hessian, weights) + linear
+    terms = matmul(absolute, weights) + absolute_linear
+    mean, mean_terms = matmul(jnp.stack([gradient, terms]), weights)
+    shift = matmul(products, weights) + squared_norm
+    value = mean + shift
     # Where the terms of the value cancel, they leave their rounding in it.
-    rounding = eps * _dot(weights, jnp.matmul(absolute, weights, precision="highest"))
-    reference = jnp.where(value > 2 * size * rounding, value, 1)
-    return gap > jnp.maximum(tolerance * reference, 4 * rounding)
+    zero = value <= 2 * size * eps * (mean_terms + jnp.abs(shift) + squared_norm)
+    reference = jnp.where(zero, 1, value)
+    return gradient, mean - gradient, reference, 4 * eps * (terms + mean_terms)
 
-  def unsolved(state):
-    weights, product, _, _, _, iterations = state
-    return is_far(weights, product) & (iterations < max_iterations)
+  def assess(weights):
+    gradient, violation, reference, rounding = certificate(weights)
+    # The finite method gains nothing from stopping before rounding stops it.
+    stop = 0 if method == "active_set" else tolerance
+    allowed = jnp.maximum(stop * reference, rounding)
+    return gradient, jnp.where(violation > allowed, violation, 0)
 
-  def affine_minimiser(support):
-    system = jnp.where(
-      support[:, None] & support[None, :], cosines, jnp.eye(size, dtype=scaled.dtype)
-    )
-    unscaled = inverse * jnp.linalg.solve(system, jnp.where(support, inverse, 0))
-    return unscaled / jnp.sum(unscaled)
-
-  def wolfe_step(state):
-    weights, product, support, count = state
-    target = affine_minimiser(support)
-    blocked = support & (target <= 0)
-    ratios = jnp.where(blocked, weights / (weights - target), jnp.inf)
-    moved = weights + jnp.minimum(jnp.min(ratios), 1) * (target - weights)
-    moved = jnp.where(
-      support & (ratios > jnp.min(ratios)) | ~jnp.any(blocked), moved, 0
-    )
-    moved = jnp.maximum(moved, 0) / jnp.sum(jnp.maximum(moved, 0))
-    product = jnp.matmul(scaled, moved, precision="highest")
-    entering = jnp.arange(size) == jnp.argmin(product)
-    support = (moved > 0) | (entering & ~jnp.any(blocked))
-    return moved, product, support, count + 1
-
-  def polish(weights, product):
-    # Wolfe's (1976) finite method from here, taken if it comes closer.
-    def unfinished(state):
-      return is_far(*state[:2]) & (state[3] < 4 * size)
-
-    init = (weights, product, weights > 0, 0)
-    candidate, candidate_product, *_ = jax.lax.while_loop(unfinished, wolfe_step, init)
-    gap = certificate(weights, product)[1]
-    better = certificate(candidate, candidate_product)[1] < gap  # Not if it is NaN.
-    return (
-      jnp.where(better, candidate, weights),
-      jnp.where(better, candidate_product, product),
-      better,
-    )
-
-  def body(state):
-    weights, product, point, point_product, momentum, iterations = state
-    new = _project_simplex(point - step * point_product)
-    new_product = jnp.matmul(scaled, new, precision="highest")
-    iterations += 1
-    new, new_product, polished = jax.lax.cond(
-      iterations % _POLISH_EVERY == 0,
-      polish,
-      lambda *same: (*same, jnp.array(False)),
-      new,
-      new_product,
-    )
-    overshot = _dot(point - new, new - weights) > 0
-    momentum = jnp.where(overshot | polished, 1, momentum)
-    next_momentum = (1 + jnp.sqrt(1 + 4 * momentum**2)) / 2
-    push = (momentum - 1) / next_momentum
-    point = new + push * (new - weights)
-    point_product = new_product + push * (new_product - product)
-    return new, new_product, point, point_product, next_momentum, iterations
-
-  uniform = jnp.full(size, 1 / size, gram.dtype)
-  smallest = jax.nn.one_hot(jnp.argmin(jnp.diagonal(scaled)), size, dtype=gram.dtype)
-  lower = jnp.mean(scaled) < jnp.min(jnp.diagonal(scaled))
-  start = jnp.where(lower, uniform, smallest)
-  product = jnp.matmul(scaled, start, precision="highest")
-  one = jnp.ones((), gram.dtype)
-  init = (start, product, start, product, one, jnp.zeros((), jnp.int32))
-  weights, product, *_, iterations = jax.lax.while_loop(unsolved, body, init)
-  value, gap = certificate(weights, product)
-  weights = jnp.where(finite, weights, jnp.nan)
-  return MinNormSolution(weights, value * scale, gap * scale, iterations)
-
-
-def _dot(first, second):
-  return jnp.vdot(first, second, precision="highest")
-
-
-def _centred_norm_bound(gram):
-  """An upper bound on ||P G P||_2 that exceeds it by at most K^(1/32)."""
-  centred = gram - gram.mean(0, keepdims=True)
-  centred = centred - centred.mean(1, keepdims=True)
-  # ||M|| <= ||M^32||_F^(1/32): repeated squaring, rescaled against under/overflow.
-  bound, exponent = 1.0, 1.0
-  for _ in range(5):
-    norm = jnp.linalg.norm(centred)
-    norm = jnp.where(norm > 0, norm, 1)
-    bound, exponent = bound * norm**exponent, exponent / 2
-    centred = centred / norm
-    centred = jnp.matmul(centred, centred, precision="highest")
-  norm = jnp.linalg.norm(centred)
-  return bound * norm**exponent
-
-
-def _project_simplex(point):
-  """Euclidean projection on the simplex (Duchi et al., 2008, figure 1)."""
-  ordered = jnp.sort(point, descending=True)
-  counts = jnp.arange(1, len(point) + 1, dtype=point.dtype)
-  thresholds = (jnp.cumsum(ordered) - 1) / counts
-  support = jnp.sum(ordered > thresholds)
-  projected = jnp.maximum(point - thresholds[support - 1], 0)
-  return projected / jnp.sum(projected)
+  start = jnp.argmin(jnp.diagonal(hessian) / 2 + linear)
+  weights, iterations = SOLVERS[method](hessian, start, assess, max_iterations)
+  _, violation, reference, _ = certificate(weights)
+  gap = jnp.maximum(jnp.max(violation), 0) / reference
+  value = matmul(weights, matmul(hessian, weights) + 2 * products) + squared_norm
+  return MinNormSolution(
+    weights=jnp.where(finite, weights, jnp.nan),
+    squared_norm=jnp.where(finite, jnp.maximum(value, 0) * scale, jnp.nan),
+    gap=jnp.where(finite, gap, jnp.nan),
+    iterations=iterations,
+    converged=finite & (gap <= tolerance),
+  )

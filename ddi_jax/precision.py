@@ -12,3 +12,8 @@ def at_least_float32(array: jax.Array) -> jax.Array:
 def accumulation_dtype() -> jnp.dtype:
   """float64 where x64 is enabled, else float32."""
   return jnp.result_type(float)
+
+
+def matmul(first: jax.Array, second: jax.Array) -> jax.Array:
+  """`jnp.matmul` in full precision, also where the default is tf32 or bfloat16."""
+  return jnp.matmul(first, second, precision="highest")

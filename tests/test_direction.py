@@ -1,6 +1,16 @@
 """The optax transformations: their properties, diagnostics and refusals."""
 
+import functools
+
 import chex
+from gradient_trees import (
+  DIRECTIONS,
+  PARAMS,
+  as_matrix,
+  as_vector,
+  combine,
+  random_gradients,
+)
 import hypothesis
 from hypothesis import strategies as st
 import jax
@@ -8,52 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from references import min_norm_by_enumeration
 
 import ddi_jax
 
-DIRECTIONS = {
-  "danskin": ddi_jax.danskin_direction,
-  "average": ddi_jax.average_direction,
-  "first": ddi_jax.first_restart_direction,
-}
 all_directions = pytest.mark.parametrize("name", DIRECTIONS)
-
-
-def random_gradients(seed, size=4):
-  rng = np.random.default_rng(seed)
-  shift = rng.choice([0.0, 1.0, 5.0])
-  scales = np.exp(rng.choice([0.0, 1.0]) * rng.normal(size=(size, 1)))
-  flat = scales * (rng.normal(size=(size, 11)) + shift * rng.normal(size=11))
-  return as_tree(jnp.asarray(flat, jnp.float32))
-
-
-def as_tree(flat):
-  """[K, 11] as the gradients of three parameters."""
-  return {
-    "a": flat[:, :6].reshape(-1, 2, 3),
-    "b": [flat[:, 6:10], flat[:, 10]],
-  }
-
-
-def as_matrix(tree):
-  return np.concatenate(
-    [np.asarray(leaf, float).reshape(len(leaf), -1) for leaf in jax.tree.leaves(tree)],
-    axis=1,
-  )
-
-
-def as_vector(tree):
-  return np.concatenate(
-    [np.asarray(leaf, float).ravel() for leaf in jax.tree.leaves(tree)]
-  )
-
-
-PARAMS = jax.tree.map(lambda leaf: leaf[0], random_gradients(0))
-
-
-def combine(transformation, gradients, params=None):
-  state = transformation.init(PARAMS)
-  return transformation.update(gradients, state, params)
 
 
 danskin_raw = jax.jit(lambda g: combine(ddi_jax.danskin_direction(normalize=False), g))
@@ -119,18 +88,35 @@ def test_weights_are_global_not_per_leaf():
   assert np.abs(expected[0]) > 0.1
 
 
-@all_directions
+@pytest.mark.parametrize("name", [name for name in DIRECTIONS if name != "bundle"])
 def test_scaling(name):
   gradients = random_gradients(5)
   for scale in (1e-20, 1e-3, 1e3, 1e20):
     scaled = jax.tree.map(lambda leaf, s=scale: leaf * s, gradients)
     raw, state = combine(DIRECTIONS[name](normalize=False), gradients)
     found, found_state = combine(DIRECTIONS[name](normalize=False), scaled)
-    np.testing.assert_allclose(as_vector(found) / scale, as_vector(raw), rtol=1e-4)
-    np.testing.assert_allclose(found_state.norm / scale, state.norm, rtol=1e-4)
+    # Gradients divided by their norms have no scale.
+    factor = 1.0 if name in ("mgda", "mgda loss+") else scale
+    np.testing.assert_allclose(as_vector(found) / factor, as_vector(raw), rtol=1e-4)
+    np.testing.assert_allclose(found_state.norm / factor, state.norm, rtol=1e-4)
+    relative = found_state.relative_norm * (scale / factor)
+    np.testing.assert_allclose(relative, state.relative_norm, rtol=1e-4)
     np.testing.assert_allclose(found_state.cosine, state.cosine, rtol=1e-4)
     unit, _ = combine(DIRECTIONS[name](normalize=True), scaled)
     np.testing.assert_allclose(np.linalg.norm(as_vector(unit)), 1, rtol=1e-5)
+
+
+def test_bundle_scaling():
+  """With gradients s times as long, steps of t / s^2 make the same model."""
+  gradients = random_gradients(5)
+  for scale in (1e-10, 1e-3, 1e3, 1e10):
+    scaled = jax.tree.map(lambda leaf, s=scale: leaf * s, gradients)
+    raw, _ = combine(DIRECTIONS["bundle"](normalize=False), gradients)
+    transformation = ddi_jax.danskin_direction(
+      normalize=False, bundle_step=0.1 / scale**2
+    )
+    found, _ = combine(transformation, scaled)
+    np.testing.assert_allclose(as_vector(found) / scale, as_vector(raw), rtol=1e-4)
 
 
 def test_controls():
@@ -146,10 +132,17 @@ def test_controls():
 def test_one_gradient_is_returned_as_it_is(name):
   gradients = jax.tree.map(lambda leaf: leaf[:1], random_gradients(8))
   direction, state = combine(DIRECTIONS[name](normalize=False), gradients)
-  np.testing.assert_allclose(as_vector(direction), as_matrix(gradients)[0], rtol=1e-6)
+  # But for its length where that is the method's: the loss is 2 here.
+  only = as_matrix(gradients)[0]
+  length = np.linalg.norm(only)
+  factor = {"mgda": 1 / length, "mgda loss": 0.5, "mgda loss+": 0.5 / length}
+  factor["cagrad"] = 1.5
+  only = only * factor.get(name, 1)
+  np.testing.assert_allclose(as_vector(direction), only, rtol=1e-5)
   assert (state.cosine, state.min_cosine, state.support) == (1, 1, 1)
-  np.testing.assert_allclose(state.relative_norm, 1, rtol=1e-6)
-  np.testing.assert_allclose(state.gap, 0, atol=1e-6)
+  np.testing.assert_allclose(
+    state.relative_norm, np.linalg.norm(only) / length, rtol=1e-5
+  )
 
 
 def test_diagnostics():
@@ -263,7 +256,14 @@ def test_state_is_stable_and_nothing_recompiles(name):
   @jax.jit
   @chex.assert_max_traces(n=1)
   def update(gradients, state):
-    return optimizer.update(gradients, state, PARAMS, unknown_extra="swallowed")
+    return optimizer.update(
+      gradients,
+      state,
+      PARAMS,
+      losses=jnp.ones(4),
+      key=jax.random.key(0),
+      unknown_extra="swallowed",
+    )
 
   state = optimizer.init(PARAMS)
   for seed in range(3):
@@ -305,8 +305,9 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_gradients_are_refused(name, case):
   gradients, message = WRONG[case]
+  transformation = DIRECTIONS[name]()
   with pytest.raises(ValueError, match=message):
-    combine(DIRECTIONS[name](), gradients)
+    transformation.update(gradients, transformation.init(PARAMS))
 
 
 @all_directions
@@ -318,5 +319,102 @@ def test_gradients_without_a_candidate_axis_are_told_from_params(name):
 def test_bad_settings_are_refused():
   with pytest.raises(ValueError, match="tolerance must be None or >= 0, got -1"):
     ddi_jax.danskin_direction(tolerance=-1)
-  with pytest.raises(ValueError, match="max_iterations must be >= 1, got 0"):
+  with pytest.raises(ValueError, match="max_iterations must be None or >= 1, got 0"):
     ddi_jax.danskin_direction(max_iterations=0)
+  with pytest.raises(ValueError, match="method must be one of active_set"):
+    ddi_jax.danskin_direction(method="newton")
+  with pytest.raises(ValueError, match="bundle_step must be None or > 0, got 0"):
+    ddi_jax.danskin_direction(bundle_step=0.0)
+  with pytest.raises(ValueError, match="loss_tolerance must be None or >= 0, got nan"):
+    ddi_jax.danskin_direction(loss_tolerance=float("nan"))
+  with pytest.raises(ValueError, match=r"two forms; got 1.0 and 0.1"):
+    ddi_jax.danskin_direction(bundle_step=1.0, loss_tolerance=0.1)
+
+
+@pytest.mark.parametrize("form", ["bundle_step", "loss_tolerance"])
+def test_losses_are_asked_for(form):
+  transformation = ddi_jax.danskin_direction(**{form: 0.1})
+  with pytest.raises(ValueError, match=f"{form} needs the candidates' losses"):
+    transformation.update(random_gradients(0), transformation.init(PARAMS))
+  with pytest.raises(ValueError, match=r"shape \[K\] = \(4,\).*got \(4, 8\)"):
+    combine(transformation, random_gradients(0), losses=jnp.ones((4, 8)))
+
+
+def random_losses(seed):
+  rng = np.random.default_rng(seed)
+  return rng.choice([0.01, 1.0, 30.0]) * jnp.asarray(rng.normal(size=4), jnp.float32)
+
+
+@functools.cache
+def jitted(form):
+  def update(gradients, losses, size):
+    transformation = ddi_jax.danskin_direction(normalize=False, **{form: size})
+    return combine(transformation, gradients, losses=losses)
+
+  return jax.jit(update)
+
+
+@hypothesis.given(seed=st.integers(0, 2**32 - 1), step=st.sampled_from([0.01, 1, 100]))
+def test_bundle_lowers_every_linearised_loss_as_promised(seed, step):
+  """l_k - t <g_k, z> <= max l - (t ||z||^2 + sum_j a_j e_j), which no d betters."""
+  gradients, losses = random_gradients(seed), random_losses(seed)
+  direction, _ = jitted("bundle_step")(gradients, losses, step)
+  matrix, z = as_matrix(gradients), as_vector(direction)
+  losses = np.asarray(losses, float)
+
+  def model(d):
+    return np.max(losses + matrix @ d) + d @ d / (2 * step)
+
+  largest = np.square(matrix).sum(1).max()
+  rounding = 1e-5 * (step * largest + np.ptp(losses))
+  # The dual value bounds the model from below: equality proves both optimal.
+  expected, weights = min_norm_by_enumeration(
+    matrix @ matrix.T, (losses.max() - losses) / step
+  )
+  dual = losses.max() - step * expected / 2
+  np.testing.assert_allclose(model(-step * z), dual, atol=rounding)
+  drop = step * (z @ z) + weights @ (losses.max() - losses)
+  assert np.all(losses - step * matrix @ z <= losses.max() - drop + 3 * rounding)
+
+
+@hypothesis.given(seed=st.integers(0, 2**32 - 1))
+def test_bundle_descends_on_the_greatest_loss(seed):
+  gradients, losses = random_gradients(seed), random_losses(seed)
+  direction, state = jitted("bundle_step")(gradients, losses, 0.3)
+  matrix, z = as_matrix(gradients), as_vector(direction)
+  assert matrix[np.argmax(losses)] @ z >= z @ z * (1 - 1e-3)
+  assert state.gap <= 1e-3
+
+
+@hypothesis.given(seed=st.integers(0, 2**32 - 1))
+def test_active_set_is_the_min_norm_point_of_the_worst_candidates(seed):
+  gradients, losses = random_gradients(seed), random_losses(seed)
+  tolerance = float(np.ptp(losses)) / 2
+  direction, _ = jitted("loss_tolerance")(gradients, losses, tolerance)
+  active = np.asarray(losses) >= np.float32(losses.max()) - np.float32(tolerance)
+  matrix, z = as_matrix(gradients)[active], as_vector(direction)
+  value, _ = min_norm_by_enumeration(matrix @ matrix.T)
+  largest = np.square(matrix).sum(1).max()
+  np.testing.assert_allclose(z @ z, value, rtol=1e-4, atol=1e-5 * largest)
+  assert np.all(matrix @ z >= z @ z - 1e-5 * largest)
+
+
+def test_forms_are_the_plain_one_in_the_limit():
+  gradients, losses = random_gradients(2), jnp.array([1.0, 1.3, 0.7, 1.1])
+  plain, _ = combine(ddi_jax.danskin_direction(normalize=False), gradients)
+  for form, size in (("bundle_step", 1e8), ("loss_tolerance", 1.0)):
+    direction, _ = jitted(form)(gradients, losses, size)
+    np.testing.assert_allclose(as_vector(direction), as_vector(plain), rtol=1e-4)
+  for form, size in (("bundle_step", 1e-8), ("loss_tolerance", 0.0)):
+    direction, _ = jitted(form)(gradients, losses, size)
+    np.testing.assert_allclose(as_vector(direction), as_matrix(gradients)[1], rtol=1e-5)
+  equal, _ = jitted("bundle_step")(gradients, jnp.ones(4), 0.1)
+  np.testing.assert_allclose(as_vector(equal), as_vector(plain), rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("form", ["bundle_step", "loss_tolerance"])
+def test_losses_that_are_not_finite_are_visible(form, bad):
+  losses = jnp.array([1.0, bad, 0.7, 1.1])
+  direction, _ = jitted(form)(random_gradients(2), losses, 1.0)
+  assert np.all(np.isnan(as_vector(direction)))
