@@ -8,7 +8,9 @@ import ml_collections
 from ml_collections import config_dict
 
 from ddi_jax import models
+from ddi_jax.aggregators import NORMALIZATIONS
 from ddi_jax.data import DATASETS
+from ddi_jax.min_norm import SOLVERS
 from ddi_jax.training.methods import METHODS, num_candidates
 
 NORMS = ("linf", "l2", "l1")
@@ -30,6 +32,17 @@ def default_config() -> ml_collections.ConfigDict:
   config.unit_norm = False  # scale the direction to norm 1, with any method
   config.batch_size = 128
   config.num_epochs = 10.0
+
+  config.danskin = ml_collections.ConfigDict()  # of method danskin: danskin_direction's
+  config.danskin.bundle_step = config_dict.placeholder(float)  # None: not that form
+  config.danskin.loss_tolerance = config_dict.placeholder(float)  # None: not that form
+  config.danskin.method = "active_set"  # the min-norm solver
+
+  config.mgda = ml_collections.ConfigDict()  # of method mgda
+  config.mgda.normalization = "l2"  # or "loss", "loss+"
+
+  config.cagrad = ml_collections.ConfigDict()  # of method cagrad
+  config.cagrad.radius = 0.5  # in [0, 1)
 
   config.data = ml_collections.ConfigDict()
   config.data.name = "digits"
@@ -170,6 +183,18 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   positive_int("num_restarts")
   positive_int("batch_size")
   positive("num_epochs")
+
+  positive("danskin.bundle_step", optional=True)
+  check(
+    "danskin.loss_tolerance",
+    "a finite number >= 0 or None, and None where danskin.bundle_step is set",
+    lambda value: (
+      value is None or (0 <= value < math.inf and config.danskin.bundle_step is None)
+    ),
+  )
+  one_of("danskin.method", SOLVERS)
+  one_of("mgda.normalization", NORMALIZATIONS)
+  check("cagrad.radius", "a number in [0, 1)", lambda value: 0 <= value < 1)
 
   one_of("data.name", DATASETS)
   positive_int("data.validation_size")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import ml_collections
 import optax
 
 import ddi_jax
@@ -16,26 +17,61 @@ class Method(NamedTuple):
       only one.
     restarts: whether there are `num_restarts` candidates rather than one.
     select_worst: whether they are reduced, per example, to the worst of them.
-    direction: (normalize) -> the transformation from K gradients to one.
+    direction: config -> the transformation from K gradients to one.
   """
 
   attacked: bool
   restarts: bool
   select_worst: bool
-  direction: Callable[..., optax.GradientTransformationExtraArgs]
+  direction: Callable[
+    [ml_collections.ConfigDict], optax.GradientTransformationExtraArgs
+  ]
+
+
+def _first(config):
+  return ddi_jax.first_restart_direction(normalize=config.unit_norm)
+
+
+def _average(config):
+  return ddi_jax.average_direction(normalize=config.unit_norm)
+
+
+def _danskin(config):
+  return ddi_jax.danskin_direction(normalize=config.unit_norm, **config.danskin)
+
+
+def _mgda(config):
+  return ddi_jax.mgda_direction(normalize=config.unit_norm, **config.mgda)
+
+
+def _upgrad(config):
+  return ddi_jax.upgrad_direction(normalize=config.unit_norm)
+
+
+def _cagrad(config):
+  return ddi_jax.cagrad_direction(normalize=config.unit_norm, **config.cagrad)
+
+
+def _pcgrad(config):
+  return ddi_jax.pcgrad_direction(normalize=config.unit_norm)
 
 
 METHODS = {
   # No attack: ordinary training.
-  "standard": Method(False, False, False, ddi_jax.first_restart_direction),
+  "standard": Method(False, False, False, _first),
   # Adversarial training as in Madry et al. (2018).
-  "pgd": Method(True, False, False, ddi_jax.first_restart_direction),
+  "pgd": Method(True, False, False, _first),
   # The mean of the K gradients: the control for danskin.
-  "average": Method(True, True, False, ddi_jax.average_direction),
+  "average": Method(True, True, False, _average),
   # Per example the worst of the K attacks, then one gradient.
-  "worst_restart": Method(True, True, True, ddi_jax.first_restart_direction),
+  "worst_restart": Method(True, True, True, _first),
   # The minimum-norm combination of the K gradients (Latorre et al., 2023).
-  "danskin": Method(True, True, False, ddi_jax.danskin_direction),
+  "danskin": Method(True, True, False, _danskin),
+  # Other aggregators of the same K gradients, see ddi_jax/aggregators.py.
+  "mgda": Method(True, True, False, _mgda),
+  "upgrad": Method(True, True, False, _upgrad),
+  "cagrad": Method(True, True, False, _cagrad),
+  "pcgrad": Method(True, True, False, _pcgrad),
 }
 
 

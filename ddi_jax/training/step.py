@@ -37,8 +37,11 @@ class TrainState(NamedTuple):
 
 
 def stream_key(seed: int, stream: str, index: int | jax.Array) -> jax.Array:
-  """The key of a step ("training") or of a batch ("evaluation"): never the same."""
-  stream_index = ("training", "evaluation").index(stream)
+  """The key of a step ("training", "direction") or of a batch ("evaluation").
+
+  No two are the same.
+  """
+  stream_index = ("training", "evaluation", "direction").index(stream)
   return jax.random.fold_in(
     jax.random.fold_in(jax.random.key(seed), stream_index), index
   )
@@ -63,7 +66,7 @@ def create_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
   """K gradients -> direction -> weight decay and momentum -> update."""
   settings = config.optimizer
-  direction = METHODS[config.method].direction(normalize=config.unit_norm)
+  direction = METHODS[config.method].direction(config)
   if settings.name == "adam":
     rule = optax.adamw(schedule, weight_decay=settings.weight_decay)
   else:
@@ -164,7 +167,13 @@ def create_train_step(
       has_aux=True,
     )
     correct, model_states = info.aux
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(
+      gradients,
+      state.opt_state,
+      state.params,
+      losses=info.losses.mean(axis=1),
+      key=stream_key(config.seed, "direction", state.step),
+    )
     params = optax.apply_updates(state.params, updates)
     model_state = jax.tree.map(lambda leaf: leaf.mean(axis=0), model_states)
     metrics = {

@@ -40,6 +40,11 @@ def test_config_files_are_sound(path, variant):
     ("num_restarts", 0, "an integer >= 1"),
     ("batch_size", 0, "an integer >= 1"),
     ("num_epochs", 0.0, "a finite number > 0"),
+    ("danskin.bundle_step", 0.0, "a finite number > 0 or None"),
+    ("danskin.loss_tolerance", -1.0, "a finite number >= 0 or None"),
+    ("danskin.method", "newton", "one of active_set, projected_gradient"),
+    ("mgda.normalization", "l1", r"one of l2, loss, loss\+"),
+    ("cagrad.radius", 1.0, r"a number in \[0, 1\)"),
     ("data.name", "imagenet", "one of digits, mnist, cifar10"),
     ("data.validation_size", 0, "an integer >= 1"),
     ("data.split_seed", -1, "an integer >= 0"),
@@ -138,3 +143,13 @@ def test_batch_larger_than_the_data():
     training.ConfigError, match=r"batch_size must be in \[1, 1237\].*digits, got 2000"
   ):
     check_against_data(config, len(splits.train.labels))
+
+
+def test_the_two_forms_of_danskin_exclude_each_other():
+  config = changed("danskin.bundle_step", 0.1)
+  check_config(config)
+  config.danskin.loss_tolerance = 0.1
+  with pytest.raises(
+    training.ConfigError, match=r"danskin.loss_tolerance must be.*0.1"
+  ):
+    check_config(config)

@@ -80,6 +80,23 @@ def test_every_method_trains_and_updates_statistics(method, normalization):
   assert step._cache_size() == 1
 
 
+@pytest.mark.parametrize(
+  "changes",
+  [{"danskin.bundle_step": 1e-12}, {"danskin.loss_tolerance": 0.0}],
+  ids=["bundle", "active set"],
+)
+def test_forms_of_danskin_see_the_losses(changes):
+  """In their limits they take the candidate of greatest loss alone."""
+  plain, formed = small_config(), small_config(**changes)
+  _, state, step = build(plain)
+  _, metrics = step(state, IMAGES, LABELS)
+  _, state, step = build(formed)
+  _, formed_metrics = step(state, IMAGES, LABELS)
+  assert metrics["direction/support"] > 1
+  assert formed_metrics["direction/support"] == 1
+  assert formed_metrics["direction/norm"] > metrics["direction/norm"]
+
+
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_statistics_do_not_depend_on_the_gradient_s_mode(mode):
   """FACTS of the official code: statistics updated for one method and not another."""
