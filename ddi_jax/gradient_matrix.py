@@ -47,9 +47,8 @@ class ShiftedGram(NamedTuple):
 
   Nearly equal vectors lose their differences in the rounding of an ordinary Gram
   matrix, differences + products 1' + 1 products' + squared_norm; with one of them as
-  the reference these are kept.  At pairwise cosine .99999 that is what separates
-  weights right to 2e-5 from weights off by .2 (docs/min_norm.md).  With r = 0,
-  `differences` is the Gram matrix itself.
+  the reference these are kept: at pairwise cosine .99999, weights right to 1e-5 instead
+  of .02 (docs/min_norm.md).  With r = 0, `differences` is the Gram matrix itself.
 
   Attributes:
     differences: <g_i - r, g_j - r>, `[K, K]`.

@@ -7,6 +7,7 @@ from gradient_trees import (
   DIRECTIONS,
   PARAMS,
   as_matrix,
+  as_tree,
   as_vector,
   combine,
   random_gradients,
@@ -49,17 +50,68 @@ def test_danskin_has_the_least_norm(seed):
   np.testing.assert_allclose(state.norm, norm, rtol=1e-4, atol=1e-6)
 
 
-@hypothesis.given(seed=st.integers(0, 2**32 - 1))
-def test_danskin_is_invariant_to_permutations(seed):
+@functools.cache
+def raw_direction(name):
+  """(Gradients, losses) -> unnormalised direction."""
+  transformation = DIRECTIONS[name](normalize=False)
+  return jax.jit(
+    lambda gradients, losses: combine(transformation, gradients, losses=losses)[0]
+  )
+
+
+def sizes_and_losses(seed):
   gradients = random_gradients(seed)
+  losses = np.random.default_rng(seed).uniform(0.5, 2.0, size=4)
+  return gradients, jnp.asarray(losses, jnp.float32)
+
+
+def assert_close_on_the_scale_of(direction, expected, gradients, name):
+  # Where only the squared norm is well determined, z is to the root of the rounding.
+  scale = np.abs(as_matrix(gradients)).max()
+  if name in ("mgda", "mgda loss+"):
+    scale = 1.0
+  np.testing.assert_allclose(direction, expected, atol=3e-3 * scale)
+
+
+@pytest.mark.parametrize("name", sorted(set(DIRECTIONS) - {"first", "pcgrad"}))
+@hypothesis.given(seed=st.integers(0, 2**32 - 1))
+def test_invariant_to_permutations_of_the_candidates(name, seed):
+  gradients, losses = sizes_and_losses(seed)
   order = np.random.default_rng(seed).permutation(4)
   permuted = jax.tree.map(lambda leaf: leaf[order], gradients)
-  scale = np.abs(as_matrix(gradients)).max()
-  np.testing.assert_allclose(
-    as_vector(danskin_raw(permuted)[0]),
-    as_vector(danskin_raw(gradients)[0]),
-    atol=3e-3 * scale,
+  assert_close_on_the_scale_of(
+    as_vector(raw_direction(name)(permuted, losses[order])),
+    as_vector(raw_direction(name)(gradients, losses)),
+    gradients,
+    name,
   )
+
+
+@all_directions
+@hypothesis.given(seed=st.integers(0, 2**32 - 1))
+def test_turns_with_the_gradients(name, seed):
+  """What comes out depends on inner products alone, so rotations commute with it."""
+  gradients, losses = sizes_and_losses(seed)
+  rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(11, 11)))[0]
+  turned = jnp.asarray(as_matrix(gradients) @ rotation, jnp.float32)
+  assert_close_on_the_scale_of(
+    as_vector(raw_direction(name)(as_tree(turned), losses)),
+    as_vector(raw_direction(name)(gradients, losses)) @ rotation,
+    gradients,
+    name,
+  )
+
+
+@pytest.mark.parametrize(
+  "name", ["danskin", "mgda", "mgda loss", "mgda loss+", "upgrad"]
+)
+@hypothesis.given(seed=st.integers(0, 2**32 - 1))
+def test_conflicts_with_no_candidate(name, seed):
+  gradients, losses = sizes_and_losses(seed)
+  z = as_vector(raw_direction(name)(gradients, losses))
+  matrix = as_matrix(gradients)
+  lengths = np.linalg.norm(matrix, axis=1) * np.linalg.norm(z)
+  assert np.all(matrix @ z >= -1e-4 * lengths)
 
 
 @all_directions

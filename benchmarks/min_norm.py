@@ -1,0 +1,276 @@
+"""Time and accuracy of the min-norm solvers, ours and others', on Gram matrices.
+
+pip install -e '.[peers]'
+python benchmarks/min_norm.py
+
+Prints Markdown tables, one per set of matrices and K.  All solvers get the same float64
+Gram matrices, also where ours has a float32 row.  The gap is max_k (value -
+<z, g_k>) / value of the weights that came back, made non-negative and of sum 1, and
+computed in float64 by the same lines for all.  "one" is a call from Python on one
+matrix; "of 1,000" is the time per matrix when 1,000 are at hand: a single batched call
+where the solver has one, else a Python loop (over fewer matrices for the slow ones).
+The solvers take turns, round after round, so that a busy machine slows all of them.
+jax runs with jax_cpu_enable_async_dispatch=False: by default it hands a loop to another
+thread, which makes a single call from Python some 20 us longer.
+"""
+
+from collections.abc import Callable
+import importlib.metadata
+import os
+from pathlib import Path
+import platform
+import statistics
+import time
+from typing import NamedTuple
+
+from absl import app, flags
+import cvxpy
+import jax
+import jax.numpy as jnp
+import numpy as np
+import qpax
+import quadprog
+import scipy.optimize
+import torch
+from torchjd.aggregation import MGDAWeighting
+
+import ddi_jax
+
+_SIZES = flags.DEFINE_list("sizes", ["2", "10", "64"], "K.")
+_SETS = flags.DEFINE_list(
+  "sets",
+  ["mnist", "cifar10_small", "independent", "spread", "near_origin"],
+  "Of matrices: of training runs (benchmarks/data), or synthetic.",
+)
+_BATCH = flags.DEFINE_integer("batch", 1_000, "Matrices in a batch.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds after one of warm-up.")
+_SECONDS = flags.DEFINE_float("seconds", 0.2, "At the most, per solver and round.")
+_DATA = Path(__file__).parent / "data"
+
+
+class _Solver(NamedTuple):
+  one: Callable[[np.ndarray], np.ndarray]  # Gram [K, K] -> weights [K]
+  batch: Callable[[np.ndarray], np.ndarray] | None = None  # [N, K, K] -> [N, K]
+
+
+def _matrices(name: str, size: int, count: int) -> np.ndarray:
+  """`[count, size, size]`, float64."""
+  rng = np.random.default_rng(0)
+  if name in ("mnist", "cifar10_small"):
+    triangles = np.load(_DATA / f"{name}.npz")["triangles"]
+    full = np.zeros((len(triangles), 64, 64))
+    full[:, *np.tril_indices(64)] = triangles
+    full += np.tril(full, -1).transpose(0, 2, 1)
+    chosen = [rng.choice(64, size, replace=False) for _ in range(count)]
+    return np.stack(
+      [full[i % len(full)][np.ix_(rows, rows)] for i, rows in enumerate(chosen)]
+    )
+  gradients = rng.normal(size=(count, size, 4 * size))
+  if name == "spread":
+    gradients *= np.exp(3 * rng.normal(size=(count, size, 1)))
+  if name == "near_origin":
+    gradients -= gradients.mean(1, keepdims=True)
+    gradients[:, :, -1] = 0.01
+  return gradients @ gradients.transpose(0, 2, 1)
+
+
+def _ours(method: str, dtype: type, batched: Callable) -> _Solver:
+  def solve(gram):
+    return ddi_jax.min_norm_weights(gram, method=method).weights
+
+  one, batch = jax.jit(solve), jax.jit(lambda grams: batched(solve, grams))
+  return _Solver(
+    lambda gram: np.asarray(one(gram.astype(dtype))),
+    lambda grams: np.asarray(batch(grams.astype(dtype))),
+  )
+
+
+def _qpax() -> _Solver:
+  def solve(gram):
+    size = len(gram)
+    solution = qpax.solve_qp(
+      gram / jnp.max(gram),
+      jnp.zeros(size),
+      jnp.ones((1, size)),
+      jnp.ones(1),
+      -jnp.eye(size),
+      jnp.zeros(size),
+      solver_tol=1e-10,
+    )
+    return solution[0]
+
+  one, batch = jax.jit(solve), jax.jit(jax.vmap(solve))
+  return _Solver(
+    lambda gram: np.asarray(one(gram)),
+    lambda grams: np.asarray(batch(grams)),
+  )
+
+
+def _quadprog(gram):
+  size = len(gram)
+  constraints = np.concatenate([np.ones((size, 1)), np.eye(size)], axis=1)
+  right = np.zeros(size + 1)
+  right[0] = 1
+  scaled = gram / gram.max()
+  try:
+    return quadprog.solve_qp(scaled, np.zeros(size), constraints, right, 1)[0]
+  except ValueError:  # Wants a positive definite matrix.
+    scaled = scaled + 1e-10 * np.eye(size)
+    return quadprog.solve_qp(scaled, np.zeros(size), constraints, right, 1)[0]
+
+
+def _factor(gram):
+  """L with L L' = gram, also for a singular one."""
+  values, vectors = np.linalg.eigh(gram / gram.max())
+  return vectors * np.sqrt(np.maximum(values, 0))
+
+
+def _nnls(gram):
+  size = len(gram)
+  system = np.concatenate([_factor(gram).T, np.ones((1, size))])
+  try:
+    return scipy.optimize.nnls(system, np.append(np.zeros(size), 1.0))[0]
+  except RuntimeError:  # Too many iterations.
+    return None
+
+
+def _slsqp(gram):
+  size, scaled = len(gram), gram / gram.max()
+  return scipy.optimize.minimize(
+    lambda weights: weights @ scaled @ weights / 2,
+    np.full(size, 1 / size),
+    jac=lambda weights: scaled @ weights,
+    method="SLSQP",
+    bounds=[(0, 1)] * size,
+    constraints={
+      "type": "eq",
+      "fun": lambda weights: weights.sum() - 1,
+      "jac": lambda weights: np.ones(size),
+    },
+    options={"ftol": 1e-15, "maxiter": 1000},
+  ).x
+
+
+def _clarabel(size: int) -> _Solver:
+  weights = cvxpy.Variable(size)
+  factor = cvxpy.Parameter((size, size))
+  problem = cvxpy.Problem(
+    cvxpy.Minimize(cvxpy.sum_squares(factor.T @ weights)),
+    [weights >= 0, cvxpy.sum(weights) == 1],
+  )
+
+  def one(gram):
+    factor.value = _factor(gram)
+    problem.solve(solver=cvxpy.CLARABEL)
+    return weights.value
+
+  return _Solver(one)
+
+
+def _torchjd(**settings) -> _Solver:
+  weighting = MGDAWeighting(**settings)
+  return _Solver(lambda gram: weighting(torch.from_numpy(gram)).numpy())
+
+
+def _solvers(size: int) -> dict[str, _Solver]:
+  def vmap(solve, grams):
+    return jax.vmap(solve)(grams)
+
+  return {
+    "active_set": _ours("active_set", jnp.float64, vmap),
+    "active_set, lax.map": _ours("active_set", jnp.float64, jax.lax.map),
+    "active_set, float32": _ours("active_set", jnp.float32, vmap),
+    "active_set, float32, lax.map": _ours("active_set", jnp.float32, jax.lax.map),
+    "projected_gradient": _ours("projected_gradient", jnp.float64, vmap),
+    "quadprog": _Solver(_quadprog),
+    "scipy NNLS": _Solver(_nnls),
+    "scipy SLSQP": _Solver(_slsqp),
+    "qpax": _qpax(),
+    "cvxpy, Clarabel": _clarabel(size),
+    "TorchJD MGDA": _torchjd(),
+    "TorchJD MGDA, 10,000 iterations": _torchjd(epsilon=1e-9, max_iters=10_000),
+  }
+
+
+def _gap(weights, gram):
+  """The relative gap; infinite if the weights are not numbers."""
+  if weights is None or not np.all(np.isfinite(weights)):
+    return np.inf
+  weights = np.maximum(np.asarray(weights, np.float64), 0)
+  weights /= weights.sum()
+  product = gram @ weights
+  value = weights @ product
+  return max(value - product.min(), 0) / value
+
+
+def _clock(call, items) -> tuple[float, list]:
+  """(Median seconds of a call, results), for as many items as the time allows."""
+  results, seconds = [], []
+  for item in items:
+    start = time.perf_counter()
+    results.append(call(item))
+    seconds.append(time.perf_counter() - start)
+    if sum(seconds) > _SECONDS.value:
+      break
+  return statistics.median(seconds), results
+
+
+def _table(name: str, size: int) -> None:
+  grams = _matrices(name, size, _BATCH.value)
+  ones, batches, gaps = {}, {}, {}
+  solvers = _solvers(size)
+  for _ in range(_ROUNDS.value + 1):
+    for solver_name, solver in solvers.items():
+      seconds, results = _clock(solver.one, grams)
+      if solver.batch:
+        start = time.perf_counter()
+        results = solver.batch(grams)
+        batch_seconds = (time.perf_counter() - start) / len(grams)
+      else:
+        batch_seconds = seconds
+      ones.setdefault(solver_name, []).append(seconds)
+      batches.setdefault(solver_name, []).append(batch_seconds)
+      gaps[solver_name] = [
+        _gap(weights, gram) for weights, gram in zip(results, grams, strict=False)
+      ]
+  print(f"\n### {name}, K = {size}\n")
+  print("| solver | one (us) | of 1,000 (us each) | median gap | worst gap |")
+  print("|---|---|---|---|---|")
+  for solver_name in solvers:
+    one = 1e6 * statistics.median(ones[solver_name][1:])
+    each = 1e6 * statistics.median(batches[solver_name][1:])
+    print(
+      f"| {solver_name} | {one:.3g} | {each:.3g} | "
+      f"{np.median(gaps[solver_name]):.0e} | {np.max(gaps[solver_name]):.0e} |",
+      flush=True,
+    )
+
+
+def main(_):
+  jax.config.update("jax_enable_x64", True)
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
+  torch.set_num_threads(1)
+  versions = ", ".join(
+    f"{package} {importlib.metadata.version(package)}"
+    for package in (
+      "jax",
+      "torchjd",
+      "torch",
+      "qpax",
+      "quadprog",
+      "scipy",
+      "cvxpy",
+      "clarabel",
+    )
+  )
+  print(
+    f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
+    f"{versions}, {time.strftime('%Y-%m-%d')}; median of {_ROUNDS.value}."
+  )
+  for name in _SETS.value:
+    for size in _SIZES.value:
+      _table(name, int(size))
+
+
+if __name__ == "__main__":
+  app.run(main)
