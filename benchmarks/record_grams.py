@@ -21,7 +21,7 @@ from tqdm import auto as tqdm
 
 from ddi_jax import data, models
 from ddi_jax.training import step as step_lib
-from ddi_jax.training.config import model_settings
+from ddi_jax.training.train import create_model, load_data
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment.")
 _OUTPUT = flags.DEFINE_string("output", None, "The .npz file to write.", required=True)
@@ -47,22 +47,8 @@ def _record() -> optax.GradientTransformation:
 
 def main(_):
   config = _CONFIG.value
-  splits = data.load(
-    config.data.name,
-    data_dir=config.data.data_dir,
-    validation_size=config.data.validation_size,
-    split_seed=config.data.split_seed,
-    limit=config.data.limit,
-  )
-  model = models.create_model(
-    config.model.name,
-    image_shape=splits.train.images.shape[1:],
-    num_classes=splits.num_classes,
-    mean=splits.mean,
-    std=splits.std,
-    settings=model_settings(config),
-    seed=config.seed,
-  )
+  splits = load_data(config)
+  model = create_model(config, splits)
   apply, params, model_state = models.functional(model)
   schedule = step_lib.create_schedule(config, _STEPS.value)
   epoch = len(splits.train.labels) // config.batch_size

@@ -449,6 +449,13 @@ def test_active_set_is_the_min_norm_point_of_the_worst_candidates(seed):
   largest = np.square(matrix).sum(1).max()
   np.testing.assert_allclose(z @ z, value, rtol=1e-4, atol=1e-5 * largest)
   assert np.all(matrix @ z >= z @ z - 1e-5 * largest)
+  # The others stay below for steps s (||z||^2 - <z, g_k>) <= tolerance.
+  everyone, losses = as_matrix(gradients), np.asarray(losses, float)
+  excess = np.max(z @ z - everyone[~active] @ z, initial=0)
+  step = tolerance / max(excess, 1e-3 * largest)
+  after = losses - step * everyone @ z
+  rounding = 1e-5 * (step * largest + np.ptp(losses))
+  assert np.all(after <= losses.max() - step * (z @ z) + rounding)
 
 
 def test_forms_are_the_plain_one_in_the_limit():

@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Any, NamedTuple
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -69,7 +70,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
     TrainingError: if the loss or the parameters are no longer finite.
   """
   check_config(config)
-  splits = _load_data(config)
+  splits = load_data(config)
   check_against_data(config, len(splits.train.labels))
   claim_workdir(workdir, config)
   summary_path = workdir / report.SUMMARY_FILE
@@ -89,7 +90,13 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
   return summary
 
 
-def _load_data(config: ml_collections.ConfigDict) -> data.Splits:
+def load_data(config: ml_collections.ConfigDict) -> data.Splits:
+  """The data set of the config.
+
+  Raises:
+    ConfigError: if the set is too small for a setting.
+    DataError: if it cannot be had.
+  """
   try:
     return data.load(
       config.data.name,
@@ -102,12 +109,9 @@ def _load_data(config: ml_collections.ConfigDict) -> data.Splits:
     raise ConfigError(f"config.{error}") from error
 
 
-def _create_experiment(
-  config: ml_collections.ConfigDict, splits: data.Splits
-) -> _Experiment:
-  steps_per_epoch = len(splits.train.labels) // config.batch_size
-  total = max(1, round(config.num_epochs * steps_per_epoch))
-  model = models.create_model(
+def create_model(config: ml_collections.ConfigDict, splits: data.Splits) -> nnx.Module:
+  """The freshly initialised model of the config, for this data."""
+  return models.create_model(
     config.model.name,
     image_shape=splits.train.images.shape[1:],
     num_classes=splits.num_classes,
@@ -116,6 +120,14 @@ def _create_experiment(
     settings=model_settings(config),
     seed=config.seed,
   )
+
+
+def _create_experiment(
+  config: ml_collections.ConfigDict, splits: data.Splits
+) -> _Experiment:
+  steps_per_epoch = len(splits.train.labels) // config.batch_size
+  total = max(1, round(config.num_epochs * steps_per_epoch))
+  model = create_model(config, splits)
   apply, params, model_state = models.functional(model)
   schedule = create_schedule(config, total)
   optimizer = create_optimizer(config, schedule)
