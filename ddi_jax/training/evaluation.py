@@ -104,9 +104,9 @@ def create_evaluate(
     dataset: Dataset,
     interrupted: Callable[[], bool] = lambda: False,
   ) -> Evaluation | None:
-    size = min(settings.batch_size, len(dataset.labels))
     sums = []
-    for index, batch in enumerate(evaluation_batches(dataset, size)):
+    batches = evaluation_batches(dataset, settings.batch_size)  # All of one shape.
+    for index, batch in enumerate(batches):
       if interrupted():
         return None
       key = stream_key(config.seed, "evaluation", index)

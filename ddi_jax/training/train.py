@@ -17,6 +17,7 @@ from tqdm import auto as tqdm
 from ddi_jax import data, models
 from ddi_jax.training import figures, logs, report
 from ddi_jax.training.checkpoints import Checkpoints
+from ddi_jax.training.compilation import compilation_cache_in
 from ddi_jax.training.config import (
   ConfigError,
   check_against_data,
@@ -59,7 +60,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
   Args:
     config: see `ddi_jax.training.default_config`.
     workdir: made if missing; receives config.json, metrics.jsonl, summary.json,
-      curves.png, checkpoints/ and tensorboard/.
+      curves.png, checkpoints/, tensorboard/ and compilation_cache/, the compiled
+      programs that make a resumed run start at once.
 
   Returns:
     The content of summary.json; None if the run was interrupted.
@@ -78,7 +80,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
     print(f"The run in {workdir} is complete; nothing to do.\n")
     summary = json.loads(summary_path.read_text())
   else:
-    with Interruption() as interrupted:
+    with compilation_cache_in(workdir), Interruption() as interrupted:
       summary = _run(_create_experiment(config, splits), config, workdir, interrupted)
     if summary is None:
       print(f"Interrupted and saved in {workdir}; the same command resumes.")
@@ -135,7 +137,10 @@ def _create_experiment(
     splits=splits,
     total=total,
     evaluate_every=max(1, round(config.evaluation.every_epochs * steps_per_epoch)),
-    initial_state=create_train_state(params, model_state, optimizer),
+    # Committed to its device, as a restored state is: else XLA would compile for both.
+    initial_state=jax.device_put(
+      create_train_state(params, model_state, optimizer), jax.devices()[0]
+    ),
     train_step=create_train_step(
       config,
       apply,
