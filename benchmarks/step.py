@@ -1,134 +1,183 @@
-"""Time of one DDi training step against K PGD steps, for every loop form.
+"""Where the time and memory of one DDi training step go.
 
-python benchmarks/step.py --width=16 --batch_size=64 --num_restarts=4
+python benchmarks/step.py --width=16 --batch_size=64 --num_restarts=4 --steps=7
 
-Prints a Markdown table.  The forms are timed in turn, round after round, so that a busy
-machine slows all of them; reported is the median.  With --convolution=lax the model
-uses `jax.lax.conv_general_dilated`, as a user's own model would.
+Times the compiled training step, K = 1 PGD steps to compare with, and the step's parts,
+each compiled by itself on the same arrays.  Model FLOP/s: the FLOPs that XLA's cost
+analysis counts in one input gradient and one parameter gradient (compiled alone, since
+a loop's body is counted once), times how often they are taken; set against the speed of
+a large matrix product on the same machine.  Memory is what XLA plans for: arguments,
+results and temporaries.  Prints Markdown tables.
 """
 
-import importlib.metadata
-import os
-import platform
-import statistics
 import time
 
 from absl import app, flags
 import jax
+import jax.numpy as jnp
 import numpy as np
+import workload
 
-from ddi_jax import models, training
-from ddi_jax.models import layers
-from ddi_jax.training import step as step_lib
-from ddi_jax.training.config import model_settings
+import ddi_jax
+from ddi_jax import data, gradient_matrix, losses, min_norm, training
+from ddi_jax.training import evaluation
 
-_WIDTH = flags.DEFINE_integer("width", 16, "Channels of ResNet-18's stem.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images.")
-_NUM_RESTARTS = flags.DEFINE_integer("num_restarts", 4, "K.")
-_STEPS = flags.DEFINE_integer("steps", 7, "Steps of the attack.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed rounds after one of warm-up.")
-_FORMS = flags.DEFINE_list(
-  "forms", ["auto", "loop", "merge", "unroll", "vmap"], "Loop forms to time."
+_FORM = flags.DEFINE_enum(
+  "form", "auto", ["auto", "unroll", "loop", "vmap"], "Of all three loops."
 )
-_CONVOLUTION = flags.DEFINE_enum("convolution", "ddi_jax", ["ddi_jax", "lax"], "Whose.")
-
-# Form -> the three loops of a step.
-_LOOPS = {
-  "auto": {},
-  "loop": {"gradients": "loop", "restarts": "loop", "steps": "loop"},
-  "merge": {"gradients": "loop", "restarts": "merge", "steps": "loop"},
-  "unroll": {"gradients": "unroll", "restarts": "unroll", "steps": "unroll"},
-  "vmap": {"gradients": "vmap", "restarts": "vmap", "steps": "loop"},
-}
+_GIBI = 2**30
 
 
-class _Timed:
-  """A compiled training step with its own state."""
-
-  def __init__(self, method, loops, images, labels):
-    config = training.default_config()
-    config.method = method
-    config.num_restarts = _NUM_RESTARTS.value
-    config.model.name = "resnet18"
-    config.model.width = _WIDTH.value
-    config.model.activation = "celu"
-    config.model.normalization = "group"
-    config.attack.epsilon = 0.031
-    config.attack.steps = _STEPS.value
-    config.loops.update(loops)
-    model = models.create_model(
-      "resnet18",
-      image_shape=images.shape[1:],
-      num_classes=10,
-      mean=(0.5,) * 3,
-      std=(0.25,) * 3,
-      settings=model_settings(config),
-      seed=0,
-    )
-    apply, params, model_state = models.functional(model)
-    schedule = step_lib.create_schedule(config, 1000)
-    optimizer = step_lib.create_optimizer(config, schedule)
-    step = step_lib.create_train_step(
-      config, apply, optimizer, schedule, warmup_steps=1, max_value=255
-    )
-    self._state = step_lib.create_train_state(params, model_state, optimizer)
-    self._batch = (images, labels)
+def _matmul_flops_per_second() -> float:
+  """The best of some large float32 matrix products."""
+  size = 4096 if jax.default_backend() != "cpu" else 2048
+  matrix = jnp.ones((size, size))
+  multiply = jax.jit(lambda a: jnp.matmul(a, a))
+  multiply(matrix).block_until_ready()
+  seconds = []
+  for _ in range(5):
     began = time.perf_counter()
-    self._step = step.lower(self._state, images, labels).compile()
-    self.compile_seconds = time.perf_counter() - began
-    self.seconds = []
+    multiply(matrix).block_until_ready()
+    seconds.append(time.perf_counter() - began)
+  return 2 * size**3 / min(seconds)
 
-  def run(self):
-    began = time.perf_counter()
-    self._state, metrics = self._step(self._state, *self._batch)
-    jax.block_until_ready((self._state, metrics))
-    self.seconds.append(time.perf_counter() - began)
 
-  @property
-  def median(self):
-    return statistics.median(self.seconds[1:])
+def _flops(fn, *args) -> float:
+  return jax.jit(fn).lower(*args).compile().cost_analysis()["flops"]
+
+
+def _parts(work):
+  """Name -> a call of one part of the step; and the FLOPs of the two gradients."""
+  config, state = work.config, work.state
+  inputs, labels = jnp.asarray(work.images / 255.0, jnp.float32), work.labels
+
+  def loss_fn(params, inputs, labels):
+    logits, _ = work.apply(params, state.model_state, inputs, train=True)
+    return losses.cross_entropy(logits, labels)
+
+  def objective(params):
+    return lambda inputs, labels: loss_fn(params, inputs, labels)
+
+  attack = ddi_jax.pgd(
+    ddi_jax.linf(config.attack.epsilon),
+    steps=config.attack.steps,
+    step_size=0.008,
+    loop=config.loops.steps,
+  )
+
+  @jax.jit
+  def candidates_of(params, inputs, key):
+    return ddi_jax.restart_candidates(
+      attack,
+      objective(params),
+      inputs,
+      labels,
+      key,
+      config.num_restarts,
+      loop=config.loops.restarts,
+    )
+
+  @jax.jit
+  def gradients_of(params, candidates):
+    return ddi_jax.candidate_gradients(
+      loss_fn, params, candidates, labels, loop=config.loops.gradients
+    )[0]
+
+  inner_of = jax.jit(gradient_matrix.shifted_gram)
+  solve = jax.jit(min_norm.solve)
+  update = jax.jit(work.optimizer.update)
+  evaluate = evaluation.create_evaluate(config, work.apply, 255)
+  rng = np.random.default_rng(0)
+  dataset = data.Dataset(
+    rng.integers(0, 256, (50_000, 32, 32, 3), np.uint8), np.zeros(50_000, np.int32)
+  )
+  batches = data.training_batches(
+    dataset, config.batch_size, seed=0, start=0, stop=10_000
+  )
+  config.evaluation.batch_size = config.batch_size
+  one_batch = data.Dataset(work.images, work.labels)
+
+  key = jax.random.key(0)
+  candidates = candidates_of(state.params, inputs, key)
+  gradients = gradients_of(state.params, candidates)
+  inner, _ = inner_of(gradients)
+  calls = {
+    "K attacks": lambda: candidates_of(state.params, inputs, key),
+    "K gradients": lambda: gradients_of(state.params, candidates),
+    "inner products": lambda: inner_of(gradients),
+    "solver": lambda: solve(inner),
+    "direction and update": lambda: update(gradients, state.opt_state, state.params),
+    "data: the next batch": lambda: next(batches),
+    "evaluation of a batch (PGD-20)": lambda: evaluate(state, one_batch),
+  }
+
+  def total(params, inputs):
+    return loss_fn(params, inputs, labels).mean()
+
+  input_flops = _flops(jax.grad(total, argnums=1), state.params, inputs)
+  parameter_flops = _flops(jax.grad(total), state.params, inputs)
+  count = config.num_restarts
+  flops = {
+    "K attacks": count * config.attack.steps * input_flops,
+    "K gradients": count * parameter_flops,
+  }
+  return calls, flops
 
 
 def main(_):
   """Times and prints."""
-  if _CONVOLUTION.value == "lax":
-    layers.conv_general_dilated = jax.lax.conv_general_dilated
-  rng = np.random.default_rng(0)
-  images = rng.integers(0, 256, (_BATCH_SIZE.value, 32, 32, 3), np.uint8)
-  labels = rng.integers(0, 10, _BATCH_SIZE.value).astype(np.int32)
-  versions = " ".join(f"{p} {importlib.metadata.version(p)}" for p in ("jax", "jaxlib"))
-  print(
-    f"ResNet-18 (CELU, GroupNorm), width {_WIDTH.value}, batch {_BATCH_SIZE.value}, "
-    f"K = {_NUM_RESTARTS.value}, PGD-{_STEPS.value}, {_CONVOLUTION.value} convolution; "
-    f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
-    f"{versions}, {time.strftime('%Y-%m-%d')}; median of {_REPEATS.value}.\n",
-    flush=True,
-  )
-  single = {form: _LOOPS[form] for form in _FORMS.value}
-  pgd = {
-    form: _Timed("pgd", loops, images, labels)
-    for form, loops in single.items()
-    if form in ("auto", "loop", "unroll")
-  }
-  ddi = {
-    form: _Timed("danskin", loops, images, labels) for form, loops in single.items()
-  }
-  for _ in range(_REPEATS.value + 1):
-    for timed in (*pgd.values(), *ddi.values()):
-      timed.run()
-  reference = _NUM_RESTARTS.value * min(timed.median for timed in pgd.values())
-  best = min(timed.median for timed in ddi.values())
-  print("| loop form | DDi step (s) | / best form | / (K PGD steps) | compile (s) |")
+  print(workload.describe() + "\n", flush=True)
+  loops = dict.fromkeys(training.default_config().loops, _FORM.value)
+  work, pgd = workload.create("danskin", loops), workload.create("pgd", loops)
+  states = {"step": work.state, "pgd": pgd.state}
+  batch = (work.images, work.labels)
+  began = time.perf_counter()
+  step = work.train_step.lower(work.state, *batch).compile()
+  compile_seconds = time.perf_counter() - began
+  memory = step.memory_analysis()
+  steps = {"step": step, "pgd": pgd.train_step.lower(pgd.state, *batch).compile()}
+
+  def advance(name):
+    states[name], metrics = steps[name](states[name], *batch)
+    return metrics
+
+  calls, flops = _parts(work._replace(state=jax.tree.map(jnp.copy, work.state)))
+  whole = {name: lambda name=name: advance(name) for name in steps}
+  seconds = workload.median_seconds({**whole, **calls})
+  peak = _matmul_flops_per_second()
+  flops["step"] = sum(flops.values())
+  num_restarts = work.config.num_restarts
+
+  def row(name, title):
+    speed = flops[name] / seconds[name] if name in flops else None
+    cells = [
+      title,
+      f"{1e3 * seconds[name]:.3g}",
+      f"{seconds[name] / seconds['step']:.1%}",
+    ]
+    cells += [f"{speed / 1e9:.0f}", f"{speed / peak:.0%}"] if speed else ["", ""]
+    print("| " + " | ".join(cells) + " |")
+
+  print("| part | ms | of the step | model GFLOP/s | of the matrix product's |")
   print("|---|---|---|---|---|")
-  for form, timed in ddi.items():
-    print(
-      f"| {form} | {timed.median:.2f} | {timed.median / best:.2f} | "
-      f"{timed.median / reference:.2f} | {timed.compile_seconds:.0f} |"
-    )
+  row("step", "the whole step")
+  for name in calls:
+    row(name, name)
+  used = (
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    + memory.temp_size_in_bytes
+    - memory.alias_size_in_bytes
+  )
+  stored = num_restarts * sum(
+    leaf.nbytes for leaf in jax.tree.leaves(work.state.params)
+  )
   print(
-    f"\nK times one PGD step: {reference:.2f} s (the fastest of "
-    + ", ".join(f"{form} {timed.median:.2f} s" for form, timed in pgd.items())
-    + " a step)."
+    f"\nOne PGD step: {1e3 * seconds['pgd']:.3g} ms; the DDi step is "
+    f"{seconds['step'] / (num_restarts * seconds['pgd']):.2f} times K of them.\n"
+    f"Matrix product: {peak / 1e9:.0f} GFLOP/s. Compilation: {compile_seconds:.0f} s. "
+    f"Peak memory: {used / _GIBI:.3f} GiB, of which the K gradients "
+    f"{stored / _GIBI:.3f} GiB."
   )
 
 

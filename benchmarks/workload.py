@@ -1,0 +1,114 @@
+"""What the benchmarks of a training step share: its flags, its parts, its clock."""
+
+from collections.abc import Callable, Mapping
+import importlib.metadata
+import os
+import platform
+import statistics
+import time
+from typing import Any, NamedTuple
+
+from absl import flags
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from ddi_jax import models, training
+from ddi_jax.models import layers
+from ddi_jax.models.functional import Apply
+from ddi_jax.training import step as step_lib
+from ddi_jax.training.config import model_settings
+
+_MODEL = flags.DEFINE_enum("model", "resnet18", models.MODELS, "Network.")
+_WIDTH = flags.DEFINE_integer("width", 16, "Channels of its first convolution.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images, 32x32x3.")
+_NUM_RESTARTS = flags.DEFINE_integer("num_restarts", 4, "K.")
+_STEPS = flags.DEFINE_integer("steps", 7, "Steps of the attack.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed rounds after one of warm-up.")
+_CONVOLUTION = flags.DEFINE_enum("convolution", "ddi_jax", ["ddi_jax", "lax"], "Whose.")
+
+
+class Workload(NamedTuple):
+  """A training step and what it is made of."""
+
+  config: ml_collections.ConfigDict
+  apply: Apply
+  optimizer: optax.GradientTransformationExtraArgs
+  state: step_lib.TrainState
+  train_step: step_lib.StepFn
+  images: np.ndarray  # [B, 32, 32, 3], uint8
+  labels: np.ndarray  # [B]
+
+
+def create(method: str, loops: Mapping[str, str]) -> Workload:
+  """The step of a method as the flags say, with the given loop forms."""
+  config = training.default_config()
+  config.method = method
+  config.num_restarts = _NUM_RESTARTS.value
+  config.batch_size = _BATCH_SIZE.value
+  config.model.name = _MODEL.value
+  config.model.width = _WIDTH.value
+  config.model.activation = "celu"
+  config.model.normalization = "group"
+  config.attack.epsilon = 0.031
+  config.attack.steps = _STEPS.value
+  config.loops.update(loops)
+  if _CONVOLUTION.value == "lax":
+    layers.conv_general_dilated = jax.lax.conv_general_dilated
+  rng = np.random.default_rng(0)
+  model = models.create_model(
+    config.model.name,
+    image_shape=(32, 32, 3),
+    num_classes=10,
+    mean=(0.5,) * 3,
+    std=(0.25,) * 3,
+    settings=model_settings(config),
+    seed=0,
+  )
+  apply, params, model_state = models.functional(model)
+  schedule = step_lib.create_schedule(config, 1000)
+  optimizer = step_lib.create_optimizer(config, schedule)
+  return Workload(
+    config=config,
+    apply=apply,
+    optimizer=optimizer,
+    state=step_lib.create_train_state(params, model_state, optimizer),
+    train_step=step_lib.create_train_step(
+      config, apply, optimizer, schedule, warmup_steps=1, max_value=255
+    ),
+    images=rng.integers(0, 256, (_BATCH_SIZE.value, 32, 32, 3), np.uint8),
+    labels=rng.integers(0, 10, _BATCH_SIZE.value).astype(np.int32),
+  )
+
+
+def describe() -> str:
+  """What the flags ask for, on which machine, with which versions."""
+  return (
+    f"{_MODEL.value} (CELU, GroupNorm), width {_WIDTH.value}, batch "
+    f"{_BATCH_SIZE.value}, K = {_NUM_RESTARTS.value}, PGD-{_STEPS.value}, "
+    f"{_CONVOLUTION.value} convolution; {describe_machine('jax', 'jaxlib')}; median of "
+    f"{_REPEATS.value}."
+  )
+
+
+def describe_machine(*packages: str) -> str:
+  """The device, the versions of some packages, and the date."""
+  versions = ", ".join(
+    f"{name} {importlib.metadata.version(name)}" for name in packages
+  )
+  return (
+    f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
+    f"{versions}, {time.strftime('%Y-%m-%d')}"
+  )
+
+
+def median_seconds(calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+  """Times calls in turn, round after round, so that a busy machine slows all."""
+  seconds: dict[str, list[float]] = {name: [] for name in calls}
+  for _ in range(_REPEATS.value + 1):
+    for name, call in calls.items():
+      began = time.perf_counter()
+      jax.block_until_ready(call())
+      seconds[name].append(time.perf_counter() - began)
+  return {name: statistics.median(values[1:]) for name, values in seconds.items()}
