@@ -16,6 +16,7 @@ from ddi_jax.direction import (
 )
 from ddi_jax.gradient_matrix import gram_matrix
 from ddi_jax.min_norm import MinNormSolution, min_norm_weights
+from ddi_jax.recomputation import RecomputedGradients
 from ddi_jax.restarts import (
   RestartInfo,
   candidate_gradients,
@@ -30,6 +31,7 @@ __all__ = [
   "DirectionState",
   "MinNormSolution",
   "Objective",
+  "RecomputedGradients",
   "RestartInfo",
   "ThreatModel",
   "attacks",

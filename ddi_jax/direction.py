@@ -11,7 +11,8 @@ import optax
 from ddi_jax import gradient_matrix
 from ddi_jax.gradient_matrix import ShiftedGram
 from ddi_jax.min_norm import check_solver, solve
-from ddi_jax.precision import accumulation_dtype
+from ddi_jax.precision import accumulation_dtype, matmul
+from ddi_jax.recomputation import RecomputedGradients
 
 
 class Candidates(NamedTuple):
@@ -265,8 +266,11 @@ def weighted_direction(
 
   def update(updates, state, params=None, *, losses=None, key=None, **extra_args):
     del state, extra_args
-    products, scale = gradient_matrix.shifted_gram(updates)
-    if params is not None:
+    recomputed = isinstance(updates, RecomputedGradients)
+    products, scale = (
+      updates.inner if recomputed else gradient_matrix.shifted_gram(updates)
+    )
+    if params is not None and not recomputed:
       _check_against_params(updates, params)
     size = len(products.products)
     if losses is not None:
@@ -277,10 +281,14 @@ def weighted_direction(
           f"batch, say), got {losses.shape}."
         )
     weights, slacks, factor = weighting(Candidates(products, scale, losses, key))
-    combination = gradient_matrix.combine(weights, updates)
-    norm = gradient_matrix.scaled_norm(combination, scale)
-    descents = gradient_matrix.scaled_products(updates, combination, scale)
     gram = products.gram()
+    if recomputed:
+      combination = updates.combine(weights)
+      descents = matmul(gram, weights)  # Of the direction itself, it would cost K more.
+    else:
+      combination = gradient_matrix.combine(weights, updates)
+      descents = gradient_matrix.scaled_products(updates, combination, scale)
+    norm = gradient_matrix.scaled_norm(combination, scale)
     norms = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
     rounding = size * jnp.finfo(gram.dtype).eps
     stationary = norm <= rounding * jnp.sum(weights * norms)
@@ -288,7 +296,6 @@ def weighted_direction(
     if slacks is not None:
       mean_slack = jnp.sum(jnp.where(weights > 0, slacks * weights, 0))
       stationary |= jnp.any((slacks <= mean_slack) & (descents <= 0))
-    # Of the direction itself, not by way of the Gram matrix.
     value = norm**2 + mean_slack
     promised = value if slacks is None else value - slacks
     gap = jnp.max(promised - descents) / jnp.maximum(value, jnp.finfo(norm.dtype).tiny)
@@ -298,6 +305,7 @@ def weighted_direction(
     def finish(leaf, update):
       return jnp.where(stationary, 0, leaf / divisor).astype(update.dtype)
 
+    like = combination if recomputed else updates
     cosines = gradient_matrix.pairwise_cosines(gram)
     smallest = norms.min()
     relative_norm = jnp.where(
@@ -311,7 +319,7 @@ def weighted_direction(
       support=jnp.sum(weights > 1e-6).astype(gram.dtype),
       relative_norm=jnp.where(stationary & (smallest > 0), 0, relative_norm),
     )
-    return jax.tree.map(finish, combination, updates), state
+    return jax.tree.map(finish, combination, like), state
 
   return optax.GradientTransformationExtraArgs(init, update)
 

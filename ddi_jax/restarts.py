@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ddi_jax import loops
 from ddi_jax.attacks import Attack
 from ddi_jax.precision import at_least_float32
+from ddi_jax.recomputation import RecomputedGradients
 
 LossFn = Callable[..., Any]
 
@@ -59,7 +60,7 @@ def restart_candidates(
   Raises:
     ValueError: if `num_restarts` < 1 or `loop` is unknown.
   """
-  _check_num_restarts(num_restarts)
+  _check_positive("num_restarts", num_restarts)
   loops.check_form("loop", loop, ("auto", "unroll", "loop", "vmap", "merge"))
   if key is None:
     raise ValueError("restarts need a key, got None.")
@@ -105,7 +106,8 @@ def candidate_gradients(
   *,
   loop: str = "auto",
   has_aux: bool = False,
-) -> tuple[chex.ArrayTree, RestartInfo]:
+  gradients_at_a_time: int | None = None,
+) -> tuple[chex.ArrayTree | RecomputedGradients, RestartInfo]:
   """The parameter gradient of the batch-mean loss at each of K candidates.
 
   Parameters of lower precision are cast to float32 first, so that the differences
@@ -119,9 +121,13 @@ def candidate_gradients(
     labels: handed to `loss_fn`.
     loop: "unroll", "loop" (`lax.map`), "vmap" or "auto", see docs/benchmarks.md.
     has_aux: whether `loss_fn` returns (losses, aux), as in `jax.grad`.
+    gradients_at_a_time: None keeps all K gradients.  With a number n they are
+      recomputed when needed, in a program loop, and memory does not grow with K; see
+      `ddi_jax.RecomputedGradients` for the price.
 
   Returns:
-    (gradients with leaves `[K, *param]` in float32 at least, `RestartInfo`).
+    (gradients with leaves `[K, *param]` in float32 at least, or `RecomputedGradients`,
+    which the directions take in their place; `RestartInfo`).
 
   Raises:
     ValueError: if the losses do not have shape `[B]`, a parameter is not floating
@@ -146,6 +152,11 @@ def candidate_gradients(
   def gradient(inputs):
     return jax.grad(mean_loss, has_aux=True)(params, inputs)
 
+  if gradients_at_a_time is not None:
+    _check_positive("gradients_at_a_time", gradients_at_a_time)
+    recomputed = RecomputedGradients(gradient, candidates, gradients_at_a_time)
+    losses, aux = recomputed.aux
+    return recomputed, RestartInfo(candidates, losses, aux)
   if len(candidates) == 1:
     form = "unroll"
   else:
@@ -163,6 +174,7 @@ def restart_gradients(
   attack_loop: str = "auto",
   has_aux: bool = False,
   attack_loss_fn: LossFn | None = None,
+  gradients_at_a_time: int | None = None,
 ) -> Callable[..., tuple[chex.ArrayTree, RestartInfo]]:
   """Attacks the batch from K restarts and takes the parameter gradient at each.
 
@@ -179,6 +191,7 @@ def restart_gradients(
       BatchNorm statistics say; the attack ignores it.
     attack_loss_fn: what the attack increases, if not `loss_fn`: (params, inputs,
       labels) -> losses `[B]`.  Here the model's mode during the attack is chosen.
+    gradients_at_a_time: see `candidate_gradients`.
 
   Returns:
     fn(params, inputs, labels, key) -> (gradients of the batch-mean loss, leaves
@@ -198,7 +211,7 @@ def restart_gradients(
     >>> gradients["w"].shape, info.losses.shape
     ((4, 3), (4, 2))
   """
-  _check_num_restarts(num_restarts)
+  _check_positive("num_restarts", num_restarts)
   loops.check_form("loop", loop, ("auto", "unroll", "loop", "vmap"))
   loops.check_form(
     "attack_loop", attack_loop, ("auto", "unroll", "loop", "vmap", "merge")
@@ -215,7 +228,13 @@ def restart_gradients(
       attack, objective, inputs, labels, key, num_restarts, loop=attack_loop
     )
     return candidate_gradients(
-      loss_fn, params, candidates, labels, loop=loop, has_aux=has_aux
+      loss_fn,
+      params,
+      candidates,
+      labels,
+      loop=loop,
+      has_aux=has_aux,
+      gradients_at_a_time=gradients_at_a_time,
     )
 
   return gradients_fn
@@ -230,10 +249,6 @@ def _check_and_widen(path, param):
   return at_least_float32(jnp.asarray(param))
 
 
-def _check_num_restarts(num_restarts):
-  if (
-    not isinstance(num_restarts, int)
-    or isinstance(num_restarts, bool)
-    or num_restarts < 1
-  ):
-    raise ValueError(f"num_restarts must be an integer >= 1, got {num_restarts!r}.")
+def _check_positive(name, value):
+  if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    raise ValueError(f"{name} must be an integer >= 1, got {value!r}.")

@@ -97,6 +97,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.loops.gradients = "auto"  # over the K gradients
   config.loops.restarts = "auto"  # over the K attacks
   config.loops.steps = "auto"  # over the steps of an attack
+  # Gradients kept in memory at once; None: all K.  Fewer are recomputed when needed.
+  config.gradients_at_a_time = config_dict.placeholder(int)
   return config.lock()  # A misspelt field is an error.
 
 
@@ -181,6 +183,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   check("seed", "an integer in [0, 2**31)", lambda value: 0 <= value < 2**31)
   one_of("method", METHODS)
   positive_int("num_restarts")
+  positive_int("gradients_at_a_time", optional=True)
   positive_int("batch_size")
   positive("num_epochs")
 

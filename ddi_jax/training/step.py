@@ -165,6 +165,7 @@ def create_train_step(
       labels,
       loop=config.loops.gradients,
       has_aux=True,
+      gradients_at_a_time=config.gradients_at_a_time,
     )
     correct, model_states = info.aux
     updates, opt_state = optimizer.update(

@@ -39,6 +39,7 @@ def test_config_files_are_sound(path, variant):
     ("method", "trades", "one of standard, pgd, average, worst_restart, danskin"),
     ("num_restarts", 0, "an integer >= 1"),
     ("batch_size", 0, "an integer >= 1"),
+    ("gradients_at_a_time", 0, "an integer >= 1 or None"),
     ("num_epochs", 0.0, "a finite number > 0"),
     ("danskin.bundle_step", 0.0, "a finite number > 0 or None"),
     ("danskin.loss_tolerance", -1.0, "a finite number >= 0 or None"),

@@ -97,6 +97,19 @@ def test_forms_of_danskin_see_the_losses(changes):
   assert formed_metrics["direction/norm"] > metrics["direction/norm"]
 
 
+@pytest.mark.parametrize("normalization", ["none", "batch"])
+def test_recomputed_gradients_train_alike(normalization):
+  states = []
+  for at_a_time in (None, 1):
+    config = small_config(
+      gradients_at_a_time=at_a_time, **{"model.normalization": normalization}
+    )
+    _, state, step = build(config)
+    state, _ = step(state, IMAGES, LABELS)
+    states.append((state.params, state.model_state))
+  chex.assert_trees_all_close(*states, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_statistics_do_not_depend_on_the_gradient_s_mode(mode):
   """FACTS of the official code: statistics updated for one method and not another."""
