@@ -41,8 +41,10 @@ class Workload(NamedTuple):
   labels: np.ndarray  # [B]
 
 
-def create(method: str, loops: Mapping[str, str]) -> Workload:
-  """The step of a method as the flags say, with the given loop forms."""
+def create(
+  method: str, loops: Mapping[str, str], changes: Mapping[str, Any] | None = None
+) -> Workload:
+  """The step of a method as the flags say, with loop forms and other settings."""
   config = training.default_config()
   config.method = method
   config.num_restarts = _NUM_RESTARTS.value
@@ -54,6 +56,7 @@ def create(method: str, loops: Mapping[str, str]) -> Workload:
   config.attack.epsilon = 0.031
   config.attack.steps = _STEPS.value
   config.loops.update(loops)
+  config.update_from_flattened_dict(changes or {})
   if _CONVOLUTION.value == "lax":
     layers.conv_general_dilated = jax.lax.conv_general_dilated
   rng = np.random.default_rng(0)

@@ -5,6 +5,8 @@ The active-set idea of Wolfe's minimum-norm-point algorithm (Mathematical Progra
 turn negative, drop it; when the minimum is reached, let in the coordinate that lowers
 the objective most.  Each change of the support is one symmetric pivot of a K x K
 tableau, so an iteration costs O(K^2), has static shapes, and can be jitted and vmapped.
+With a linear term the objective may fall in a direction without curvature, where no
+pivot is possible: then the coordinate grows outside the support until a weight is 0.
 
 Every step solves for the *correction* to the current weights from a freshly computed
 gradient.  The tableau's rounding, which grows with the number of pivots, therefore
@@ -30,10 +32,14 @@ class _State(NamedTuple):
   # constraints allow, elsewhere its Schur complement: diagonal >= 0.
   tableau: jax.Array  # [K, K]
   gradient: jax.Array  # [K]
-  pivot: jax.Array  # index that leaves or enters next
-  pivots: jax.Array  # bool: whether it does
+  pivot: jax.Array  # index that joins or leaves the support next
+  pivots: jax.Array  # bool: whether one does
+  growing: jax.Array  # index of a coordinate that grows outside the support
+  grows: jax.Array  # bool: whether one does
   corrections: jax.Array  # on this support; _MAX_CORRECTIONS: done
   iterations: jax.Array
+  best_weights: jax.Array  # [K], of the least violation so far
+  best_violation: jax.Array
 
 
 def minimize_on_simplex(
@@ -86,17 +92,21 @@ def minimize_on_orthant(
 
 def _minimize(weights, support, tableau, assess, normalize, max_iterations):
   indices = jnp.arange(len(weights))
+  # Less curvature than this is none: the step then ends where a weight gets to 0.
+  floor = jnp.finfo(tableau.dtype).eps ** 2 * jnp.max(jnp.abs(tableau))
+  floor = jnp.maximum(floor, jnp.finfo(tableau.dtype).tiny)
 
   def choose(weights, support, tableau):
-    """(Gradient, index of the next to enter, whether it does, whether all is done)."""
+    """(Gradient, violation, who enters, whether so, whether it is curved, all done)."""
     gradient, violation = assess(weights)
-    curvature = jnp.diagonal(tableau)
-    enters = (violation > 0) & ~support & (curvature > 0)
+    curvature = jnp.maximum(jnp.diagonal(tableau), floor)
     # By how much the objective falls; -1 for what only a correction can mend.
-    decrease = violation * (violation / jnp.where(enters, curvature, 1))
-    score = jnp.where(enters, decrease, jnp.where(violation > 0, -1, -2))
+    decrease = violation * jnp.minimum(violation / curvature, 1)
+    score = jnp.where(violation > 0, jnp.where(support, -1, decrease), -2)
     best = jnp.argmax(score)
-    return gradient, best, score[best] >= 0, score[best] < -1
+    curved = curvature[best] >= violation[best]
+    worst = jnp.where(jnp.isfinite(jnp.sum(gradient)), jnp.max(violation), jnp.inf)
+    return gradient, worst, best, score[best] >= 0, curved, score[best] < -1
 
   def unfinished(state):
     return (state.corrections < _MAX_CORRECTIONS) & (state.iterations < max_iterations)
@@ -106,41 +116,74 @@ def _minimize(weights, support, tableau, assess, normalize, max_iterations):
     tableau = jnp.where(state.pivots, pivoted, state.tableau)
     support = state.support ^ ((indices == state.pivot) & state.pivots)
 
+    # To the optimum over the support; or along the growing coordinate, the support
+    # following so as to stay optimal, for as far as there is a slope.
     on_support = jnp.where(support, state.gradient, 0)
-    step = jnp.where(support, matmul(tableau, on_support), 0)
-    target = state.weights + step
-    lengths = jnp.where(
-      support & (target < 0), state.weights / (state.weights - target), jnp.inf
-    )
-    leaving = jnp.argmin(lengths)
-    length = jnp.minimum(lengths[leaving], 1)
-    blocked = length < 1
-    stays = support & ~(blocked & (indices == leaving))
-    weights = jnp.where(stays, jnp.maximum(state.weights + length * step, 0), 0)
-    weights = normalize(weights)
+    newton = jnp.where(support, matmul(tableau, on_support), 0)
+    column = tableau[state.growing]
+    growth = jnp.where(support, -column, 0) + (indices == state.growing)
+    slope = jnp.maximum(-matmul(growth, state.gradient), 0)
+    curvature = column[state.growing]
+    step = jnp.where(state.grows, growth, newton)
+    wanted = jnp.where(state.grows, slope / jnp.maximum(curvature, floor), 1)
 
-    gradient, entering, enters, solved = choose(weights, support, tableau)
+    shrinks = support & (step < 0)
+    lengths = state.weights / jnp.where(shrinks, -step, 1)
+    lengths = jnp.where(shrinks, lengths, jnp.inf)
+    leaving = jnp.argmin(lengths)
+    blocked = lengths[leaving] < wanted
+    length = jnp.minimum(lengths[leaving], wanted)
+    weights = jnp.maximum(state.weights + length * step, 0)
+    weights = normalize(jnp.where(blocked & (indices == leaving), 0, weights))
+
+    gradient, violation, entering, enters, curved, solved = choose(
+      weights, support, tableau
+    )
+    improved = violation < state.best_violation
+    # Blocked: drop that one and go on.  Grown to the minimum: let in.
+    arrived = state.grows & ~blocked
+    free = ~blocked & ~arrived
+    enters &= free
+    pivot = jnp.where(arrived, state.growing, entering)
+    changes = blocked | enters | (arrived & (curvature > floor))
     corrections = jnp.where(solved, _MAX_CORRECTIONS, state.corrections + 1)
-    pivots = blocked | enters
     return _State(
       weights=weights,
       support=support,
       tableau=tableau,
       gradient=gradient,
-      pivot=jnp.where(blocked, leaving, entering),
-      pivots=pivots,
-      corrections=jnp.where(pivots, 0, corrections),
+      pivot=jnp.where(blocked, leaving, pivot),
+      pivots=blocked | (enters & curved) | (arrived & (curvature > floor)),
+      growing=jnp.where(blocked, state.growing, entering),
+      grows=jnp.where(blocked, state.grows, enters & ~curved),
+      corrections=jnp.where(changes, 0, corrections),
       iterations=state.iterations + 1,
+      best_weights=jnp.where(improved, weights, state.best_weights),
+      best_violation=jnp.where(improved, violation, state.best_violation),
     )
 
-  gradient, entering, enters, solved = choose(weights, support, tableau)
+  gradient, violation, entering, enters, curved, solved = choose(
+    weights, support, tableau
+  )
   none = jnp.zeros((), jnp.int32)
-  corrections = jnp.where(solved, _MAX_CORRECTIONS, none)
   state = _State(
-    weights, support, tableau, gradient, entering, enters, corrections, none
+    weights=weights,
+    support=support,
+    tableau=tableau,
+    gradient=gradient,
+    pivot=entering,
+    pivots=enters & curved,
+    growing=entering,
+    grows=enters & ~curved,
+    corrections=jnp.where(solved, _MAX_CORRECTIONS, none),
+    iterations=none,
+    best_weights=weights,
+    best_violation=violation,
   )
   state = jax.lax.while_loop(unfinished, body, state)
-  return state.weights, state.iterations
+  # Pivots on what is rounding, where many gradients meet at the origin, can undo what
+  # was reached.
+  return state.best_weights, state.iterations
 
 
 def _pivot(tableau, index, support):

@@ -91,7 +91,7 @@ def upgrad_direction(
         violation = jnp.where(gradient < -matmul(rounding, total), -gradient, 0)
         return gradient, violation
 
-      limit = max(1_000, 4 * size)
+      limit = 50 + 8 * size
       return unit + active_set.minimize_on_orthant(gram, assess, limit)[0]
 
     return Weights(jax.vmap(project)(jnp.eye(size, dtype=gram.dtype)).mean(axis=0))

@@ -42,6 +42,9 @@ def check_gradients(gradients: chex.ArrayTree) -> int:
   return num_candidates
 
 
+_BLOCK = 2**16  # Columns of the gradient matrix that are worked on together.
+
+
 class ShiftedGram(NamedTuple):
   """Inner products of K vectors g_k, relative to a reference vector r.
 
@@ -108,30 +111,54 @@ def shifted_gram(gradients: chex.ArrayTree) -> tuple[ShiftedGram, jax.Array]:
   """
   num_candidates = check_gradients(gradients)
   leaves = [
-    jnp.asarray(leaf, accumulation_dtype()).reshape(num_candidates, -1)
-    for leaf in jax.tree.leaves(gradients)
+    jnp.reshape(leaf, (num_candidates, -1)) for leaf in jax.tree.leaves(gradients)
   ]
-  largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in leaves]).max()
-  scale = jnp.where(largest > 0, largest, 1)
+  largest = jnp.stack([_wide(jnp.max(jnp.abs(leaf), initial=0)) for leaf in leaves])
+  scale = jnp.where(largest.max() > 0, largest.max(), 1)
 
   def squared_norms(leaves):
     return jnp.stack([jnp.sum(jnp.square(leaf / scale), 1) for leaf in leaves]).sum(0)
 
-  squares = squared_norms(leaves)
+  squares = squared_norms([_wide(leaf) for leaf in leaves])
   shortest = jnp.argmin(squares)
-  distances = squared_norms([leaf - leaf[shortest][None, :] for leaf in leaves])
+  distances = squared_norms(
+    [_wide(leaf) - _wide(leaf[shortest])[None, :] for leaf in leaves]
+  )
   near = jnp.max(distances) <= squares[shortest] / 4
-  differences = jnp.zeros((num_candidates, num_candidates), accumulation_dtype())
-  products = jnp.zeros(num_candidates, accumulation_dtype())
-  squared_norm = jnp.zeros((), accumulation_dtype())
-  for leaf in leaves:
-    reference = jnp.where(near, leaf[shortest], 0)
-    shifted = (leaf - reference[None, :]) / scale  # Subtracted first: that is exact.
+
+  def add(total, columns):
+    columns = _wide(columns)
+    reference = jnp.where(near, columns[shortest], 0)
+    shifted = (columns - reference[None, :]) / scale  # Subtracted first: that is exact.
     reference = reference / scale
-    differences += matmul(shifted, shifted.T)
-    products += matmul(shifted, reference)
-    squared_norm += matmul(reference, reference)
-  return ShiftedGram(differences, products, squared_norm), scale
+    return ShiftedGram(
+      total.differences + matmul(shifted, shifted.T),
+      total.products + matmul(shifted, reference),
+      total.squared_norm + matmul(reference, reference),
+    )
+
+  total = ShiftedGram(
+    differences=jnp.zeros((num_candidates, num_candidates), accumulation_dtype()),
+    products=jnp.zeros(num_candidates, accumulation_dtype()),
+    squared_norm=jnp.zeros((), accumulation_dtype()),
+  )
+  for leaf in leaves:
+    # Block by block: the differences are not to be a second copy of the gradients.
+    blocks, rest = divmod(leaf.shape[1], _BLOCK)
+
+    def add_block(index, total, leaf=leaf):
+      columns = jax.lax.dynamic_slice_in_dim(leaf, index * _BLOCK, _BLOCK, axis=1)
+      return add(total, columns)
+
+    if blocks:
+      total = jax.lax.fori_loop(0, blocks, add_block, total)
+    if rest:
+      total = add(total, leaf[:, -rest:])
+  return total, scale
+
+
+def _wide(array):
+  return jnp.asarray(array, accumulation_dtype())
 
 
 def combine(weights: jax.Array, gradients: chex.ArrayTree) -> chex.ArrayTree:
