@@ -6,8 +6,6 @@ Prints a Markdown table.  With --convolution=lax the model uses
 `jax.lax.conv_general_dilated`, as a user's own model would.
 """
 
-import time
-
 from absl import app, flags
 import workload
 
@@ -25,19 +23,8 @@ _LOOPS = {
 }
 
 
-class _Compiled:
-  """A training step, compiled, that goes on from its own state when called."""
-
-  def __init__(self, method, form):
-    work = workload.create(method, _LOOPS[form])
-    self._state, self._batch = work.state, (work.images, work.labels)
-    began = time.perf_counter()
-    self._step = work.train_step.lower(self._state, *self._batch).compile()
-    self.compile_seconds = time.perf_counter() - began
-
-  def __call__(self):
-    self._state, metrics = self._step(self._state, *self._batch)
-    return self._state, metrics
+def _compiled(method, form):
+  return workload.CompiledStep(workload.create(method, _LOOPS[form]))
 
 
 def main(_):
@@ -45,11 +32,11 @@ def main(_):
   print(workload.describe() + "\n", flush=True)
   forms = _FORMS.value
   pgd = {
-    f"pgd {form}": _Compiled("pgd", form)
+    f"pgd {form}": _compiled("pgd", form)
     for form in forms
     if form in ("auto", "loop", "unroll")
   }
-  ddi = {form: _Compiled("danskin", form) for form in forms}
+  ddi = {form: _compiled("danskin", form) for form in forms}
   seconds = workload.median_seconds({**pgd, **ddi})
   num_restarts = flags.FLAGS.num_restarts
   reference = num_restarts * min(seconds[name] for name in pgd)

@@ -16,25 +16,9 @@ _AT_A_TIME = flags.DEFINE_list("at_a_time", ["0", "1", "2"], "n; 0 keeps all.")
 _MEBI = 2**20
 
 
-class _Compiled:
-  """A training step, compiled, that goes on from its own state when called."""
-
-  def __init__(self, count, at_a_time):
-    changes = {"num_restarts": count, "gradients_at_a_time": at_a_time or None}
-    work = workload.create("danskin", {}, changes)
-    self._state, self._batch = work.state, (work.images, work.labels)
-    self._step = work.train_step.lower(self._state, *self._batch).compile()
-    memory = self._step.memory_analysis()
-    self.bytes = (
-      memory.argument_size_in_bytes
-      + memory.output_size_in_bytes
-      + memory.temp_size_in_bytes
-      - memory.alias_size_in_bytes
-    )
-
-  def __call__(self):
-    self._state, metrics = self._step(self._state, *self._batch)
-    return self._state, metrics
+def _compiled(count, at_a_time):
+  changes = {"num_restarts": count, "gradients_at_a_time": at_a_time or None}
+  return workload.CompiledStep(workload.create("danskin", {}, changes))
 
 
 def main(_):
@@ -42,7 +26,7 @@ def main(_):
   print(workload.describe() + "\n", flush=True)
   counts = [int(text) for text in _COUNTS.value]
   numbers = [int(text) for text in _AT_A_TIME.value]
-  steps = {(k, n): _Compiled(k, n) for k in counts for n in numbers if n < k}
+  steps = {(k, n): _compiled(k, n) for k in counts for n in numbers if n < k}
   seconds = workload.median_seconds(steps)
   params = workload.create("pgd", {}).state.params
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / _MEBI

@@ -15,10 +15,7 @@ thread, which makes a single call from Python some 20 us longer.
 """
 
 from collections.abc import Callable
-import importlib.metadata
-import os
 from pathlib import Path
-import platform
 import statistics
 import time
 from typing import NamedTuple
@@ -27,6 +24,7 @@ from absl import app, flags
 import cvxpy
 import jax
 import jax.numpy as jnp
+from machine import describe_machine
 import numpy as np
 import qpax
 import quadprog
@@ -250,23 +248,8 @@ def main(_):
   jax.config.update("jax_enable_x64", True)
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   torch.set_num_threads(1)
-  versions = ", ".join(
-    f"{package} {importlib.metadata.version(package)}"
-    for package in (
-      "jax",
-      "torchjd",
-      "torch",
-      "qpax",
-      "quadprog",
-      "scipy",
-      "cvxpy",
-      "clarabel",
-    )
-  )
-  print(
-    f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
-    f"{versions}, {time.strftime('%Y-%m-%d')}; median of {_ROUNDS.value}."
-  )
+  peers = ("torchjd", "torch", "qpax", "quadprog", "scipy", "cvxpy", "clarabel")
+  print(f"{describe_machine('jax', *peers)}; median of {_ROUNDS.value}.")
   for name in _SETS.value:
     for size in _SIZES.value:
       _table(name, int(size))

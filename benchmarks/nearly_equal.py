@@ -10,11 +10,10 @@ matrix, and what `ddi_jax.danskin_direction` gives, which takes inner products o
 differences.  Prints a Markdown table of medians over seeds.
 """
 
-import time
-
 from absl import app, flags
 import jax
 import jax.numpy as jnp
+from machine import describe_machine
 import numpy as np
 
 import ddi_jax
@@ -73,8 +72,7 @@ def _measure(seed: int, cosine: float) -> list[float]:
 def main(_):
   print(
     f"K = {_SIZE.value}, {_DIMENSION.value:,} parameters, {_SEEDS.value} seeds, "
-    f"jax {jax.__version__}, {jax.devices()[0].device_kind}, "
-    f"{time.strftime('%Y-%m-%d')}.\n"
+    f"{describe_machine('jax')}.\n"
   )
   print(
     "| cosine | angle (rad) to the exact direction: of the average | float32 Gram "

@@ -129,20 +129,9 @@ def main(_):
   print(workload.describe() + "\n", flush=True)
   loops = dict.fromkeys(training.default_config().loops, _FORM.value)
   work, pgd = workload.create("danskin", loops), workload.create("pgd", loops)
-  states = {"step": work.state, "pgd": pgd.state}
-  batch = (work.images, work.labels)
-  began = time.perf_counter()
-  step = work.train_step.lower(work.state, *batch).compile()
-  compile_seconds = time.perf_counter() - began
-  memory = step.memory_analysis()
-  steps = {"step": step, "pgd": pgd.train_step.lower(pgd.state, *batch).compile()}
-
-  def advance(name):
-    states[name], metrics = steps[name](states[name], *batch)
-    return metrics
-
-  calls, flops = _parts(work._replace(state=jax.tree.map(jnp.copy, work.state)))
-  whole = {name: lambda name=name: advance(name) for name in steps}
+  parts_state = jax.tree.map(jnp.copy, work.state)  # A step donates its own.
+  whole = {"step": workload.CompiledStep(work), "pgd": workload.CompiledStep(pgd)}
+  calls, flops = _parts(work._replace(state=parts_state))
   seconds = workload.median_seconds({**whole, **calls})
   peak = _matmul_flops_per_second()
   flops["step"] = sum(flops.values())
@@ -163,20 +152,15 @@ def main(_):
   row("step", "the whole step")
   for name in calls:
     row(name, name)
-  used = (
-    memory.argument_size_in_bytes
-    + memory.output_size_in_bytes
-    + memory.temp_size_in_bytes
-    - memory.alias_size_in_bytes
-  )
   stored = num_restarts * sum(
     leaf.nbytes for leaf in jax.tree.leaves(work.state.params)
   )
   print(
     f"\nOne PGD step: {1e3 * seconds['pgd']:.3g} ms; the DDi step is "
     f"{seconds['step'] / (num_restarts * seconds['pgd']):.2f} times K of them.\n"
-    f"Matrix product: {peak / 1e9:.0f} GFLOP/s. Compilation: {compile_seconds:.0f} s. "
-    f"Peak memory: {used / _GIBI:.3f} GiB, of which the K gradients "
+    f"Matrix product: {peak / 1e9:.0f} GFLOP/s. "
+    f"Compilation: {whole['step'].compile_seconds:.0f} s. "
+    f"Peak memory: {whole['step'].bytes / _GIBI:.3f} GiB, of which the K gradients "
     f"{stored / _GIBI:.3f} GiB."
   )
 

@@ -1,15 +1,13 @@
 """What the benchmarks of a training step share: its flags, its parts, its clock."""
 
 from collections.abc import Callable, Mapping
-import importlib.metadata
-import os
-import platform
 import statistics
 import time
 from typing import Any, NamedTuple
 
 from absl import flags
 import jax
+from machine import describe_machine
 import ml_collections
 import numpy as np
 import optax
@@ -85,6 +83,32 @@ def create(
   )
 
 
+class CompiledStep:
+  """A workload's training step, compiled, that goes on from its own state when called.
+
+  Attributes:
+    compile_seconds: how long that took.
+    bytes: XLA's plan of arguments, results and temporaries.
+  """
+
+  def __init__(self, work: Workload):
+    self._state, self._batch = work.state, (work.images, work.labels)
+    began = time.perf_counter()
+    self._step = work.train_step.lower(self._state, *self._batch).compile()
+    self.compile_seconds = time.perf_counter() - began
+    memory = self._step.memory_analysis()
+    self.bytes = (
+      memory.argument_size_in_bytes
+      + memory.output_size_in_bytes
+      + memory.temp_size_in_bytes
+      - memory.alias_size_in_bytes
+    )
+
+  def __call__(self) -> Any:
+    self._state, metrics = self._step(self._state, *self._batch)
+    return self._state, metrics
+
+
 def describe() -> str:
   """What the flags ask for, on which machine, with which versions."""
   return (
@@ -92,17 +116,6 @@ def describe() -> str:
     f"{_BATCH_SIZE.value}, K = {_NUM_RESTARTS.value}, PGD-{_STEPS.value}, "
     f"{_CONVOLUTION.value} convolution; {describe_machine('jax', 'jaxlib')}; median of "
     f"{_REPEATS.value}."
-  )
-
-
-def describe_machine(*packages: str) -> str:
-  """The device, the versions of some packages, and the date."""
-  versions = ", ".join(
-    f"{name} {importlib.metadata.version(name)}" for name in packages
-  )
-  return (
-    f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
-    f"{versions}, {time.strftime('%Y-%m-%d')}"
   )
 
 

@@ -142,10 +142,9 @@ def _minimize(weights, support, tableau, assess, normalize, max_iterations):
     improved = violation < state.best_violation
     # Blocked: drop that one and go on.  Grown to the minimum: let in.
     arrived = state.grows & ~blocked
-    free = ~blocked & ~arrived
-    enters &= free
+    joins = arrived & (curvature > floor)
+    enters &= ~blocked & ~arrived
     pivot = jnp.where(arrived, state.growing, entering)
-    changes = blocked | enters | (arrived & (curvature > floor))
     corrections = jnp.where(solved, _MAX_CORRECTIONS, state.corrections + 1)
     return _State(
       weights=weights,
@@ -153,10 +152,10 @@ def _minimize(weights, support, tableau, assess, normalize, max_iterations):
       tableau=tableau,
       gradient=gradient,
       pivot=jnp.where(blocked, leaving, pivot),
-      pivots=blocked | (enters & curved) | (arrived & (curvature > floor)),
+      pivots=blocked | (enters & curved) | joins,
       growing=jnp.where(blocked, state.growing, entering),
       grows=jnp.where(blocked, state.grows, enters & ~curved),
-      corrections=jnp.where(changes, 0, corrections),
+      corrections=jnp.where(blocked | enters | joins, 0, corrections),
       iterations=state.iterations + 1,
       best_weights=jnp.where(improved, weights, state.best_weights),
       best_violation=jnp.where(improved, violation, state.best_violation),

@@ -165,8 +165,7 @@ def combine(weights: jax.Array, gradients: chex.ArrayTree) -> chex.ArrayTree:
   """sum_k weights_k gradients_k: leaves `[K, *param]` -> `[*param]`, not cast back."""
 
   def combine_leaf(leaf):
-    wide = jnp.asarray(leaf, accumulation_dtype())
-    return jnp.tensordot(weights, wide, 1, precision="highest")
+    return jnp.tensordot(weights, _wide(leaf), 1, precision="highest")
 
   return jax.tree.map(combine_leaf, gradients)
 
@@ -177,7 +176,7 @@ def scaled_products(
   """Inner products `[K]` of gradients / scale with vector / scale."""
 
   def product(leaf, part):
-    wide = jnp.asarray(leaf, accumulation_dtype()) / scale
+    wide = _wide(leaf) / scale
     return jnp.tensordot(
       wide.reshape(len(wide), -1), part.ravel() / scale, 1, precision="highest"
     )

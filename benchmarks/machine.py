@@ -1,0 +1,19 @@
+"""What every benchmark says of where it ran."""
+
+import importlib.metadata
+import os
+import platform
+import time
+
+import jax
+
+
+def describe_machine(*packages: str) -> str:
+  """The device, the versions of some packages, and the date."""
+  versions = ", ".join(
+    f"{name} {importlib.metadata.version(name)}" for name in packages
+  )
+  return (
+    f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
+    f"{versions}, {time.strftime('%Y-%m-%d')}"
+  )
