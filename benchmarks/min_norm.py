@@ -10,8 +10,10 @@ computed in float64 by the same lines for all.  "one" is a call from Python on o
 matrix; "of 1,000" is the time per matrix when 1,000 are at hand: a single batched call
 where the solver has one, else a Python loop (over fewer matrices for the slow ones).
 The solvers take turns, round after round, so that a busy machine slows all of them.
-jax runs with jax_cpu_enable_async_dispatch=False: by default it hands a loop to another
-thread, which makes a single call from Python some 20 us longer.
+"no solver" is a jitted function that returns a solution without solving: what a call of
+anything in jax takes, to be read beside the rows of ours.  jax runs with
+jax_cpu_enable_async_dispatch=False: by default it hands a loop to another thread, which
+makes a single call from Python some 20 us longer.
 """
 
 from collections.abc import Callable
@@ -72,15 +74,23 @@ def _matrices(name: str, size: int, count: int) -> np.ndarray:
   return gradients @ gradients.transpose(0, 2, 1)
 
 
-def _ours(method: str, dtype: type, batched: Callable) -> _Solver:
-  def solve(gram):
-    return ddi_jax.min_norm_weights(gram, method=method).weights
-
-  one, batch = jax.jit(solve), jax.jit(lambda grams: batched(solve, grams))
+def _jitted(solve: Callable, dtype: type, batched: Callable = jax.vmap) -> _Solver:
+  one, batch = jax.jit(solve), jax.jit(batched(solve))
   return _Solver(
     lambda gram: np.asarray(one(gram.astype(dtype))),
     lambda grams: np.asarray(batch(grams.astype(dtype))),
   )
+
+
+def _ours(method: str, dtype: type, batched: Callable = jax.vmap) -> _Solver:
+  def solve(gram):
+    return ddi_jax.min_norm_weights(gram, method=method).weights
+
+  return _jitted(solve, dtype, batched)
+
+
+def _one_by_one(solve):
+  return lambda grams: jax.lax.map(solve, grams)
 
 
 def _qpax() -> _Solver:
@@ -97,11 +107,7 @@ def _qpax() -> _Solver:
     )
     return solution[0]
 
-  one, batch = jax.jit(solve), jax.jit(jax.vmap(solve))
-  return _Solver(
-    lambda gram: np.asarray(one(gram)),
-    lambda grams: np.asarray(batch(grams)),
-  )
+  return _jitted(solve, jnp.float64)
 
 
 def _quadprog(gram):
@@ -171,15 +177,13 @@ def _torchjd(**settings) -> _Solver:
 
 
 def _solvers(size: int) -> dict[str, _Solver]:
-  def vmap(solve, grams):
-    return jax.vmap(solve)(grams)
-
   return {
-    "active_set": _ours("active_set", jnp.float64, vmap),
-    "active_set, lax.map": _ours("active_set", jnp.float64, jax.lax.map),
-    "active_set, float32": _ours("active_set", jnp.float32, vmap),
-    "active_set, float32, lax.map": _ours("active_set", jnp.float32, jax.lax.map),
-    "projected_gradient": _ours("projected_gradient", jnp.float64, vmap),
+    "no solver": _jitted(lambda gram: jnp.ones(size) * gram[0, 0], jnp.float64),
+    "active_set": _ours("active_set", jnp.float64),
+    "active_set, lax.map": _ours("active_set", jnp.float64, _one_by_one),
+    "active_set, float32": _ours("active_set", jnp.float32),
+    "active_set, float32, lax.map": _ours("active_set", jnp.float32, _one_by_one),
+    "projected_gradient": _ours("projected_gradient", jnp.float64),
     "quadprog": _Solver(_quadprog),
     "scipy NNLS": _Solver(_nnls),
     "scipy SLSQP": _Solver(_slsqp),

@@ -3,15 +3,14 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 
 from ddi_jax import gradient_matrix
-from ddi_jax.gradient_matrix import ShiftedGram
+from ddi_jax.gradient_matrix import KeptGradients, ShiftedGram
 from ddi_jax.min_norm import check_solver, solve
-from ddi_jax.precision import accumulation_dtype, matmul
+from ddi_jax.precision import accumulation_dtype
 from ddi_jax.recomputation import RecomputedGradients
 
 
@@ -266,12 +265,11 @@ def weighted_direction(
 
   def update(updates, state, params=None, *, losses=None, key=None, **extra_args):
     del state, extra_args
-    recomputed = isinstance(updates, RecomputedGradients)
-    products, scale = (
-      updates.inner if recomputed else gradient_matrix.shifted_gram(updates)
-    )
-    if params is not None and not recomputed:
-      _check_against_params(updates, params)
+    if isinstance(updates, RecomputedGradients):
+      gradients = updates
+    else:
+      gradients = KeptGradients(updates, params)
+    products, scale = gradients.inner
     size = len(products.products)
     if losses is not None:
       losses = jnp.asarray(losses, accumulation_dtype())
@@ -282,12 +280,8 @@ def weighted_direction(
         )
     weights, slacks, factor = weighting(Candidates(products, scale, losses, key))
     gram = products.gram()
-    if recomputed:
-      combination = updates.combine(weights)
-      descents = matmul(gram, weights)  # Of the direction itself, it would cost K more.
-    else:
-      combination = gradient_matrix.combine(weights, updates)
-      descents = gradient_matrix.scaled_products(updates, combination, scale)
+    combination = gradients.combine(weights)
+    descents = gradients.descents(weights, combination)
     norm = gradient_matrix.scaled_norm(combination, scale)
     norms = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
     rounding = size * jnp.finfo(gram.dtype).eps
@@ -302,10 +296,9 @@ def weighted_direction(
     divisor = norm * scale if normalize else 1 / factor
     divisor = jnp.where(stationary, 1, divisor)
 
-    def finish(leaf, update):
-      return jnp.where(stationary, 0, leaf / divisor).astype(update.dtype)
-
-    like = combination if recomputed else updates
+    direction = jax.tree.map(
+      lambda leaf: jnp.where(stationary, 0, leaf / divisor), combination
+    )
     cosines = gradient_matrix.pairwise_cosines(gram)
     smallest = norms.min()
     relative_norm = jnp.where(
@@ -319,17 +312,6 @@ def weighted_direction(
       support=jnp.sum(weights > 1e-6).astype(gram.dtype),
       relative_norm=jnp.where(stationary & (smallest > 0), 0, relative_norm),
     )
-    return jax.tree.map(finish, combination, like), state
+    return gradients.cast(direction), state
 
   return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _check_against_params(updates: chex.ArrayTree, params: chex.ArrayTree) -> None:
-  def check(path, update, param):
-    if jnp.shape(update)[1:] != jnp.shape(param):
-      raise ValueError(
-        f"gradient{jax.tree_util.keystr(path)} must have shape [K, *param] with "
-        f"param shape {jnp.shape(param)}, got {jnp.shape(update)}."
-      )
-
-  jax.tree_util.tree_map_with_path(check, updates, params)

@@ -161,27 +161,68 @@ def _wide(array):
   return jnp.asarray(array, accumulation_dtype())
 
 
-def combine(weights: jax.Array, gradients: chex.ArrayTree) -> chex.ArrayTree:
-  """sum_k weights_k gradients_k: leaves `[K, *param]` -> `[*param]`, not cast back."""
+class KeptGradients:
+  """K gradients at hand: what a direction asks of them.
 
-  def combine_leaf(leaf):
-    return jnp.tensordot(weights, _wide(leaf), 1, precision="highest")
+  `ddi_jax.RecomputedGradients` offers the same.
 
-  return jax.tree.map(combine_leaf, gradients)
+  Attributes:
+    inner: the inner products, and their scale, see `shifted_gram`.
+  """
 
+  def __init__(self, gradients: chex.ArrayTree, params: chex.ArrayTree | None = None):
+    """Checks the gradients and computes their inner products.
 
-def scaled_products(
-  gradients: chex.ArrayTree, vector: chex.ArrayTree, scale: jax.Array
-) -> jax.Array:
-  """Inner products `[K]` of gradients / scale with vector / scale."""
+    Args:
+      gradients: leaves `[K, *param]`.
+      params: leaves `[*param]`, to check against, or None.
 
-  def product(leaf, part):
-    wide = _wide(leaf) / scale
-    return jnp.tensordot(
-      wide.reshape(len(wide), -1), part.ravel() / scale, 1, precision="highest"
+    Raises:
+      ValueError: see `check_gradients`; also if shapes do not fit the parameters'.
+    """
+    self.inner = shifted_gram(gradients)
+    if params is not None:
+      jax.tree_util.tree_map_with_path(_check_against_param, gradients, params)
+    self._gradients = gradients
+
+  def combine(self, weights: jax.Array) -> chex.ArrayTree:
+    """sum_k weights_k gradients_k, leaves `[*param]`, float32 at least."""
+
+    def combine_leaf(leaf):
+      return jnp.tensordot(weights, _wide(leaf), 1, precision="highest")
+
+    return jax.tree.map(combine_leaf, self._gradients)
+
+  def descents(self, weights: jax.Array, combination: chex.ArrayTree) -> jax.Array:
+    """<z, g_k> of z = `combine(weights)`, `[K]`, in units of `inner`.
+
+    Of z as it was rounded: an inner product too small for the Gram matrix is seen.
+    """
+    del weights
+    _, scale = self.inner
+
+    def product(leaf, part):
+      wide = _wide(leaf) / scale
+      return jnp.tensordot(
+        wide.reshape(len(wide), -1), part.ravel() / scale, 1, precision="highest"
+      )
+
+    products = jax.tree.map(product, self._gradients, combination)
+    return jnp.stack(jax.tree.leaves(products)).sum(0)
+
+  def cast(self, direction: chex.ArrayTree) -> chex.ArrayTree:
+    """To the gradients' own types."""
+    return jax.tree.map(
+      lambda leaf, like: leaf.astype(like.dtype), direction, self._gradients
     )
 
-  return jnp.stack(jax.tree.leaves(jax.tree.map(product, gradients, vector))).sum(0)
+
+def _check_against_param(path, gradient, param):
+  if jnp.shape(gradient)[1:] != jnp.shape(param):
+    raise ValueError(
+      f"gradient{jax.tree_util.keystr(path)} must have shape [K, *param] with "
+      f"param shape {jnp.shape(param)}, got {jnp.shape(gradient)}."
+    )
 
 
 def scaled_norm(tree: chex.ArrayTree, scale: jax.Array) -> jax.Array:

@@ -56,6 +56,18 @@ class RecomputedGradients:
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, accumulation_dtype()), shapes)
     return jax.lax.scan(add, zeros, (weights, self._candidates))[0]
 
+  def descents(self, weights: jax.Array, combination: chex.ArrayTree) -> jax.Array:
+    """<z, g_k> of z = `combine(weights)`, `[K]`, in units of `inner`.
+
+    From the inner products: of `combination` itself it would cost K gradients more.
+    """
+    del combination
+    return matmul(self.inner[0].gram(), weights)
+
+  def cast(self, direction: chex.ArrayTree) -> chex.ArrayTree:
+    """As it is: there are no gradients whose types it could take."""
+    return direction
+
   def _inner_products(self, at_a_time):
     count = len(self._candidates)
     at_a_time = min(at_a_time, count)
@@ -64,12 +76,7 @@ class RecomputedGradients:
       gradient, aux = self._gradient(self._candidates[index])
       return _as_rows(gradient), aux
 
-    # The differences that matter are those to some gradient: the first will do.
-    reference, aux_example = one(0)
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in reference]))
-    scale = jnp.where(largest > 0, largest, 1)
-
-    def inner(first, second):
+    def inner(first, second, reference, scale):
       """(Plain, of the differences to the reference), `[2, n, m]`."""
       plain, differences = 0.0, 0.0
       for a, b, r in zip(first, second, reference, strict=True):
@@ -77,41 +84,53 @@ class RecomputedGradients:
         differences += matmul((a - r) / scale, (b - r).T / scale)
       return jnp.stack([plain, differences])
 
-    def with_reference(rows):
+    def with_reference(rows, reference, scale):
       """<g - r, r>, `[n]`."""
       pairs = zip(rows, reference, strict=True)
       parts = [matmul((a - r) / scale, r[0] / scale) for a, r in pairs]
       return jnp.stack(parts).sum(axis=0)
 
     def block(carry, start):
-      products, offsets, all_aux = carry
+      products, offsets, all_aux, reference, scale = carry
+      first = start == 0
       # The last block may reach back over the one before: the same values again.
       start = jnp.minimum(start, count - at_a_time)
       indices = start + jnp.arange(at_a_time)
       kept, aux = jax.lax.map(one, indices)
       kept = [rows.reshape(at_a_time, -1) for rows in kept]
+      # The differences that matter are those to some gradient: the first will do.
+      reference = [
+        jnp.where(first, rows[:1], row)
+        for rows, row in zip(kept, reference, strict=True)
+      ]
+      largest = jnp.max(jnp.stack([jnp.max(jnp.abs(row)) for row in reference]))
+      scale = jnp.where(first, jnp.where(largest > 0, largest, 1), scale)
       all_aux = jax.tree.map(lambda a, b: a.at[indices].set(b), all_aux, aux)
-      offsets = offsets.at[indices].set(with_reference(kept))
-      within = inner(kept, kept)
+      offsets = offsets.at[indices].set(with_reference(kept, reference, scale))
+      within = inner(kept, kept, reference, scale)
       products = products.at[:, indices[:, None], indices[None, :]].set(within)
 
       def against(index, products):
-        column = inner(kept, one(index)[0])[:, :, 0]
+        column = inner(kept, one(index)[0], reference, scale)[:, :, 0]
         products = products.at[:, indices, index].set(column)
         return products.at[:, index, indices].set(column)
 
       products = jax.lax.fori_loop(start + at_a_time, count, against, products)
-      return (products, offsets, all_aux), None
+      return (products, offsets, all_aux, reference, scale), None
 
+    rows_shapes, aux_shapes = jax.eval_shape(one, 0)
     carry = (
       jnp.zeros((2, count, count), accumulation_dtype()),
       jnp.zeros(count, accumulation_dtype()),
-      jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), aux_example),
+      jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), aux_shapes),
+      [jnp.zeros(rows.shape, rows.dtype) for rows in rows_shapes],
+      jnp.ones((), accumulation_dtype()),
     )
     starts = jnp.arange(0, count, at_a_time)
-    (products, offsets, all_aux), _ = jax.lax.scan(block, carry, starts)
+    carry, _ = jax.lax.scan(block, carry, starts)
+    products, offsets, all_aux, reference, scale = carry
     plain, differences = products
-    squared_norm = inner(reference, reference)[0, 0, 0]
+    squared_norm = inner(reference, reference, reference, scale)[0, 0, 0]
     near = jnp.max(jnp.diagonal(differences)) <= squared_norm / 4
     shifted = ShiftedGram(
       differences=jnp.where(near, differences, plain),
