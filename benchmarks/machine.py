@@ -14,6 +14,13 @@ def describe_machine(*packages: str) -> str:
     f"{name} {importlib.metadata.version(name)}" for name in packages
   )
   return (
-    f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
+    f"{jax.devices()[0].device_kind}, {_num_cores()} cores, {platform.machine()}, "
     f"{versions}, {time.strftime('%Y-%m-%d')}"
   )
+
+
+def _num_cores() -> int | None:
+  """Those that this process may use, where that is known."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count()

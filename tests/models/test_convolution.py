@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddi_jax.models import conv_general_dilated
+from ddi_jax.models import conv_general_dilated, convolution
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 
@@ -42,8 +42,19 @@ def value_and_gradients(conv, inputs, kernel, strides, padding, **options):
     out = conv(inputs, kernel, strides, padding, dimension_numbers=NUMBERS, **options)
     return jnp.sum(jnp.sin(out)), out
 
-  (_, out), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(inputs, kernel)
+  compute = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+  (_, out), gradients = compute(inputs, kernel)
   return out, *gradients
+
+
+def assert_right(inputs_shape, kernel_shape, strides, padding):
+  inputs = jax.random.normal(jax.random.key(0), inputs_shape)
+  kernel = jax.random.normal(jax.random.key(1), kernel_shape)
+  arguments = (inputs, kernel, strides, padding)
+  found = value_and_gradients(conv_general_dilated, *arguments)
+  expected = value_and_gradients(reference_conv, *arguments)
+  for ours, theirs in zip(found, expected, strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize("channels", [2, 9])
@@ -53,13 +64,22 @@ def value_and_gradients(conv, inputs, kernel, strides, padding, **options):
   "padding", ["SAME", "VALID", ((1, 2), (0, 1)), ((3, 0), (3, 3))]
 )
 def test_values_and_gradients(channels, window, strides, padding):
-  inputs = jax.random.normal(jax.random.key(0), (2, 7, 8, channels))
-  kernel = jax.random.normal(jax.random.key(1), (*window, channels, 5))
-  arguments = (inputs, kernel, strides, padding)
-  found = value_and_gradients(conv_general_dilated, *arguments)
-  expected = value_and_gradients(reference_conv, *arguments)
-  for ours, theirs in zip(found, expected, strict=True):
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+  assert_right((2, 7, 8, channels), (*window, channels, 5), strides, padding)
+
+
+@pytest.mark.parametrize(
+  "shape", [(1, 3), (3, 16), (3, 40), (16, 16), (12, 3), (9, 70)]
+)
+@pytest.mark.parametrize("width", [6, 8])
+def test_output_columns_together(shape, width):
+  """However many columns are computed as one."""
+  assert_right((2, 4, width, shape[0]), (3, 3, *shape), (1, 1), "SAME")
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+def test_kernel_gradient_of_some_images_at_a_time(strides, monkeypatch):
+  monkeypatch.setattr(convolution, "_CACHE_BYTES", 1)
+  assert_right((300, 3, 4, 8), (2, 2, 8, 3), strides, "SAME")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ddi_jax import models
+from ddi_jax.models import layers
 
 CIFAR = {
   "image_shape": (32, 32, 3),
@@ -43,6 +44,37 @@ def test_activations(activation):
   logits, _ = apply(params, state, IMAGES, train=False)
   assert np.all(np.isfinite(logits))
   assert np.allclose(logits, relu_logits) == (activation == "relu")
+
+
+@pytest.mark.parametrize("num_groups", [1, 3, 6])
+def test_group_norm_is_that_of_flax(num_groups):
+  ours = layers.GroupNorm(6, num_groups, rngs=nnx.Rngs(0))
+  theirs = nnx.GroupNorm(6, num_groups=num_groups, epsilon=1e-5, rngs=nnx.Rngs(0))
+  for module in (ours, theirs):
+    module.scale[...] = jnp.arange(1.0, 7.0)
+    module.bias[...] = jnp.arange(6.0)
+  images = 1 + jax.random.normal(jax.random.key(0), (3, 4, 5, 6))
+
+  def value_and_gradient(module):
+    return jax.value_and_grad(lambda x: jnp.sum(jnp.sin(module(x))))(images)
+
+  np.testing.assert_allclose(ours(images), theirs(images), atol=5e-5)
+  for found, expected in zip(*map(value_and_gradient, (ours, theirs)), strict=True):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=5e-5)
+  narrow = images.astype(jnp.bfloat16)
+  assert ours(narrow).dtype == theirs(narrow).dtype == jnp.float32
+  np.testing.assert_allclose(ours(narrow), theirs(narrow), atol=1e-4)
+
+
+def test_celu_is_that_of_jax():
+  points = jnp.concatenate([jnp.linspace(-20, 20, 999), jnp.array([0.0, 1e-8, -1e-8])])
+  np.testing.assert_allclose(layers.celu(points), jax.nn.celu(points), atol=1.2e-7)
+  for differentiate in (jax.grad, jax.jacfwd):
+    found, expected = (
+      jax.vmap(differentiate(celu))(points) for celu in (layers.celu, jax.nn.celu)
+    )
+    np.testing.assert_allclose(found, expected, atol=1.2e-7)
+  assert np.isnan(layers.celu(jnp.nan))
 
 
 def test_resnet18_has_the_published_size():
