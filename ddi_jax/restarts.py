@@ -38,6 +38,7 @@ def restart_candidates(
   num_restarts: int,
   *,
   loop: str = "auto",
+  at_a_time: int | None = None,
 ) -> jax.Array:
   """K independent runs of an attack on the whole batch.
 
@@ -53,6 +54,10 @@ def restart_candidates(
       accelerator busy but assumes that an example's loss does not depend on the rest
       of its batch (no BatchNorm in training mode), and draws other random numbers.
       "auto" picks one of the first three, see docs/benchmarks.md.
+    at_a_time: run at most so many at once (the largest such divisor of K), which
+      bounds the memory.  None leaves it to the form: all for "vmap" and "merge"; for
+      "loop" 2 side by side on a CPU, which uses its cores better, else 1.  Not with
+      "unroll", where XLA decides.
 
   Returns:
     Candidates `[K, B, ...]`, each a joint perturbation of the batch.
@@ -64,14 +69,22 @@ def restart_candidates(
   loops.check_form("loop", loop, ("auto", "unroll", "loop", "vmap", "merge"))
   if key is None:
     raise ValueError("restarts need a key, got None.")
+  _check_at_a_time("at_a_time", at_a_time, loop)
   if loop == "merge":
+    size = loops.group_size(num_restarts, at_a_time, loop)
 
     def tile(leaf):
-      return jnp.tile(leaf, (num_restarts,) + (1,) * (leaf.ndim - 1))
+      return jnp.tile(leaf, (size,) + (1,) * (leaf.ndim - 1))
 
     tiled_labels = jax.tree.map(tile, labels)
-    merged = attack(key, lambda x: objective(x, tiled_labels), tile(inputs))
-    return merged.reshape(num_restarts, *inputs.shape)
+
+    def attack_merged(keys):
+      merged = attack(keys[0], lambda x: objective(x, tiled_labels), tile(inputs))
+      return merged.reshape(size, *inputs.shape)
+
+    if size == num_restarts:
+      return attack_merged(key[None])
+    return loops.map_groups(attack_merged, jax.random.split(key, num_restarts), size)
 
   def attack_once(restart_key):
     return attack(restart_key, lambda x: objective(x, labels), inputs)
@@ -80,7 +93,16 @@ def restart_candidates(
   if num_restarts == 1:
     return attack_once(keys[0])[None]
   form = loops.resolve(loop, attack_once, keys[0])
-  return loops.map_leading(attack_once, keys, form)
+  if form == "loop" or (form == "unroll" and at_a_time is not None):
+    size = loops.group_size(num_restarts, at_a_time, "loop")
+
+    def attack_some(keys):
+      repeated = loops.side_by_side(lambda x: objective(x, labels), inputs)
+      return jax.vmap(lambda key: attack(key, repeated, inputs))(keys)
+
+    together = attack_some if size > 1 else lambda keys: attack_once(keys[0])[None]
+    return loops.map_groups(together, keys, size)
+  return loops.map_leading(attack_once, keys, form, at_a_time)
 
 
 def worst_candidate(candidates: jax.Array, losses: jax.Array) -> jax.Array:
@@ -106,6 +128,7 @@ def candidate_gradients(
   *,
   loop: str = "auto",
   has_aux: bool = False,
+  at_a_time: int | None = None,
   gradients_at_a_time: int | None = None,
 ) -> tuple[chex.ArrayTree | RecomputedGradients, RestartInfo]:
   """The parameter gradient of the batch-mean loss at each of K candidates.
@@ -121,6 +144,7 @@ def candidate_gradients(
     labels: handed to `loss_fn`.
     loop: "unroll", "loop" (`lax.map`), "vmap" or "auto", see docs/benchmarks.md.
     has_aux: whether `loss_fn` returns (losses, aux), as in `jax.grad`.
+    at_a_time: compute at most so many at once, see `restart_candidates`.
     gradients_at_a_time: None keeps all K gradients.  With a number n they are
       recomputed when needed, in a program loop, and memory does not grow with K; see
       `ddi_jax.RecomputedGradients` for the price.
@@ -134,6 +158,7 @@ def candidate_gradients(
       point, or `loop` is unknown.
   """
   loops.check_form("loop", loop, ("auto", "unroll", "loop", "vmap"))
+  _check_at_a_time("at_a_time", at_a_time, loop)
   params = jax.tree_util.tree_map_with_path(_check_and_widen, params)
 
   def mean_loss(params, inputs):
@@ -161,7 +186,9 @@ def candidate_gradients(
     form = "unroll"
   else:
     form = loops.resolve(loop, gradient, candidates[0])
-  gradients, (losses, aux) = loops.map_leading(gradient, candidates, form)
+    if at_a_time is not None and form == "unroll":
+      form = "loop"
+  gradients, (losses, aux) = loops.map_leading(gradient, candidates, form, at_a_time)
   return gradients, RestartInfo(candidates, losses, aux)
 
 
@@ -174,6 +201,7 @@ def restart_gradients(
   attack_loop: str = "auto",
   has_aux: bool = False,
   attack_loss_fn: LossFn | None = None,
+  restarts_at_a_time: int | None = None,
   gradients_at_a_time: int | None = None,
 ) -> Callable[..., tuple[chex.ArrayTree, RestartInfo]]:
   """Attacks the batch from K restarts and takes the parameter gradient at each.
@@ -191,6 +219,8 @@ def restart_gradients(
       BatchNorm statistics say; the attack ignores it.
     attack_loss_fn: what the attack increases, if not `loss_fn`: (params, inputs,
       labels) -> losses `[B]`.  Here the model's mode during the attack is chosen.
+    restarts_at_a_time: attack, and take gradients, for at most so many restarts at
+      once; see `restart_candidates`.
     gradients_at_a_time: see `candidate_gradients`.
 
   Returns:
@@ -216,6 +246,8 @@ def restart_gradients(
   loops.check_form(
     "attack_loop", attack_loop, ("auto", "unroll", "loop", "vmap", "merge")
   )
+  for form in (loop, attack_loop):
+    _check_at_a_time("restarts_at_a_time", restarts_at_a_time, form)
 
   def gradients_fn(params, inputs, labels, key):
     def objective(points, point_labels):
@@ -225,7 +257,14 @@ def restart_gradients(
       return losses[0] if has_aux else losses
 
     candidates = restart_candidates(
-      attack, objective, inputs, labels, key, num_restarts, loop=attack_loop
+      attack,
+      objective,
+      inputs,
+      labels,
+      key,
+      num_restarts,
+      loop=attack_loop,
+      at_a_time=restarts_at_a_time,
     )
     return candidate_gradients(
       loss_fn,
@@ -234,6 +273,7 @@ def restart_gradients(
       labels,
       loop=loop,
       has_aux=has_aux,
+      at_a_time=restarts_at_a_time,
       gradients_at_a_time=gradients_at_a_time,
     )
 
@@ -247,6 +287,17 @@ def _check_and_widen(path, param):
       f"{jnp.result_type(param)}."
     )
   return at_least_float32(jnp.asarray(param))
+
+
+def _check_at_a_time(name, at_a_time, form):
+  if at_a_time is None:
+    return
+  _check_positive(name, at_a_time)
+  if form == "unroll":
+    raise ValueError(
+      f'{name} must be None with loop form "unroll", where XLA decides; got '
+      f"{at_a_time!r}."
+    )
 
 
 def _check_positive(name, value):

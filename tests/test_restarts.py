@@ -37,11 +37,11 @@ def assert_trees_close(first, second, **tolerance):
   )
 
 
-@pytest.fixture(scope="module")
-def reference():
+@pytest.fixture(scope="module", params=[3, 4])
+def reference(request):
   """One restart after the other, in plain Python."""
   gradients, candidates = [], []
-  for key in jax.random.split(KEY, 3):
+  for key in jax.random.split(KEY, request.param):
     points = ATTACK(key, lambda x: loss_fn(PARAMS, x, LABELS), INPUTS)
     gradients.append(jax.grad(lambda p, x=points: loss_fn(p, x, LABELS).mean())(PARAMS))
     candidates.append(points)
@@ -49,18 +49,68 @@ def reference():
   return stacked, jnp.stack(candidates)
 
 
-@pytest.mark.parametrize("form", [*FORMS, "auto"])
-def test_every_form_gives_the_same(form, reference):
+@pytest.mark.parametrize(
+  "form, at_a_time",
+  [
+    *((form, None) for form in (*FORMS, "auto")),
+    *(("loop", size) for size in (1, 2, 3)),
+    ("vmap", 2),
+    ("auto", 2),
+  ],
+)
+def test_every_form_gives_the_same(form, at_a_time, reference):
+  expected_gradients, expected_candidates = reference
   gradients_fn = ddi_jax.restart_gradients(
-    loss_fn, ATTACK, 3, loop=form, attack_loop=form
+    loss_fn,
+    ATTACK,
+    len(expected_candidates),
+    loop=form,
+    attack_loop=form,
+    restarts_at_a_time=at_a_time,
   )
   gradients, info = jax.jit(gradients_fn)(PARAMS, INPUTS, LABELS, KEY)
-  expected_gradients, expected_candidates = reference
   np.testing.assert_allclose(info.candidates, expected_candidates, atol=1e-6)
   assert_trees_close(gradients, expected_gradients, atol=1e-6)
   for losses, points in zip(info.losses, expected_candidates, strict=True):
     np.testing.assert_allclose(losses, loss_fn(PARAMS, points, LABELS), rtol=1e-5)
   assert info.aux is None
+
+
+@pytest.mark.parametrize("form", ["auto", "loop", "merge", "vmap"])
+def test_at_most_so_many_restarts_at_a_time(form):
+  """Of 6 restarts at most 4: the objective sees 3 batches, or a batch of them."""
+  seen = set()
+
+  def objective(inputs, labels):
+    seen.add((inputs.shape[0], labels.shape[0]))
+    return loss_fn(PARAMS, inputs, labels)
+
+  def count_convolutions(at_a_time):
+    def attack(key):
+      return ddi_jax.restart_candidates(
+        ATTACK, objective, INPUTS, LABELS, key, 6, loop=form, at_a_time=at_a_time
+      )
+
+    assert jax.eval_shape(attack, KEY).shape == (6, *INPUTS.shape)
+    distance = np.abs(np.asarray(jax.jit(attack)(KEY)) - np.asarray(INPUTS))
+    assert 0.1 < distance.max() <= 0.2 + 1e-6
+    return str(jax.make_jaxpr(attack)(KEY)).count("conv_general_dilated[")
+
+  three, one = count_convolutions(4), count_convolutions(1)
+  assert seen == {(15, 15), (5, 5)} if form == "merge" else {(5, 5)}
+  if form in ("auto", "loop"):
+    assert three > 2 * one
+
+
+@pytest.mark.parametrize("at_a_time", [0, 1.5, True])
+def test_at_a_time_out_of_range(at_a_time):
+  with pytest.raises(ValueError, match="restarts_at_a_time must be an integer >= 1"):
+    ddi_jax.restart_gradients(loss_fn, ATTACK, 3, restarts_at_a_time=at_a_time)
+
+
+def test_at_a_time_and_unroll_contradict():
+  with pytest.raises(ValueError, match='must be None with loop form "unroll"'):
+    ddi_jax.restart_gradients(loss_fn, ATTACK, 3, loop="unroll", restarts_at_a_time=2)
 
 
 def test_merged_attack_is_an_attack_per_restart():

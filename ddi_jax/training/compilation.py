@@ -1,13 +1,40 @@
-"""Compiled programs kept in a folder, so that a resumed run starts at once."""
+"""How programs are compiled, and where they are kept for a resumed run."""
 
 from collections.abc import Iterator
 import contextlib
+import functools
 from pathlib import Path
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+import ml_collections
 
 FOLDER = "compilation_cache"
+_WIDE = 64
+# XLA's own choice but for LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION: YNNPACK runs
+# large convolutions on one core, and wide ones slower than Eigen (docs/benchmarks.md).
+_WITHOUT_YNNPACK_CONVOLUTIONS = {
+  "xla_cpu_experimental_ynn_fusion_type": (
+    "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+  )
+}
+
+
+def compiler_options(config: ml_collections.ConfigDict) -> dict[str, str] | None:
+  """What `jax.jit` is to tell XLA: something for wide models on a CPU, else nothing."""
+  if jax.default_backend() != "cpu" or config.model.width < _WIDE:
+    return None
+  return _WITHOUT_YNNPACK_CONVOLUTIONS if _is_known_option() else None
+
+
+@functools.cache
+def _is_known_option() -> bool:
+  """Whether this version of XLA has the option, which is an experimental one."""
+  try:
+    jax.jit(lambda: 0, compiler_options=_WITHOUT_YNNPACK_CONVOLUTIONS).lower().compile()
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True
 
 
 @contextlib.contextmanager

@@ -97,6 +97,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.loops.gradients = "auto"  # over the K gradients
   config.loops.restarts = "auto"  # over the K attacks
   config.loops.steps = "auto"  # over the steps of an attack
+  # Restarts attacked and differentiated at once, at most; None: as the loop form likes.
+  config.restarts_at_a_time = config_dict.placeholder(int)
   # Gradients kept in memory at once; None: all K.  Fewer are recomputed when needed.
   config.gradients_at_a_time = config_dict.placeholder(int)
   return config.lock()  # A misspelt field is an error.
@@ -262,6 +264,14 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   one_of("loops.gradients", ("auto", "unroll", "loop", "vmap"))
   one_of("loops.restarts", ("auto", "unroll", "loop", "vmap", "merge"))
   one_of("loops.steps", ("auto", "unroll", "loop"))
+  positive_int("restarts_at_a_time", optional=True)
+  check(
+    "restarts_at_a_time",
+    'None with a loop form "unroll", where XLA decides',
+    lambda value: (
+      value is None or "unroll" not in (config.loops.restarts, config.loops.gradients)
+    ),
+  )
   check(
     "loops.restarts",
     "other than merge where BatchNorm is in training mode during the attack, since "

@@ -1,6 +1,7 @@
 """Clean and robust accuracy of a model on a data set."""
 
 from collections.abc import Callable
+import functools
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import ddi_jax
 from ddi_jax import losses
 from ddi_jax.data import Dataset, evaluation_batches
 from ddi_jax.models.functional import Apply
+from ddi_jax.training.compilation import compiler_options
 from ddi_jax.training.config import step_size
 from ddi_jax.training.step import THREAT_MODELS, TrainState, stream_key
 
@@ -66,7 +68,7 @@ def create_evaluate(
     loop=config.loops.steps,
   )
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=compiler_options(config))
   def evaluate_batch(params, model_state, images, labels, valid, key):
     inputs = images.astype(jnp.float32) / max_value
 
@@ -84,6 +86,7 @@ def create_evaluate(
       key,
       settings.restarts,
       loop=config.loops.restarts,
+      at_a_time=config.restarts_at_a_time,
     )
     clean_logits = logits_of(inputs)
     logits = jax.lax.map(logits_of, candidates)

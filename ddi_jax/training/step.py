@@ -13,6 +13,7 @@ import ddi_jax
 from ddi_jax import losses
 from ddi_jax.data import pad_crop_flip
 from ddi_jax.models.functional import Apply
+from ddi_jax.training.compilation import compiler_options
 from ddi_jax.training.config import step_size
 from ddi_jax.training.methods import METHODS, num_candidates
 
@@ -154,6 +155,7 @@ def create_train_step(
         attack_key,
         restarts,
         loop=config.loops.restarts,
+        at_a_time=config.restarts_at_a_time,
       )
     if method.select_worst:
       candidate_losses = jax.lax.map(lambda x: attack_loss(x, labels), candidates)
@@ -165,6 +167,7 @@ def create_train_step(
       labels,
       loop=config.loops.gradients,
       has_aux=True,
+      at_a_time=config.restarts_at_a_time,
       gradients_at_a_time=config.gradients_at_a_time,
     )
     correct, model_states = info.aux
@@ -193,4 +196,6 @@ def create_train_step(
       metrics[f"direction/{name}"] = value
     return TrainState(state.step + 1, params, model_state, opt_state), metrics
 
-  return jax.jit(train_step, donate_argnums=0)
+  return jax.jit(
+    train_step, donate_argnums=0, compiler_options=compiler_options(config)
+  )

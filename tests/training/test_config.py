@@ -83,6 +83,7 @@ def test_config_files_are_sound(path, variant):
     ("evaluation.test_limit", 0, "an integer >= 1 or None"),
     ("loops.gradients", "merge", "one of auto, unroll, loop, vmap"),
     ("loops.restarts", "scan", "one of auto, unroll, loop, vmap, merge"),
+    ("restarts_at_a_time", 0, "an integer >= 1 or None"),
     ("loops.steps", "vmap", "one of auto, unroll, loop"),
   ],
 )
@@ -130,6 +131,13 @@ def test_settings_that_contradict_each_other():
     check_config(config)
   config.attack.batch_norm = "eval"
   check_config(config)
+  config = changed("restarts_at_a_time", 2)
+  check_config(config)
+  config.loops.gradients = "unroll"
+  with pytest.raises(
+    training.ConfigError, match=r"config\.restarts_at_a_time must be None with"
+  ):
+    check_config(config)
   config = changed("attack.random_start", False)
   with pytest.raises(training.ConfigError, match=r"config\.attack\.random_start must"):
     check_config(config)
