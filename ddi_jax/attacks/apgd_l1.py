@@ -91,19 +91,21 @@ def ascend_l1(
     The best points `[B, ...]` at the last radius, the clean inputs included.
   """
   plan = schedule(steps)
-  radii, ends, updates = jax.tree.map(jnp.asarray, plan)
+  ends, updates = jnp.asarray(plan.ends), jnp.asarray(plan.updates)
+  radii = (jnp.asarray(plan.radii, inputs.dtype) * epsilon).astype(inputs.dtype)
+  last = jnp.asarray(plan.radii == 1)
   size = inputs[0].size
 
   def project(points, radius):
-    ball = threat_models.l1(radius * epsilon)
+    ball = threat_models.l1(radius)
     return ball.project(points, inputs, bounds).astype(inputs.dtype)
 
   def count_changes(points):
-    return jnp.sum(points != inputs, axis=range(1, inputs.ndim)).astype(inputs.dtype)
+    return jnp.sum(points != inputs, axis=range(1, inputs.ndim)).astype(float)
 
   def body(index, s):
     current, gradients = evaluate(s.points, index)
-    last_radius = jnp.full(len(inputs), radii[index] == 1)
+    last_radius = jnp.full(len(inputs), last[index])
     reached = classifier.better(s.found, current)
     found = Found(*classifier.select(last_radius, reached, s.found))
     best, best_gradients = classifier.select(
@@ -112,7 +114,7 @@ def ascend_l1(
       (s.best, s.best_gradients),
     )
 
-    radius = radii[index] * epsilon
+    radius = radii[index]
     changed = count_changes(best.points)
     sparser = changed < _SPARSER * s.changed
     smaller = jnp.maximum(s.step_sizes / _STEP_RATIO, _SMALLEST_STEP * radius)
@@ -139,7 +141,7 @@ def ascend_l1(
     step_sizes, counts, changed, scores = classifier.select(
       end,
       (
-        jnp.full_like(step_sizes, next_radius * epsilon),
+        jnp.full_like(step_sizes, next_radius),
         changes / _SPARSITY_RATIO,
         changes,
         jnp.full_like(best.scores, -jnp.inf),
@@ -157,9 +159,9 @@ def ascend_l1(
     best=Found(start, jnp.zeros_like(found.broken), low),
     best_gradients=jnp.zeros_like(start),
     found=found,
-    step_sizes=jnp.full(len(inputs), radii[0] * epsilon, inputs.dtype),
-    counts=jnp.full(len(inputs), _FIRST_SPARSITY * size, inputs.dtype),
-    changed=jnp.full(len(inputs), size, inputs.dtype),
+    step_sizes=jnp.full(len(inputs), radii[0], inputs.dtype),
+    counts=jnp.full(len(inputs), _FIRST_SPARSITY * size, float),
+    changed=jnp.full(len(inputs), size, float),
   )
   return jax.lax.fori_loop(0, len(plan.radii), body, state).found.points
 

@@ -94,7 +94,7 @@ class Evaluate(Protocol):
 
   Args:
     key: a key.  An example's random numbers depend on it and on the example's index
-      alone, not on the batches.
+      alone, not on the batches; only a randomised model draws for a batch.
     logits_fn: inputs `[B, ...]` -> logits `[B, C]`; for version "rand" (inputs, key) ->
       logits.  As `jax.tree_util.Partial(apply, params)` its parameters are arguments of
       the compiled programs, which then serve all parameters of these shapes.

@@ -9,7 +9,10 @@ from ddi_jax.attacks.classifier import ClassifierAttack, Found
 from ddi_jax.threat_models import Bounds, ThreatModel
 
 _SEARCH_STEPS = 3
-_SEARCH_OVERSHOOT = 1e-3
+# The margin that the search aims at, of the clean margin and of the largest logit: well
+# above rounding, so that the result is misclassified wherever it is evaluated again.
+_SEARCH_MARGIN = 1e-5
+_SEARCH_ROUNDING = 1e-5
 
 
 def fab(
@@ -30,7 +33,7 @@ def fab(
   with a weight of at most `alpha_max`; a misclassified point is recorded and drawn back
   to `beta` of its distance (Croce and Hein, 2020, "Minimally distorted adversarial
   examples with a fast adaptive boundary attack", algorithm 1).  In the end three
-  secant steps shorten the best perturbation.
+  secant steps shorten the best perturbation, to a margin of some 1e-5 of the logits.
 
   Unlike the other attacks it does not stop at the first misclassified point: the
   result's distance is the least that was found, so an attack with a large epsilon
@@ -129,7 +132,7 @@ def fab(
       jnp.zeros_like(size(inputs)),
     )
     found = jax.lax.fori_loop(0, ranks * restarts, run, clean)
-    found = _shorten(found, evaluate, inputs, losses.margin(clean_logits, labels))
+    found = _shorten(found, evaluate, inputs, labels, clean_logits)
     inside = found.broken & (-found.scores <= threat_model.epsilon)
     return classifier.select(inside, found.points, inputs)
 
@@ -176,20 +179,20 @@ def _nearest_boundary(logits_fn, points, labels, norm):
   return values, normals
 
 
-def _shorten(found, evaluate, inputs, clean_margins):
-  """Secant steps for the margin's zero between the inputs and what was found.
-
-  They aim a little beyond it, at a misclassified point.
-  """
+def _shorten(found, evaluate, inputs, labels, clean_logits):
+  """Secant steps from the inputs to what was found, for a small positive margin."""
+  clean_margins = losses.margin(clean_logits, labels)
+  aims = _SEARCH_MARGIN * jnp.abs(clean_margins)
+  aims += _SEARCH_ROUNDING * jnp.max(jnp.abs(clean_logits), axis=1)
 
   def body(_, state):
     found, inner, inner_margins, outer_margins = state
-    gap = outer_margins - inner_margins
-    wanted = _SEARCH_OVERSHOOT * outer_margins - inner_margins
-    share = jnp.where(gap > 0, wanted / jnp.where(gap > 0, gap, 1), 1)
-    share = classifier.expand(jnp.clip(share, 0, 1).astype(inputs.dtype), inputs)
-    candidate, margins = evaluate(inner + share * (found.points - inner))
-    crossed = found.broken & candidate.broken
+    gaps = outer_margins - inner_margins
+    shares = (aims - inner_margins) / jnp.where(gaps > 0, gaps, 1)
+    shares = jnp.where((gaps > 0) & (aims < outer_margins), shares, 1)
+    shares = classifier.expand(jnp.clip(shares, 0, 1).astype(inputs.dtype), inputs)
+    candidate, margins = evaluate(inner + shares * (found.points - inner))
+    crossed = found.broken & candidate.broken & (margins >= aims / 2)
     found = classifier.better(found, candidate._replace(broken=crossed))
     inner, inner_margins = classifier.select(
       crossed, (inner, inner_margins), (candidate.points, margins)

@@ -8,7 +8,14 @@ import pytest
 
 import ddi_jax
 from ddi_jax import losses
-from ddi_jax.attacks import classifier, classifier_attack, multi_targeted_pgd
+from ddi_jax.attacks import (
+  apgd,
+  classifier,
+  classifier_attack,
+  fab,
+  multi_targeted_pgd,
+  square,
+)
 
 
 @pytest.mark.parametrize("norm", MAKERS)
@@ -78,6 +85,20 @@ def test_targets_are_ordered_by_the_clean_logits():
   labels = jnp.array([1, 2])
   found = [classifier.targets_by_rank(logits, labels, rank) for rank in range(3)]
   np.testing.assert_array_equal(found, [[2, 0], [3, 3], [0, 1]])
+
+
+@pytest.mark.parametrize(
+  ("make", "settings"),
+  [(apgd, {"steps": 3}), (fab, {"steps": 3}), (square, {"queries": 5})],
+)
+def test_dtype_is_kept(make, settings):
+  p = problem(batch=4)
+  inputs, weights = p.inputs.astype(jnp.bfloat16), p.weights.astype(jnp.bfloat16)
+  attack = make(ddi_jax.l1(0.1), **settings)
+  found = jax.jit(attack, static_argnums=1)(
+    KEY, lambda x: x @ weights, inputs, p.labels
+  )
+  assert found.dtype == jnp.bfloat16
 
 
 def test_old_style_keys_are_accepted():
