@@ -7,7 +7,14 @@ from ddi_jax.aggregators import (
   pcgrad_direction,
   upgrad_direction,
 )
-from ddi_jax.attacks import Attack, Objective, pgd
+from ddi_jax.attacks import (
+  Attack,
+  AutoAttackResult,
+  ClassifierAttack,
+  Objective,
+  autoattack,
+  pgd,
+)
 from ddi_jax.direction import (
   DirectionState,
   average_direction,
@@ -28,6 +35,8 @@ from ddi_jax.threat_models import ThreatModel, l1, l2, linf
 
 __all__ = [
   "Attack",
+  "AutoAttackResult",
+  "ClassifierAttack",
   "DirectionState",
   "MinNormSolution",
   "Objective",
@@ -35,6 +44,7 @@ __all__ = [
   "RestartInfo",
   "ThreatModel",
   "attacks",
+  "autoattack",
   "average_direction",
   "cagrad_direction",
   "candidate_gradients",

@@ -1,0 +1,226 @@
+"""Attacks on classifiers: functions `(key, logits_fn, inputs, labels) -> inputs`."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from ddi_jax import losses
+from ddi_jax.attacks.pgd import Attack
+from ddi_jax.threat_models import Bounds, ThreatModel
+
+LogitsFn = Callable[..., jax.Array]
+LossOfLogits = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class ClassifierAttack(Protocol):
+  """Looks for misclassified inputs near the given ones.
+
+  Pure, with static shapes: it can be jitted and mapped.  It is a `lax` loop; on a CPU,
+  write convolutions with `ddi_jax.models.conv_general_dilated`.
+
+  Args:
+    key: a key, or keys `[B]`, one per example: then no other example and no padding
+      changes an example's random numbers.  Consumed.
+    logits_fn: inputs `[B, ...]` -> logits `[B, C]`, C >= 2, each example by itself (no
+      BatchNorm in training mode).
+    inputs: `[B, ...]`, floating point, in the box.
+    labels: integers `[B]` in [0, C).
+
+  Returns:
+    Inputs `[B, ...]` of the same dtype in the threat model and the box, misclassified
+    where the attack succeeded; never worse than the given ones for the attacker.
+  """
+
+  def __call__(
+    self,
+    key: jax.Array,
+    logits_fn: LogitsFn,
+    inputs: jax.Array,
+    labels: jax.Array,
+  ) -> jax.Array: ...
+
+
+class Found(NamedTuple):
+  """The best point so far of each example.
+
+  Attributes:
+    points: `[B, ...]`.
+    broken: whether they are misclassified, `[B]`.
+    scores: `[B]`; of two points that are both misclassified, or both not, the one with
+      the greater score is better.
+  """
+
+  points: jax.Array
+  broken: jax.Array
+  scores: jax.Array
+
+
+def classifier_attack(
+  attack: Attack,
+  loss: LossOfLogits = losses.cross_entropy,
+  *,
+  restarts: int = 1,
+) -> ClassifierAttack:
+  """An ordinary attack, repeated, and the worst case of each example kept.
+
+  Args:
+    attack: see `ddi_jax.attacks.Attack`; `ddi_jax.pgd(...)` say.
+    loss: (logits `[B, C]`, labels `[B]`) -> losses `[B]`, to be increased.
+    restarts: runs with keys of their own, >= 1.
+
+  Returns:
+    A `ClassifierAttack`: of the restarts' results and the input itself, a
+    misclassified one if there is one, else the one of the largest margin.  An ordinary
+    attack draws for the whole batch: of keys `[B]` it gets the first.
+
+  Raises:
+    ValueError: if `restarts` < 1.
+  """
+  check_positive("restarts", restarts)
+
+  def run(index, keys, logits_fn, inputs, labels, clean_logits):
+    del index, clean_logits
+    return attack(keys[0], lambda x: loss(logits_fn(x), labels), inputs)
+
+  return repeated(run, lambda num_classes: restarts)
+
+
+def repeated(
+  run: Callable[..., jax.Array], num_runs: Callable[[int], int]
+) -> ClassifierAttack:
+  """The strongest of several runs for each example.
+
+  Args:
+    run: (index, keys `[B]`, logits_fn, inputs, labels, clean logits `[B, C]`) ->
+      points `[B, ...]`.
+    num_runs: number of classes -> number of runs.  The runs end early once the whole
+      batch is misclassified.
+  """
+
+  def attack(key, logits_fn, inputs, labels):
+    keys = example_keys(key, inputs)
+    clean_logits = check_call(logits_fn, inputs, labels)
+
+    def judge(points, logits):
+      broken = misclassified(logits, labels)
+      return Found(points, broken, losses.margin(logits, labels))
+
+    def body(state):
+      index, found = state
+      run_keys = fold_in(keys, index)
+      points = run(index, run_keys, logits_fn, inputs, labels, clean_logits)
+      return index + 1, better(found, judge(points, logits_fn(points)))
+
+    runs = num_runs(clean_logits.shape[1])
+    _, found = jax.lax.while_loop(
+      lambda state: (state[0] < runs) & ~jnp.all(state[1].broken),
+      body,
+      (jnp.int32(0), judge(inputs, clean_logits)),
+    )
+    return found.points
+
+  return attack
+
+
+def misclassified(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Whether the largest of the logits `[B, C]` is another's, or one is NaN; `[B]`."""
+  wrong = jnp.argmax(logits, axis=1) != labels
+  return wrong | jnp.any(jnp.isnan(logits), axis=1)
+
+
+def better(old: Found, new: Found) -> Found:
+  """For each example the new point where it is better, else the old one."""
+  same = new.broken == old.broken
+  take = (new.broken & ~old.broken) | (same & (new.scores > old.scores))
+  return Found(*select(take, new, old))
+
+
+def targets_by_rank(
+  clean_logits: jax.Array, labels: jax.Array, rank: jax.Array
+) -> jax.Array:
+  """The wrong class `[B]` with the `rank`-th largest logit, 0 being the largest."""
+  is_label = jax.nn.one_hot(labels, clean_logits.shape[1], dtype=bool)
+  order = jnp.argsort(jnp.where(is_label, -jnp.inf, clean_logits), axis=1)
+  return jnp.take(order, order.shape[1] - 1 - rank, axis=1)
+
+
+def random_directions(
+  keys: jax.Array, threat_model: ThreatModel, inputs: jax.Array
+) -> jax.Array:
+  """Perturbations `[B, ...]` of norm 1, uniform for l_inf, else normal; keys `[B]`."""
+
+  def draw(key):
+    shape, dtype = inputs.shape[1:], inputs.dtype
+    if threat_model.norm == "linf":
+      return jax.random.uniform(key, shape, dtype, minval=-1.0, maxval=1.0)
+    return jax.random.normal(key, shape, dtype)
+
+  noise = jax.vmap(draw)(keys)
+  return noise / expand(threat_model.size(noise), noise)
+
+
+def example_keys(key: jax.Array, inputs: jax.Array) -> jax.Array:
+  """One key per example, `[B]`."""
+  if key is None:
+    raise ValueError("this attack needs a key, got None.")
+  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    key = jax.random.wrap_key_data(key)
+  if key.ndim == 0:
+    return fold_in(jnp.broadcast_to(key, (len(inputs),)), jnp.arange(len(inputs)))
+  if key.shape != inputs.shape[:1]:
+    raise ValueError(
+      f"key must be one key or have shape {inputs.shape[:1]}, one key per example; "
+      f"got {key.shape}."
+    )
+  return key
+
+
+def fold_in(keys: jax.Array, data: Any) -> jax.Array:
+  """Folds one number, or one per key, into keys `[B]`."""
+  return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(data, keys.shape))
+
+
+def expand(values: jax.Array, like: jax.Array) -> jax.Array:
+  """`[B]` -> `[B, 1, ...]` of the rank of `like`."""
+  return values.reshape(values.shape + (1,) * (like.ndim - 1))
+
+
+def select(mask: jax.Array, chosen: Any, other: Any) -> Any:
+  """Leaves `[B, ...]` of `chosen` where the mask `[B]` holds, else of `other`."""
+  return jax.tree.map(lambda a, b: jnp.where(expand(mask, a), a, b), chosen, other)
+
+
+def check_call(logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array) -> jax.Array:
+  """The logits of the inputs, after a check of all three."""
+  if not jnp.issubdtype(inputs.dtype, jnp.floating):
+    raise ValueError(f"inputs must be floating point, got {inputs.dtype}.")
+  logits = logits_fn(inputs)
+  if logits.ndim != 2 or len(logits) != len(inputs) or logits.shape[1] < 2:
+    raise ValueError(
+      f"logits_fn must return logits [{len(inputs)}, C] with C >= 2, got "
+      f"{logits.shape}."
+    )
+  if labels.shape != inputs.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+    raise ValueError(
+      f"labels must be integers of shape {inputs.shape[:1]}, got {labels.dtype} "
+      f"{labels.shape}."
+    )
+  return logits
+
+
+def check_settings(threat_model: ThreatModel, bounds: Bounds) -> None:
+  """Raises ValueError for a norm without a published attack, or an impossible box."""
+  if threat_model.norm not in ("linf", "l2", "l1"):
+    raise ValueError(
+      f"this attack knows the norms linf, l2 and l1, got {threat_model.norm!r}."
+    )
+  if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+    raise ValueError(f"bounds must be (low, high) with low < high, got {bounds!r}.")
+
+
+def check_positive(name: str, value: Any) -> None:
+  """Raises ValueError unless the value is an integer >= 1."""
+  if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    raise ValueError(f"{name} must be an integer >= 1, got {value!r}.")

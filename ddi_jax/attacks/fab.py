@@ -1,0 +1,204 @@
+"""FAB, the fast adaptive boundary attack (Croce and Hein, 2020)."""
+
+import jax
+import jax.numpy as jnp
+
+from ddi_jax import losses
+from ddi_jax.attacks import classifier, hyperplane
+from ddi_jax.attacks.classifier import ClassifierAttack, Found
+from ddi_jax.threat_models import Bounds, ThreatModel
+
+_SEARCH_STEPS = 3
+# The margin that the search aims at, of the clean margin and of the largest logit: well
+# above rounding, so that the result is misclassified wherever it is evaluated again.
+_SEARCH_MARGIN = 1e-5
+_SEARCH_ROUNDING = 1e-5
+
+
+def fab(
+  threat_model: ThreatModel,
+  *,
+  steps: int = 100,
+  restarts: int = 1,
+  targets: int | None = 9,
+  alpha_max: float = 0.1,
+  eta: float = 1.05,
+  beta: float = 0.9,
+  bounds: Bounds = (0.0, 1.0),
+) -> ClassifierAttack:
+  """FAB: misclassified inputs of least distance, by steps along the decision boundary.
+
+  Each step projects the current point and the original one on the linearised decision
+  boundary inside the box, goes `eta` times as far and mixes the two, the original's
+  with a weight of at most `alpha_max`; a misclassified point is recorded and drawn back
+  to `beta` of its distance (Croce and Hein, 2020, "Minimally distorted adversarial
+  examples with a fast adaptive boundary attack", algorithm 1).  In the end three
+  secant steps shorten the best perturbation, to a margin of some 1e-5 of the logits.
+
+  Unlike the other attacks it does not stop at the first misclassified point: the
+  result's distance is the least that was found, so an attack with a large epsilon
+  measures the distance to the decision boundary.
+
+  Args:
+    threat_model: `ddi_jax.linf`, `l2` or `l1`.
+    steps: of a run, >= 1; each takes one gradient (untargeted: one for each class) and
+      one evaluation of the logits.
+    restarts: runs, for each target if targeted, >= 1: the first from the input, the
+      others from a random point at half the distance of the best one so far, or half
+      epsilon if that is less.
+    targets: FAB-T: a run for each of the first `targets` wrong classes in the order of
+      the clean logits, at most all.  None: untargeted, each step towards the class of
+      the nearest linearised boundary.
+    alpha_max: greatest weight of the original point, in [0, 1].
+    eta: overshoot, >= 1.
+    beta: fraction of a misclassified point's distance to go on from, in (0, 1).
+    bounds: the box `(low, high)` that holds the inputs, or None.
+
+  Returns:
+    A `ClassifierAttack`: the nearest misclassified point if it is in the ball, else the
+    input.
+
+  Raises:
+    ValueError: for an argument outside its range.
+  """
+  classifier.check_settings(threat_model, bounds)
+  classifier.check_positive("steps", steps)
+  classifier.check_positive("restarts", restarts)
+  if targets is not None:
+    classifier.check_positive("targets", targets)
+  if not 0 <= alpha_max <= 1 or not eta >= 1 or not 0 < beta < 1:
+    raise ValueError(
+      "alpha_max must be in [0, 1], eta >= 1 and beta in (0, 1), got "
+      f"{alpha_max!r}, {eta!r} and {beta!r}."
+    )
+  norm, size = threat_model.norm, threat_model.size
+
+  def attack(key, logits_fn, inputs, labels):
+    keys = classifier.example_keys(key, inputs)
+    clean_logits = classifier.check_call(logits_fn, inputs, labels)
+    num_classes = clean_logits.shape[1]
+
+    def clip(points):
+      return points if bounds is None else jnp.clip(points, *bounds)
+
+    def evaluate(points):
+      points = clip(points).astype(inputs.dtype)
+      logits = logits_fn(points)
+      broken = classifier.misclassified(logits, labels)
+      found = Found(points, broken, -size(points - inputs))
+      return found, losses.margin(logits, labels)
+
+    def boundary(points, rank):
+      if targets is None:
+        return _nearest_boundary(logits_fn, points, labels, norm)
+      chosen = classifier.targets_by_rank(clean_logits, labels, rank)
+      return _target_boundary(logits_fn, points, labels, chosen)
+
+    def move(points, normals, values):
+      return hyperplane.displacement(norm, points, normals, values, bounds)
+
+    def run(index, found):
+      rank, restart = index // restarts, index % restarts
+      least = jnp.where(found.broken, -found.scores, jnp.inf)
+      radii = jnp.where(restart > 0, jnp.minimum(least, threat_model.epsilon) / 2, 0)
+      directions = classifier.random_directions(
+        classifier.fold_in(keys, index), threat_model, inputs
+      )
+      start = clip(inputs + classifier.expand(radii, inputs) * directions)
+
+      def step(_, state):
+        points, found = state
+        values, normals = boundary(points, rank)
+        own = move(points, normals, values)
+        products = jnp.sum(normals * (inputs - points), axis=range(1, inputs.ndim))
+        clean = move(inputs, normals, values + products)
+        own_size, clean_size = size(own), size(clean)
+        both = own_size + clean_size
+        alpha = jnp.minimum(own_size / jnp.where(both > 0, both, 1), alpha_max)
+        alpha = classifier.expand(alpha, inputs)
+        points = (1 - alpha) * (points + eta * own) + alpha * (inputs + eta * clean)
+        candidate, _ = evaluate(points)
+        back = inputs + beta * (candidate.points - inputs)
+        points = classifier.select(candidate.broken, back, candidate.points)
+        return points, classifier.better(found, candidate)
+
+      start = start.astype(inputs.dtype)
+      return jax.lax.fori_loop(0, steps, step, (start, found))[1]
+
+    ranks = 1 if targets is None else min(targets, num_classes - 1)
+    clean = Found(
+      inputs,
+      classifier.misclassified(clean_logits, labels),
+      jnp.zeros_like(size(inputs)),
+    )
+    found = jax.lax.fori_loop(0, ranks * restarts, run, clean)
+    found = _shorten(found, evaluate, inputs, labels, clean_logits)
+    inside = found.broken & (-found.scores <= threat_model.epsilon)
+    return classifier.select(inside, found.points, inputs)
+
+  return attack
+
+
+def _target_boundary(logits_fn, points, labels, targets):
+  """(target's logit minus the label's `[B]`, its gradient `[B, ...]`)."""
+
+  def total(points):
+    logits = logits_fn(points)
+    rows = jnp.arange(len(logits))
+    values = logits[rows, targets] - logits[rows, labels]
+    return values.sum(), values
+
+  normals, values = jax.grad(total, has_aux=True)(points)
+  return values, normals
+
+
+def _nearest_boundary(logits_fn, points, labels, norm):
+  """The same for the class whose linearised boundary is nearest."""
+  logits, pull_back = jax.vjp(logits_fn, points)
+  num_classes = logits.shape[1]
+  is_label = jax.nn.one_hot(labels, num_classes, dtype=logits.dtype)
+  own = jnp.sum(is_label * logits, axis=1)
+
+  def dual_size(normals):
+    flat = normals.reshape(len(normals), -1)
+    return jnp.linalg.norm(flat, {"linf": 1, "l2": 2, "l1": jnp.inf}[norm], axis=1)
+
+  def compare(best, rival):
+    is_rival = jnp.zeros_like(is_label).at[:, rival].set(1)
+    (normals,) = pull_back(is_rival - is_label)
+    values = logits[:, rival] - own
+    sizes = dual_size(normals)
+    distances = jnp.abs(values) / jnp.where(sizes > 0, sizes, 1)
+    distances = jnp.where((sizes > 0) & (labels != rival), distances, jnp.inf)
+    new = (distances, values, normals)
+    return classifier.select(distances < best[0], new, best), None
+
+  far = jnp.full(len(points), jnp.inf, logits.dtype)
+  first = (far, jnp.zeros_like(own), jnp.zeros_like(points))
+  (_, values, normals), _ = jax.lax.scan(compare, first, jnp.arange(num_classes))
+  return values, normals
+
+
+def _shorten(found, evaluate, inputs, labels, clean_logits):
+  """Secant steps from the inputs to what was found, for a small positive margin."""
+  clean_margins = losses.margin(clean_logits, labels)
+  aims = _SEARCH_MARGIN * jnp.abs(clean_margins)
+  aims += _SEARCH_ROUNDING * jnp.max(jnp.abs(clean_logits), axis=1)
+
+  def body(_, state):
+    found, inner, inner_margins, outer_margins = state
+    gaps = outer_margins - inner_margins
+    shares = (aims - inner_margins) / jnp.where(gaps > 0, gaps, 1)
+    shares = jnp.where((gaps > 0) & (aims < outer_margins), shares, 1)
+    shares = classifier.expand(jnp.clip(shares, 0, 1).astype(inputs.dtype), inputs)
+    candidate, margins = evaluate(inner + shares * (found.points - inner))
+    crossed = found.broken & candidate.broken & (margins >= aims / 2)
+    found = classifier.better(found, candidate._replace(broken=crossed))
+    inner, inner_margins = classifier.select(
+      crossed, (inner, inner_margins), (candidate.points, margins)
+    )
+    outer_margins = jnp.where(crossed, margins, outer_margins)
+    return found, inner, inner_margins, outer_margins
+
+  state = (found, inputs, clean_margins, evaluate(found.points)[1])
+  return jax.lax.fori_loop(0, _SEARCH_STEPS, body, state)[0]

@@ -1,0 +1,60 @@
+"""Multi-targeted PGD (Gowal et al., 2019)."""
+
+import jax.numpy as jnp
+
+from ddi_jax.attacks import classifier
+from ddi_jax.attacks.classifier import ClassifierAttack
+from ddi_jax.attacks.pgd import pgd
+from ddi_jax.threat_models import Bounds, ThreatModel
+
+
+def multi_targeted_pgd(
+  threat_model: ThreatModel,
+  *,
+  steps: int,
+  step_size: float,
+  targets: int | None = None,
+  restarts: int = 1,
+  bounds: Bounds = (0.0, 1.0),
+) -> ClassifierAttack:
+  """PGD towards each wrong class in turn: on its logit minus the label's.
+
+  Gowal et al. (2019), "An alternative surrogate loss for PGD-based adversarial
+  testing", algorithm 1.
+
+  Args:
+    threat_model: see `ddi_jax.pgd`.
+    steps: of each run, >= 1.
+    step_size: in the threat model's norm, > 0.
+    targets: only the first so many wrong classes in the order of the clean logits,
+      >= 1.  None: all.
+    restarts: runs for each target, >= 1, each from a random start.
+    bounds: the box `(low, high)` that holds the inputs, or None.
+
+  Returns:
+    A `ClassifierAttack`: of all runs' last iterates and the input itself, a
+    misclassified one if there is one, else the one of the largest margin.  PGD draws
+    for the whole batch: of keys `[B]` it gets the first.
+
+  Raises:
+    ValueError: for an argument outside its range.
+  """
+  attack = pgd(threat_model, steps=steps, step_size=step_size, bounds=bounds)
+  classifier.check_positive("restarts", restarts)
+  if targets is not None:
+    classifier.check_positive("targets", targets)
+
+  def run(index, keys, logits_fn, inputs, labels, clean_logits):
+    chosen = classifier.targets_by_rank(clean_logits, labels, index // restarts)
+    rows = jnp.arange(len(inputs))
+
+    def difference(points):
+      logits = logits_fn(points)
+      return logits[rows, chosen] - logits[rows, labels]
+
+    return attack(keys[0], difference, inputs)
+
+  def num_runs(num_classes):
+    return restarts * min(targets or num_classes, num_classes - 1)
+
+  return classifier.repeated(run, num_runs)
