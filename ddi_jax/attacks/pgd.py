@@ -40,6 +40,7 @@ def pgd(
   random_start: bool | Start = True,
   iterate: str = "last",
   ascent: Ascent | None = None,
+  stop_below: float | None = None,
   loop: str = "auto",
 ) -> Attack:
   """PGD: steepest-ascent steps, each projected on the threat model and the box.
@@ -61,6 +62,10 @@ def pgd(
       the largest objective, the start included.
     ascent: (gradients, points, bounds) -> steps, to replace the threat model's
       `steepest_ascent`; `lambda gradients, *_: gradients` is plain gradient ascent.
+    stop_below: end before `steps` once no example of the batch moves any more: once
+      the share of its coordinates that a step changes is at most this, in [0, 1).
+      With 0 and a deterministic objective the outcome is the same.  Not with
+      loop="unroll".
     loop: "loop" (a `lax.fori_loop`), "unroll", or "auto", which unrolls only where
       that is much faster: on a CPU, for gradients of ordinary convolutions.
 
@@ -88,6 +93,13 @@ def pgd(
   if iterate not in ("last", "best"):
     raise ValueError(f'iterate must be "last" or "best", got {iterate!r}.')
   loops.check_form("loop", loop, ("auto", "unroll", "loop"))
+  if stop_below is not None:
+    if not 0 <= stop_below < 1:
+      raise ValueError(f"stop_below must be in [0, 1) or None, got {stop_below!r}.")
+    if loop == "unroll":
+      raise ValueError(
+        f'stop_below must be None with loop="unroll", got {stop_below!r}.'
+      )
   ascend = threat_model.steepest_ascent if ascent is None else ascent
 
   def attack(key, objective, inputs):
@@ -127,7 +139,9 @@ def pgd(
     if iterate == "best":
       losses = jax.eval_shape(objective, start)
       state = (start, start, jnp.full(losses.shape, -jnp.inf, losses.dtype))
-    if loops.resolve(loop, gradient, start) == "unroll":
+    if stop_below is not None:
+      state = _while_moving(step, state, steps, stop_below)
+    elif loops.resolve(loop, gradient, start) == "unroll":
       for index in range(steps):
         state = step(index, state)
     else:
@@ -139,6 +153,24 @@ def pgd(
     return points
 
   return attack
+
+
+def _while_moving(step, state, steps, stop_below):
+  """As many steps as change more than a share of some example's coordinates."""
+
+  def goes_on(carry):
+    index, share, _ = carry
+    return (index < steps) & (share > stop_below)
+
+  def advance(carry):
+    index, _, state = carry
+    advanced = step(index, state)
+    moved = advanced[0] != state[0]
+    share = moved.reshape(len(moved), -1).astype(jnp.float32).mean(axis=1).max()
+    return index + 1, share, advanced
+
+  first = (0, jnp.ones((), jnp.float32), state)
+  return jax.lax.while_loop(goes_on, advance, first)[2]
 
 
 def _better(best, best_losses, points, losses):

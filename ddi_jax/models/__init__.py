@@ -7,7 +7,7 @@ from flax import nnx
 import jax
 
 from ddi_jax.models.convolution import conv_general_dilated
-from ddi_jax.models.functional import functional
+from ddi_jax.models.functional import functional, in_bfloat16
 from ddi_jax.models.layers import ACTIVATIONS, NORMALIZATIONS, Standardize
 from ddi_jax.models.resnet import ResNet18
 from ddi_jax.models.small import SmallConvNet
@@ -74,4 +74,5 @@ __all__ = [
   "conv_general_dilated",
   "create_model",
   "functional",
+  "in_bfloat16",
 ]

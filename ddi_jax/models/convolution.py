@@ -22,6 +22,8 @@ import numpy as np
 _CANONICAL = ("NHWC", "HWIO", "NHWC")
 _FEW_CHANNELS = 8
 _CACHE_BYTES = 2**21
+_HALF = "bfloat16"  # A precision: products of bfloat16 factors, summed in float32.
+_HALF_CHANNELS = 32
 
 
 def conv_general_dilated(
@@ -42,6 +44,9 @@ def conv_general_dilated(
 
   On the CPU, a plain 2-d `NHWC x HWIO -> NHWC` convolution gets gradients that are
   fast inside loops; anything else goes to `jax.lax.conv_general_dilated` unchanged.
+  There the precision "bfloat16", given here or by `jax.default_matmul_precision`, is
+  not ignored: factors are rounded to bfloat16 where that saves time (processors with
+  AMX or AVX512-BF16), sums and results are float32.
   """
   plain = (
     jax.default_backend() == "cpu"
@@ -61,6 +66,8 @@ def conv_general_dilated(
       **options,
     )
   strides = tuple(window_strides)
+  if precision is None:  # Now: the gradients may be traced outside its context.
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
   if isinstance(padding, str):
     padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
   pads = tuple((int(low), int(high)) for low, high in padding)
@@ -74,16 +81,15 @@ def _is_default(option):
 
 def _conv(lhs, rhs, strides, pads, precision):
   if rhs.shape[:2] == (1, 1) and not any(map(any, pads)):
-    pointwise = lhs[:, :: strides[0], :: strides[1]]
-    return lax.dot_general(
-      pointwise, rhs[0, 0], (((3,), (0,)), ((), ())), precision=precision
-    )
+    return _product(lhs[:, :: strides[0], :: strides[1]], rhs[0, 0], precision)
   # Negative padding is cropped first: XLA's CPU convolution reads past the array.
   crops = tuple((min(low, 0), min(high, 0), 0) for low, high in pads)
   if any(map(any, crops)):
     no_crop = ((0, 0, 0),)
     lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), no_crop + crops + no_crop)
     pads = tuple((max(low, 0), max(high, 0)) for low, high in pads)
+  if precision == _HALF and strides == (1, 1) and lhs.shape[3] >= _HALF_CHANNELS:
+    return _conv_as_products(lhs, rhs, pads, precision)
   out_width = lhs.shape[2] + sum(pads[1]) - rhs.shape[1] + 1
   together = _columns_together(lhs.shape[3], rhs.shape[3], out_width)
   if strides == (1, 1) and rhs.shape[1] > 1 and together > 1:
@@ -127,6 +133,26 @@ def _conv_of_columns(lhs, rhs, pads, precision, together):
   )
   batch, rows, blocks, _ = columns.shape
   return columns.reshape(batch, rows, blocks * together, features)
+
+
+def _conv_as_products(lhs, rhs, pads, precision):
+  """One product gives what each input row adds to all output rows; then their sum."""
+  height, width, channels, features = rhs.shape
+  zero = jnp.zeros((), lhs.dtype)
+  padded = lax.pad(lhs, zero, ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0)))
+  rows, columns = (
+    size - window + 1
+    for size, window in zip(padded.shape[1:3], (height, width), strict=True)
+  )
+  seen = jnp.concatenate(
+    [padded[:, :, start : start + columns] for start in range(width)], axis=-1
+  )
+  kernel = rhs.transpose(1, 2, 0, 3).reshape(width * channels, height * features)
+  shares = _product(seen, kernel, precision)
+  return sum(
+    shares[:, row : row + rows, :, row * features : (row + 1) * features]
+    for row in range(height)
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -174,9 +200,9 @@ def _input_gradient_as_sum(cotangent, kernel, shape, strides, pads, precision):
   """
   height, width, channels, features = kernel.shape
   columns = kernel.transpose(3, 0, 1, 2).reshape(features, -1)
-  shares = lax.dot_general(
-    cotangent, columns, (((3,), (0,)), ((), ())), precision=precision
-  ).reshape(*cotangent.shape[:3], height, width, channels)
+  shares = _product(cotangent, columns, precision).reshape(
+    *cotangent.shape[:3], height, width, channels
+  )
   zero = jnp.zeros((), shares.dtype)
   total = jnp.zeros(shape, shares.dtype)
   for position in np.ndindex(height, width):
@@ -276,12 +302,19 @@ def _columns_seen(inputs, cotangent, width, strides, pads):
 
 def _product_over_positions(first, second, precision):
   """sum_n first_n second_n' over all but the last axes."""
-  return lax.dot_general(
-    first.reshape(-1, first.shape[-1]),
-    second.reshape(-1, second.shape[-1]),
-    (((0,), (0,)), ((), ())),
-    precision=precision,
-  )
+  first, second = (array.reshape(-1, array.shape[-1]) for array in (first, second))
+  return _product(first, second, precision, contracted=(0, 0))
+
+
+def _product(first, second, precision, contracted=(-1, 0)):
+  """Sums over an axis of each, by default a product of matrices."""
+  numbers = (((contracted[0] % first.ndim,), (contracted[1],)), ((), ()))
+  if precision != _HALF:
+    return lax.dot_general(first, second, numbers, precision=precision)
+  dtype = jnp.result_type(first, second)
+  halves = (array.astype(jnp.bfloat16) for array in (first, second))
+  product = lax.dot_general(*halves, numbers, preferred_element_type=jnp.float32)
+  return product.astype(dtype)
 
 
 _loop_friendly_conv.defvjp(_forward, _backward)

@@ -6,6 +6,7 @@ from typing import Any
 import chex
 from flax import nnx
 import jax
+import jax.numpy as jnp
 
 Apply = Callable[..., tuple[jax.Array, Any]]
 
@@ -36,3 +37,30 @@ def functional(model: nnx.Module) -> tuple[Apply, chex.ArrayTree, chex.ArrayTree
     return logits, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param)))
 
   return apply, nnx.to_pure_dict(params), nnx.to_pure_dict(model_state)
+
+
+def in_bfloat16(apply: Apply) -> Apply:
+  """The same function, cheaper and with a relative error of about 1e-2.
+
+  For attacks: parameters, inputs and all that is between them are bfloat16, the logits
+  float32.  On a CPU, whose elementwise operations gain nothing from it, only the
+  factors of convolutions are, which saves time on processors with AMX.
+
+  Args:
+    apply: see `functional`.
+
+  Returns:
+    An `apply` of the same arguments.  The new model state is as imprecise as the rest.
+  """
+
+  def half(tree):
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tree)
+
+  def cheaper(params, model_state, inputs, *, train):
+    if jax.default_backend() == "cpu":
+      with jax.default_matmul_precision("bfloat16"):
+        return apply(params, model_state, inputs, train=train)
+    logits, new_state = apply(half(params), model_state, half(inputs), train=train)
+    return logits.astype(jnp.float32), new_state
+
+  return cheaper

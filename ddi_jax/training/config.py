@@ -16,6 +16,7 @@ from ddi_jax.training.methods import METHODS, num_candidates
 NORMS = ("linf", "l2", "l1")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "step", "cosine")
+ATTACK_DTYPES = ("float32", "bfloat16")
 BATCH_NORM_MODES = ("train", "eval")
 
 
@@ -70,6 +71,9 @@ def default_config() -> ml_collections.ConfigDict:
   config.attack.step_size = config_dict.placeholder(float)  # None: 2.5 epsilon / steps
   config.attack.random_start = True
   config.attack.iterate = "last"  # or "best"
+  # An example's share of pixels: the attack ends once no step moves more; None: never.
+  config.attack.stop_below = config_dict.placeholder(float)
+  config.attack.dtype = "float32"  # of the network under attack; or "bfloat16"
   config.attack.batch_norm = "train"  # BatchNorm's mode during the attack
 
   config.gradient = ml_collections.ConfigDict()
@@ -232,6 +236,12 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   positive_int("attack.steps")
   positive("attack.step_size", optional=True)
   one_of("attack.iterate", ("last", "best"))
+  check(
+    "attack.stop_below",
+    "in [0, 1), or None; only None with config.loops.steps 'unroll'",
+    lambda value: value is None or (0 <= value < 1 and config.loops.steps != "unroll"),
+  )
+  one_of("attack.dtype", ATTACK_DTYPES)
   one_of("attack.batch_norm", BATCH_NORM_MODES)
   one_of("gradient.batch_norm", BATCH_NORM_MODES)
 

@@ -12,7 +12,7 @@ import optax
 import ddi_jax
 from ddi_jax import losses
 from ddi_jax.data import pad_crop_flip
-from ddi_jax.models.functional import Apply
+from ddi_jax.models.functional import Apply, in_bfloat16
 from ddi_jax.training.compilation import compiler_options
 from ddi_jax.training.config import step_size
 from ddi_jax.training.methods import METHODS, num_candidates
@@ -113,6 +113,7 @@ def create_train_step(
   """
   method = METHODS[config.method]
   restarts = num_candidates(config.method, config.num_restarts)
+  attacked_apply = in_bfloat16(apply) if config.attack.dtype == "bfloat16" else apply
 
   def train_step(state: TrainState, images: jax.Array, labels: jax.Array):
     key = stream_key(config.seed, "training", state.step)
@@ -124,7 +125,7 @@ def create_train_step(
 
     def attack_loss(inputs, labels):
       train = config.attack.batch_norm == "train"
-      logits, _ = apply(state.params, state.model_state, inputs, train=train)
+      logits, _ = attacked_apply(state.params, state.model_state, inputs, train=train)
       return losses.cross_entropy(logits, labels)
 
     def loss_fn(params, inputs, labels):
@@ -145,6 +146,7 @@ def create_train_step(
         step_size=warmth * step_size(config.attack, config.attack.epsilon),
         random_start=config.attack.random_start,
         iterate=config.attack.iterate,
+        stop_below=config.attack.stop_below,
         loop=config.loops.steps,
       )
       candidates = ddi_jax.restart_candidates(

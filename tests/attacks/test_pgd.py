@@ -101,6 +101,43 @@ def test_dtype_is_kept():
   assert found.dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("iterate", ["last", "best"])
+def test_stops_once_nothing_moves(iterate):
+  evaluations = []
+
+  def counted(points):
+    jax.debug.callback(lambda: evaluations.append(1))
+    return linear(points)
+
+  def attack(stop_below, objective):
+    settings = {"steps": 50, "step_size": 0.1, "random_start": False}
+    return ddi_jax.pgd(
+      ddi_jax.linf(0.2), iterate=iterate, stop_below=stop_below, **settings
+    )(None, objective, INPUTS)
+
+  found = attack(0.0, counted)
+  jax.effects_barrier()
+  # Two steps to the ball's corner, where rounding may leave one more to take.
+  assert 3 <= len(evaluations) <= 5
+  np.testing.assert_array_equal(found, attack(None, linear))
+
+
+def test_stops_when_the_last_example_is_done():
+  # At the corner of the ball after 1, 2, 3 steps, in each coordinate alike.
+  threat_model = ddi_jax.linf(0.3)
+  sizes = jnp.array([[0.1], [0.2], [0.3]])
+
+  def objective(points):
+    return -jnp.abs(points - 0.5 - sizes).sum(axis=1)
+
+  inputs = jnp.full((3, 1), 0.5)
+  settings = {"steps": 4, "step_size": 0.1, "random_start": False}
+  found = ddi_jax.pgd(threat_model, stop_below=0.5, iterate="best", **settings)(
+    None, objective, inputs
+  )
+  np.testing.assert_allclose(found, inputs + sizes, atol=1e-6)
+
+
 def test_nan_is_not_hidden():
   attack = ddi_jax.pgd(ddi_jax.linf(0.1), steps=2, step_size=0.1, iterate="best")
   found = attack(KEY, lambda x: jnp.sqrt(x[:, 0] - 10), INPUTS)
@@ -115,6 +152,8 @@ def test_nan_is_not_hidden():
     ({"step_size": 0}, "step_size must be a finite number > 0, got 0"),
     ({"bounds": (1.0, 0.0)}, "bounds must be"),
     ({"iterate": "first"}, "iterate must be"),
+    ({"stop_below": 1.0}, r"stop_below must be in \[0, 1\) or None, got 1.0"),
+    ({"stop_below": 0.0, "loop": "unroll"}, "stop_below must be None with"),
     ({"loop": "scan"}, "loop must be one of auto, unroll, loop; got 'scan'"),
   ],
 )

@@ -83,6 +83,30 @@ def test_kernel_gradient_of_some_images_at_a_time(strides, monkeypatch):
 
 
 @pytest.mark.parametrize(
+  ("kernel_shape", "strides", "padding"),
+  [
+    ((3, 3, 32, 5), (1, 1), [(1, 1), (1, 1)]),
+    ((3, 2, 32, 5), (1, 1), [(0, 1), (2, 1)]),
+    ((3, 3, 32, 5), (2, 2), [(1, 1), (1, 1)]),
+    ((1, 1, 32, 5), (2, 2), [(0, 0), (0, 0)]),
+    ((3, 3, 2, 32), (1, 1), "SAME"),
+  ],
+)
+def test_products_of_bfloat16(kernel_shape, strides, padding):
+  inputs = jax.random.normal(jax.random.key(0), (2, 7, 8, kernel_shape[2]))
+  kernel = jax.random.normal(jax.random.key(1), kernel_shape) / 30
+  arguments = (inputs, kernel, strides, padding)
+  with jax.default_matmul_precision("bfloat16"):
+    rounded = value_and_gradients(conv_general_dilated, *arguments)
+  expected = value_and_gradients(reference_conv, *arguments)
+  errors = []
+  for ours, theirs in zip(rounded, expected, strict=True):
+    assert ours.dtype == jnp.float32
+    errors.append(jnp.linalg.norm(ours - theirs) / jnp.linalg.norm(theirs))
+  assert 1e-5 < max(errors) < 2e-2
+
+
+@pytest.mark.parametrize(
   "options",
   [{"feature_group_count": 2}, {"rhs_dilation": (2, 2)}, {"lhs_dilation": (2, 1)}],
 )

@@ -169,6 +169,60 @@ def test_step_is_the_method_written_out():
   np.testing.assert_allclose(metrics["direction/norm"] > 0, True)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_attack_in_bfloat16_is_nearly_the_same(backend, monkeypatch):
+  changes = {"attack.epsilon": 0.3, "model.width": 32}
+  apply, state, _ = build(small_config(**changes))
+  inputs = jnp.asarray(IMAGES / 16, jnp.float32)
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  half = models.in_bfloat16(apply)
+
+  def loss(network, inputs):
+    logits, _ = network(state.params, state.model_state, inputs, train=True)
+    assert logits.dtype == jnp.float32
+    return losses.cross_entropy(logits, LABELS).mean()
+
+  exact, rounded = (
+    jax.grad(lambda x, network=network: loss(network, x))(inputs)
+    for network in (apply, half)
+  )
+  error = jnp.linalg.norm(exact - rounded) / jnp.linalg.norm(exact)
+  assert 1e-5 < error < 0.05
+
+
+def test_training_with_cheaper_attacks():
+  config = small_config(**{"attack.dtype": "bfloat16", "attack.stop_below": 0.1})
+  _, state, step = build(config)
+  losses_seen = []
+  for _ in range(3):
+    state, metrics = step(state, IMAGES, LABELS)
+    losses_seen.append(float(metrics["loss"]))
+  assert losses_seen[-1] < losses_seen[0]
+
+
+def test_no_pass_through_the_network_is_wasted():
+  # XLA's count of operations: K (steps input gradients + 1 parameter gradient).
+  config = small_config(**{"model.width": 16, "attack.steps": 3})
+  config.loops.gradients = config.loops.restarts = config.loops.steps = "unroll"
+  apply, state, step = build(config)
+  inputs = jnp.asarray(IMAGES / 16, jnp.float32)
+
+  def loss(params, inputs):
+    logits, _ = apply(params, state.model_state, inputs, train=True)
+    return losses.cross_entropy(logits, LABELS).mean()
+
+  def flops(fn, *args):
+    return fn.lower(*args).compile().cost_analysis()["flops"]
+
+  of_parameters, of_inputs = (
+    flops(jax.jit(jax.grad(loss, argnums=argument)), state.params, inputs)
+    for argument in (0, 1)
+  )
+  counted = flops(step, state, IMAGES, LABELS)
+  expected = config.num_restarts * (config.attack.steps * of_inputs + of_parameters)
+  assert 0.9 < counted / expected < 1.1
+
+
 def test_warm_up_scales_the_radius():
   config = small_config(method="pgd", **{"attack.epsilon": 0.5})
   apply, state, _ = build(config)
