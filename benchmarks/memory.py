@@ -1,10 +1,11 @@
-"""Memory and time of gradients that are kept, against gradients recomputed.
+"""Memory and time of a step by how much of it is in memory at once.
 
 python benchmarks/memory.py --width=16 --batch_size=64 --steps=2
 
 Of the whole compiled DDi training step, for several K: XLA's plan of arguments, results
-and temporaries, and the time of a step, with all K gradients kept and with n at a time.
-Prints a Markdown table.
+and temporaries, and the time of a step, with n restarts attacked and differentiated at
+once, and with all K gradients kept or m of them, recomputed when needed.  Prints a
+Markdown table.
 """
 
 from absl import app, flags
@@ -12,31 +13,39 @@ import jax
 import workload
 
 _COUNTS = flags.DEFINE_list("counts", ["2", "4", "8"], "K.")
-_AT_A_TIME = flags.DEFINE_list("at_a_time", ["0", "1", "2"], "n; 0 keeps all.")
+_RESTARTS = flags.DEFINE_list("restarts_at_a_time", ["1", "2", "4"], "n.")
+_GRADIENTS = flags.DEFINE_list("gradients_at_a_time", ["0", "1", "2"], "m; 0: all.")
 _MEBI = 2**20
 
 
-def _compiled(count, at_a_time):
-  changes = {"num_restarts": count, "gradients_at_a_time": at_a_time or None}
+def _compiled(count, restarts, gradients):
+  changes = {
+    "num_restarts": count,
+    "restarts_at_a_time": restarts,
+    "gradients_at_a_time": gradients or None,
+  }
   return workload.CompiledStep(workload.create("danskin", {}, changes))
 
 
 def main(_):
   """Times and prints."""
   print(workload.describe() + "\n", flush=True)
-  counts = [int(text) for text in _COUNTS.value]
-  numbers = [int(text) for text in _AT_A_TIME.value]
-  steps = {(k, n): _compiled(k, n) for k in counts for n in numbers if n < k}
+  counts, restarts, gradients = (
+    [int(text) for text in flag.value] for flag in (_COUNTS, _RESTARTS, _GRADIENTS)
+  )
+  rows = [(k, n, 0) for k in counts for n in restarts if n <= k]
+  rows += [(k, min(2, k), m) for k in counts for m in gradients if 0 < m < k]
+  steps = {row: _compiled(*row) for row in rows}
   seconds = workload.median_seconds(steps)
   params = workload.create("pgd", {}).state.params
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / _MEBI
   print(f"One gradient: {size:.1f} MiB.\n")
-  print("| K | gradients at a time | memory (MiB) | step (s) |")
-  print("|---|---|---|---|")
-  for (count, number), step in steps.items():
+  print("| K | restarts at a time | gradients kept | memory (MiB) | step (s) |")
+  print("|---|---|---|---|---|")
+  for (count, together, kept), step in steps.items():
     print(
-      f"| {count} | {number or 'all kept'} | {step.bytes / _MEBI:.0f} | "
-      f"{seconds[count, number]:.2f} |"
+      f"| {count} | {together} | {kept or 'all'} | {step.bytes / _MEBI:.0f} | "
+      f"{seconds[count, together, kept]:.2f} |"
     )
 
 

@@ -19,8 +19,9 @@ import numpy as np
 import workload
 
 import ddi_jax
-from ddi_jax import data, gradient_matrix, losses, min_norm, training
+from ddi_jax import data, gradient_matrix, losses, min_norm, models, training
 from ddi_jax.training import evaluation
+from ddi_jax.training.config import step_size
 
 _FORM = flags.DEFINE_enum(
   "form", "auto", ["auto", "unroll", "loop", "vmap"], "Of all three loops."
@@ -51,17 +52,20 @@ def _parts(work):
   config, state = work.config, work.state
   inputs, labels = jnp.asarray(work.images / 255.0, jnp.float32), work.labels
 
-  def loss_fn(params, inputs, labels):
-    logits, _ = work.apply(params, state.model_state, inputs, train=True)
+  half = config.attack.dtype == "bfloat16"
+  attacked_apply = models.in_bfloat16(work.apply) if half else work.apply
+
+  def loss_fn(params, inputs, labels, apply=work.apply):
+    logits, _ = apply(params, state.model_state, inputs, train=True)
     return losses.cross_entropy(logits, labels)
 
   def objective(params):
-    return lambda inputs, labels: loss_fn(params, inputs, labels)
+    return lambda inputs, labels: loss_fn(params, inputs, labels, attacked_apply)
 
   attack = ddi_jax.pgd(
     ddi_jax.linf(config.attack.epsilon),
     steps=config.attack.steps,
-    step_size=0.008,
+    step_size=step_size(config.attack, config.attack.epsilon),
     loop=config.loops.steps,
   )
 

@@ -16,13 +16,16 @@ from ddi_jax import models, training
 from ddi_jax.models import layers
 from ddi_jax.models.functional import Apply
 from ddi_jax.training import step as step_lib
-from ddi_jax.training.config import model_settings
+from ddi_jax.training.config import ATTACK_DTYPES, model_settings
 
 _MODEL = flags.DEFINE_enum("model", "resnet18", models.MODELS, "Network.")
 _WIDTH = flags.DEFINE_integer("width", 16, "Channels of its first convolution.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images, 32x32x3.")
 _NUM_RESTARTS = flags.DEFINE_integer("num_restarts", 4, "K.")
 _STEPS = flags.DEFINE_integer("steps", 7, "Steps of the attack.")
+_ATTACK_DTYPE = flags.DEFINE_enum(
+  "attack_dtype", "float32", ATTACK_DTYPES, "Of the network under attack."
+)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed rounds after one of warm-up.")
 _CONVOLUTION = flags.DEFINE_enum("convolution", "ddi_jax", ["ddi_jax", "lax"], "Whose.")
 
@@ -53,6 +56,7 @@ def create(
   config.model.normalization = "group"
   config.attack.epsilon = 0.031
   config.attack.steps = _STEPS.value
+  config.attack.dtype = _ATTACK_DTYPE.value
   config.loops.update(loops)
   config.update_from_flattened_dict(changes or {})
   if _CONVOLUTION.value == "lax":
@@ -78,8 +82,8 @@ def create(
     train_step=step_lib.create_train_step(
       config, apply, optimizer, schedule, warmup_steps=1, max_value=255
     ),
-    images=rng.integers(0, 256, (_BATCH_SIZE.value, 32, 32, 3), np.uint8),
-    labels=rng.integers(0, 10, _BATCH_SIZE.value).astype(np.int32),
+    images=rng.integers(0, 256, (config.batch_size, 32, 32, 3), np.uint8),
+    labels=rng.integers(0, 10, config.batch_size).astype(np.int32),
   )
 
 
@@ -113,7 +117,8 @@ def describe() -> str:
   """What the flags ask for, on which machine, with which versions."""
   return (
     f"{_MODEL.value} (CELU, GroupNorm), width {_WIDTH.value}, batch "
-    f"{_BATCH_SIZE.value}, K = {_NUM_RESTARTS.value}, PGD-{_STEPS.value}, "
+    f"{_BATCH_SIZE.value}, K = {_NUM_RESTARTS.value}, PGD-{_STEPS.value} in "
+    f"{_ATTACK_DTYPE.value}, "
     f"{_CONVOLUTION.value} convolution; {describe_machine('jax', 'jaxlib')}; median of "
     f"{_REPEATS.value}."
   )

@@ -9,6 +9,8 @@ and the K parameter gradients one by one; with --compile also with torch.compile
 the network and its loss.  During an attack no parameter asks for a gradient, so that
 none is computed.  torchattacks and foolbox get the copies and the eager network; of
 foolbox only the attack is run, without the check of success that its call would add.
+With --attack_dtype=bfloat16 the attacks of both sides are, here as
+`ddi_jax.models.in_bfloat16`, there under torch.autocast; the checks stay float32.
 All take turns, round after round, so that a busy machine slows all of them.  Before
 that, logits, gradients and candidates are compared.  Prints a Markdown table.
 """
@@ -29,7 +31,7 @@ import torch
 from torch.nn import functional
 
 import ddi_jax
-from ddi_jax import losses
+from ddi_jax import losses, models
 from ddi_jax.training import config as config_lib
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -84,6 +86,7 @@ class Peer:
     self._epsilon = config.attack.epsilon
     self._steps = config.attack.steps
     self._step_size = _step_size(config)
+    self._in_bfloat16 = config.attack.dtype == "bfloat16"
 
     def mean_loss(inputs, labels):
       return functional.cross_entropy(self.network(inputs), labels)
@@ -115,17 +118,20 @@ class Peer:
     *,
     steps: int | None = None,
     random_start: bool = True,
+    in_bfloat16: bool | None = None,
   ) -> torch.Tensor:
-    """PGD in the l_inf ball and the box; by default with the config's steps."""
+    """PGD in the l_inf ball and the box; by default as the config says."""
     low = (inputs - self._epsilon).clamp(min=0)
     high = (inputs + self._epsilon).clamp(max=1)
     points = inputs
     if random_start:
       noise = torch.empty_like(inputs).uniform_(-self._epsilon, self._epsilon)
       points = torch.clamp(inputs + noise, low, high)
-    for _ in range(self._steps if steps is None else steps):
-      ascent = self.input_gradient(points, labels).sign()
-      points = torch.clamp(points + self._step_size * ascent, low, high)
+    in_bfloat16 = self._in_bfloat16 if in_bfloat16 is None else in_bfloat16
+    with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16):
+      for _ in range(self._steps if steps is None else steps):
+        ascent = self.input_gradient(points, labels).sign()
+        points = torch.clamp(points + self._step_size * ascent, low, high)
     return points
 
   def update(
@@ -226,14 +232,14 @@ def _our_parts(work):
   params = jax.tree.map(jnp.copy, work.state.params)  # A step donates its own.
   inputs, labels = jnp.asarray(work.images / 255.0, jnp.float32), work.labels
 
-  def loss_fn(params, inputs, labels):
-    logits, _ = work.apply(params, work.state.model_state, inputs, train=True)
+  def loss_fn(params, inputs, labels, apply=work.apply):
+    logits, _ = apply(params, work.state.model_state, inputs, train=True)
     return losses.cross_entropy(logits, labels)
 
   def mean_loss(params, inputs):
     return loss_fn(params, inputs, labels).mean()
 
-  def attack_of(steps, random_start, num_restarts):
+  def attack_of(steps, random_start, num_restarts, apply=work.apply):
     attack = ddi_jax.pgd(
       ddi_jax.linf(config.attack.epsilon),
       steps=steps,
@@ -246,7 +252,7 @@ def _our_parts(work):
     def candidates_of(params, inputs, key):
       return ddi_jax.restart_candidates(
         attack,
-        lambda points, labels: loss_fn(params, points, labels),
+        lambda points, labels: loss_fn(params, points, labels, apply),
         inputs,
         labels,
         key,
@@ -257,7 +263,13 @@ def _our_parts(work):
     return candidates_of
 
   key = jax.random.key(0)
-  attacks = attack_of(config.attack.steps, True, config.num_restarts)
+  half = config.attack.dtype == "bfloat16"
+  attacks = attack_of(
+    config.attack.steps,
+    True,
+    config.num_restarts,
+    models.in_bfloat16(work.apply) if half else work.apply,
+  )
   parameter_gradient = jax.jit(jax.grad(mean_loss))
   input_gradient = jax.jit(jax.grad(mean_loss, argnums=1))
   stepped = attack_of(1, False, 1)(params, inputs, key)[0]
@@ -302,7 +314,9 @@ def _check(
     same_gradients = max(
       same_gradients, *map(resnet.relative_difference, expected, gradient)
     )
-    candidates[name] = peer.attack(inputs, labels, steps=1, random_start=False)
+    candidates[name] = peer.attack(
+      inputs, labels, steps=1, random_start=False, in_bfloat16=False
+    )
   if not same_gradients < 1e-3:
     raise AssertionError(f"the parameter gradients differ by {same_gradients:.2g}.")
   for name, attack in _libraries(config, network, 1, False).items():
