@@ -19,6 +19,8 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from ddi_jax import loops
+
 _CANONICAL = ("NHWC", "HWIO", "NHWC")
 _FEW_CHANNELS = 8
 _CACHE_BYTES = 2**21
@@ -144,14 +146,29 @@ def _conv_as_products(lhs, rhs, pads, precision):
     size - window + 1
     for size, window in zip(padded.shape[1:3], (height, width), strict=True)
   )
-  seen = jnp.concatenate(
-    [padded[:, :, start : start + columns] for start in range(width)], axis=-1
-  )
   kernel = rhs.transpose(1, 2, 0, 3).reshape(width * channels, height * features)
-  shares = _product(seen, kernel, precision)
-  return sum(
-    shares[:, row : row + rows, :, row * features : (row + 1) * features]
-    for row in range(height)
+
+  def of_some(images):
+    seen = jnp.concatenate(
+      [images[:, :, start : start + columns] for start in range(width)], axis=-1
+    )
+    shares = _product(seen, kernel, precision)
+    return sum(
+      shares[:, row : row + rows, :, row * features : (row + 1) * features]
+      for row in range(height)
+    )
+
+  copied = padded.shape[1] * columns * (2 * width * channels + 4 * height * features)
+  size = _images_at_once(len(lhs), _CACHE_BYTES * 2 // copied)
+  return loops.map_groups(of_some, padded, size)
+
+
+def _images_at_once(batch, wanted):
+  """The largest divisor of the batch within bounds."""
+  return max(
+    size
+    for size in range(1, batch + 1)
+    if batch % size == 0 and (size == 1 or size <= wanted)
   )
 
 
@@ -222,11 +239,7 @@ def _kernel_gradient(inputs, cotangent, kernel_shape, strides, pads, precision):
   batch, *image = inputs.shape
   copied = 4 * (math.prod(image) + kernel_shape[0] * math.prod(cotangent.shape[1:]))
   wanted = max(_CACHE_BYTES, 16 * math.prod(kernel_shape)) // copied
-  at_once = max(
-    size
-    for size in range(1, batch + 1)
-    if batch % size == 0 and (size == 1 or size <= wanted)
-  )
+  at_once = _images_at_once(batch, wanted)
 
   def of_some(images, gradient):
     if strides[0] == 1 and image[-1] >= _FEW_CHANNELS:
