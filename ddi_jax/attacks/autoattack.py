@@ -115,19 +115,9 @@ def autoattack(
   elif isinstance(version, str):
     attacks = standard_attacks(threat_model, version, bounds=bounds)
   else:
-    known = standard_attacks(threat_model, "standard", bounds=bounds)
-    known |= {
-      "apgd-dlr": apgd(threat_model, loss="dlr", bounds=bounds),
-      "fab": fab(threat_model, targets=None, bounds=bounds),
-    }
-    unknown = [name for name in version if name not in known]
-    if unknown:
-      raise ValueError(
-        f"attacks must be among {', '.join(known)}; got {', '.join(unknown)}."
-      )
-    attacks = {name: known[name] for name in version}
+    attacks = named_attacks(threat_model, version, bounds=bounds)
   if not attacks:
-    raise ValueError("version must name at least one attack.")
+    raise ValueError("version must hold at least one attack.")
   randomised = version == "rand"
   names = tuple(attacks)
 
@@ -209,6 +199,29 @@ def standard_attacks(
     "square": square(threat_model, bounds=bounds),
   }
   return {name: attacks[name] for name in _VERSIONS[version]}
+
+
+def named_attacks(
+  threat_model: ThreatModel, names: Sequence[str], *, bounds: Bounds = (0.0, 1.0)
+) -> dict[str, ClassifierAttack]:
+  """Attacks by name and in order, with their settings in version "standard".
+
+  Raises:
+    ValueError: for an unknown name, or none at all.
+  """
+  known = standard_attacks(threat_model, "standard", bounds=bounds)
+  known |= {
+    "apgd-dlr": apgd(threat_model, loss="dlr", bounds=bounds),
+    "fab": fab(threat_model, targets=None, bounds=bounds),
+  }
+  unknown = [name for name in names if name not in known]
+  if unknown:
+    raise ValueError(
+      f"attacks must be among {', '.join(known)}; got {', '.join(unknown)}."
+    )
+  if not names:
+    raise ValueError(f"name at least one attack among {', '.join(known)}.")
+  return {name: known[name] for name in names}
 
 
 def check_classes(names: Sequence[str], num_classes: int, labels: np.ndarray) -> None:

@@ -1,7 +1,6 @@
 """Attacks one after the other, each on the examples that have withstood the others."""
 
 from collections.abc import Callable, Iterator, Sequence
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -130,7 +129,7 @@ class Batches:
     for start in range(0, len(indices), self.size):
       part = indices[start : start + self.size]
       outcome = program(*self.arguments(part, key))
-      yield part, jax.tree.map(lambda x, n=len(part): np.asarray(x)[:n], outcome)
+      yield part, [np.asarray(array)[: len(part)] for array in outcome]
 
   def logits(self, key: jax.Array, classify: Callable[..., Any]) -> np.ndarray:
     """Of all clean inputs, `[N, C]`."""
@@ -159,6 +158,21 @@ def attack_and_judge(
   keys = classifier.fold_in(keys, 1)
   broken, _ = judge(keys, logits_fn, points, labels, randomised=randomised)
   return points, broken, threat_model.size(points - inputs)
+
+
+def not_attacked(
+  attacks: tuple[str, ...],
+  clean_correct: np.ndarray,
+  inputs: np.ndarray | None = None,
+) -> AutoAttackResult:
+  """The result before the first attack; with points if given the inputs `[N, ...]`."""
+  return AutoAttackResult(
+    attacks=attacks,
+    clean_correct=clean_correct.copy(),
+    broken_by=np.full(len(clean_correct), -1),
+    faced=np.zeros(len(clean_correct), int),
+    adversarial=None if inputs is None else inputs.copy(),
+  )
 
 
 def run_stages(
@@ -195,13 +209,8 @@ def run_stages(
   names = tuple(stage.name for stage in stages)
   everything = np.arange(len(batches.inputs))
   if resume is None:
-    result = AutoAttackResult(
-      attacks=names,
-      clean_correct=np.zeros(len(everything), bool),
-      broken_by=np.full(len(everything), -1),
-      faced=np.zeros(len(everything), int),
-      adversarial=batches.inputs.copy() if keep_points else None,
-    )
+    points = batches.inputs if keep_points else None
+    result = not_attacked(names, np.zeros(len(everything), bool), points)
     clean_key = jax.random.fold_in(key, len(names))
     for indices, (wrong, _) in batches.run(classify, everything, clean_key):
       result.clean_correct[indices] = ~wrong
@@ -252,7 +261,8 @@ def _check_resumed(resume, names, inputs, keep_points):
   theirs = (resume.faced if resume.adversarial is None else resume.adversarial).shape
   if resume.attacks != names or theirs != shape:
     raise ValueError(
-      f"resume is of {resume.attacks} on inputs {theirs}, this is of {names} on {shape}."
+      f"resume is of {resume.attacks} on inputs {theirs}, this is of {names} on "
+      f"{shape}."
     )
   arrays = jax.tree.map(np.copy, tuple(resume[1:]))
   return AutoAttackResult(names, *arrays)
