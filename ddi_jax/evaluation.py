@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import functools
 from typing import Any, NamedTuple
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -212,4 +213,12 @@ def evaluate(
         resume=before,
       )
     )
-  return RobustnessEvaluation(confidence, temperature, pgd_results, result)
+  evaluation = RobustnessEvaluation(confidence, temperature, pgd_results, result)
+  missed = result.robust & ~np.all([x.robust for x in pgd_results.values()], axis=0)
+  if evaluation.finished and np.any(missed):
+    warnings.warn(
+      f"AutoAttack: PGD broke {np.sum(missed)} examples that it had not: believe the "
+      'lower figure, and try version "plus".',
+      stacklevel=2,
+    )
+  return evaluation

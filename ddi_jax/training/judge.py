@@ -70,7 +70,7 @@ def judge(
   folder = workdir / settings.folder_name
   subject = _load_subject(config, workdir, settings)
   description = {
-    "attacks": ", ".join(plan.attacks),
+    "attacks": list(plan.attacks),
     "checkpoint": settings.checkpoint,
     "step": subject.step,
     "examples": len(subject.labels),
@@ -87,16 +87,16 @@ def judge(
   ):
     warnings.simplefilter("always")
     print(
-      f"{description['attacks']} on {config.method} on {config.data.name}, "
-      f"{settings.checkpoint} checkpoint (step {subject.step}), "
-      f"{len(subject.labels):,} test images, {config.attack.norm} epsilon "
-      f"{config.attack.epsilon:g}, on {jax.default_backend()}.\nFolder: {folder}"
+      f"Evaluating {config.method} on {config.data.name}, {settings.checkpoint} "
+      f"checkpoint (step {subject.step}): {len(subject.labels):,} test images, "
+      f"{config.attack.norm} epsilon {config.attack.epsilon:g}, by "
+      f"{', '.join(plan.attacks)}, on {jax.default_backend()}.\nFolder: {folder}"
     )
     found = _attack(config, plan, subject, journal, interrupted)
   if found is None:
     print(f"Interrupted and saved in {folder}; the same command resumes.")
     return None
-  result = judging_report.write(
+  return judging_report.write(
     folder,
     config,
     settings,
@@ -106,7 +106,6 @@ def judge(
     notes=_notes(caught),
     seconds=journal.seconds,
   )
-  return result
 
 
 def _load_subject(

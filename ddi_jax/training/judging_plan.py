@@ -13,7 +13,7 @@ from ddi_jax.training.step import THREAT_MODELS
 CHECKPOINTS = ("best", "last")
 VERSIONS = {"autoattack": "standard", "autoattack-plus": "plus"}
 _CURVE_ATTACKS: tuple[str, ...] = ("apgd-ce", "apgd-t")
-_CURVE_MULTIPLES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+_CURVE_MULTIPLES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
 
 class JudgingSettings(NamedTuple):

@@ -59,7 +59,9 @@ def save_curve(path: Path, result: Mapping[str, Any], title: str) -> None:
       ("robust_accuracy", "^", "PGD"),
       ("calibrated_robust_accuracy", "v", "PGD at the calibrated temperature"),
     ):
-      axes.plot(epsilon, pgd[name], marker, color="C2", mfc="none", label=label)
+      axes.plot(
+        epsilon, pgd[name], marker, color="C2", mfc="none", label=label, zorder=4
+      )
     value, (low, high) = result["robust_accuracy"], result["robust_interval"]
     axes.errorbar(
       epsilon,
@@ -90,13 +92,17 @@ def save_examples(path: Path, examples: Sequence[AdversarialExample]) -> None:
   scale = max(float(np.max(np.abs(change))) for change in changes)
   count = len(examples)
   with matplotlib.rc_context({"font.size": 8}):
-    figure = Figure(figsize=(1.15 + 1.15 * count, 4.4), layout="constrained")
+    figure = Figure(figsize=(1.3 + 1.15 * count, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     rows = figure.subplots(3, count, squeeze=False)
     for axes in rows.flat:
       axes.set(xticks=[], yticks=[])
-    names = ("clean", f"change\nwhite +{scale:.2g}\nblack \N{MINUS SIGN}{scale:.2g}")
-    for axes, name in zip(rows[:, 0], (*names, "adversarial"), strict=True):
+    names = (
+      "clean image,\ntrue class above",
+      f"change\nwhite +{scale:.2g}\nblack \N{MINUS SIGN}{scale:.2g}",
+      "adversarial image,\npredicted class\nbelow",
+    )
+    for axes, name in zip(rows[:, 0], names, strict=True):
       axes.set_ylabel(
         name, rotation=0, horizontalalignment="right", verticalalignment="center"
       )
