@@ -3,6 +3,7 @@
 python launch.py --config=configs/digits.py
 python launch.py --config=configs/digits.py:debug --workdir=/tmp/try
 python launch.py --config=configs/mnist.py --config.method=pgd --config.seed=1
+python launch.py --config=configs/digits.py --evaluate=autoattack
 """
 
 from pathlib import Path
@@ -15,6 +16,7 @@ from ml_collections import config_flags
 
 from ddi_jax import training
 from ddi_jax.data import DataError
+from ddi_jax.training.judging_plan import CHECKPOINTS
 from ddi_jax.training.workdir import default_workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -23,11 +25,33 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run's folder; by default made from the config, under runs/."
 )
+_EVALUATE = flags.DEFINE_string(
+  "evaluate",
+  None,
+  "Evaluate the workdir's run instead of training: autoattack, autoattack-plus, or "
+  "attacks by name with commas between.",
+)
+_CHECKPOINT = flags.DEFINE_enum(
+  "evaluate_checkpoint", "best", CHECKPOINTS, "Which checkpoint."
+)
+_LIMIT = flags.DEFINE_integer(
+  "evaluate_limit", None, "Only so many test images.", lower_bound=1
+)
+_EPSILONS = flags.DEFINE_list(
+  "evaluate_epsilons",
+  None,
+  "Radii of the curve of robust accuracy, increasing; empty for no curve; by default "
+  "from 0 to twice the config's.",
+)
+_SAVE = flags.DEFINE_bool("evaluate_save", False, "Save the adversarial examples.")
+_RESTART = flags.DEFINE_bool(
+  "evaluate_restart", False, "Forget what an earlier evaluation found."
+)
 flags.mark_flag_as_required("config")
 
 
 def main(argv: list[str]) -> None:
-  """Trains as the flags say."""
+  """Trains or evaluates as the flags say."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   if not flags.FLAGS["verbosity"].present:
@@ -36,9 +60,38 @@ def main(argv: list[str]) -> None:
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
   workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(config, name)
   try:
-    training.train(config, workdir)
+    if _EVALUATE.value is None:
+      _refuse_evaluate_flags()
+      training.train(config, workdir)
+    else:
+      training.judge(config, workdir, _judging_settings(_EVALUATE.value))
   except (training.ConfigError, training.TrainingError, DataError) as error:
     sys.exit(f"launch.py: {error}")
+
+
+def _refuse_evaluate_flags() -> None:
+  for flag in (_CHECKPOINT, _LIMIT, _EPSILONS, _SAVE, _RESTART):
+    if flag.present:
+      raise training.ConfigError(f"--{flag.name} needs --evaluate.")
+
+
+def _judging_settings(attacks: str) -> training.JudgingSettings:
+  epsilons = None
+  if _EPSILONS.value is not None:
+    try:
+      epsilons = tuple(float(text) for text in _EPSILONS.value if text)
+    except ValueError as error:
+      raise training.ConfigError(
+        f"--evaluate_epsilons must be numbers with commas between: {error}."
+      ) from error
+  return training.JudgingSettings(
+    attacks=attacks,
+    checkpoint=_CHECKPOINT.value,
+    limit=_LIMIT.value,
+    epsilons=epsilons,
+    save=_SAVE.value,
+    restart=_RESTART.value,
+  )
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

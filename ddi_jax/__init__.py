@@ -1,6 +1,7 @@
 """Danskin's descent direction for adversarial training in JAX."""
 
 from ddi_jax import attacks, losses
+from ddi_jax.accuracy import Accuracy, wilson_interval
 from ddi_jax.aggregators import (
   cagrad_direction,
   mgda_direction,
@@ -15,12 +16,14 @@ from ddi_jax.attacks import (
   autoattack,
   pgd,
 )
+from ddi_jax.calibration import calibrate_temperature
 from ddi_jax.direction import (
   DirectionState,
   average_direction,
   danskin_direction,
   first_restart_direction,
 )
+from ddi_jax.evaluation import RobustnessEvaluation, evaluate
 from ddi_jax.gradient_matrix import gram_matrix
 from ddi_jax.min_norm import MinNormSolution, min_norm_weights
 from ddi_jax.recomputation import RecomputedGradients
@@ -31,9 +34,11 @@ from ddi_jax.restarts import (
   restart_gradients,
   worst_candidate,
 )
+from ddi_jax.robustness_curve import RobustnessCurve, robustness_curve
 from ddi_jax.threat_models import ThreatModel, l1, l2, linf
 
 __all__ = [
+  "Accuracy",
   "Attack",
   "AutoAttackResult",
   "ClassifierAttack",
@@ -42,13 +47,17 @@ __all__ = [
   "Objective",
   "RecomputedGradients",
   "RestartInfo",
+  "RobustnessCurve",
+  "RobustnessEvaluation",
   "ThreatModel",
   "attacks",
   "autoattack",
   "average_direction",
   "cagrad_direction",
+  "calibrate_temperature",
   "candidate_gradients",
   "danskin_direction",
+  "evaluate",
   "first_restart_direction",
   "gram_matrix",
   "l1",
@@ -61,7 +70,9 @@ __all__ = [
   "pgd",
   "restart_candidates",
   "restart_gradients",
+  "robustness_curve",
   "upgrad_direction",
+  "wilson_interval",
   "worst_candidate",
 ]
 __version__ = "0.1.0"

@@ -6,18 +6,14 @@ misclassified points.
 """
 
 from ddi_jax.attacks.apgd import apgd
-from ddi_jax.attacks.autoattack import (
-  AutoAttackResult,
-  Progress,
-  autoattack,
-  standard_attacks,
-)
+from ddi_jax.attacks.autoattack import autoattack, standard_attacks
 from ddi_jax.attacks.checks import check_model
 from ddi_jax.attacks.classifier import ClassifierAttack, LogitsFn, classifier_attack
 from ddi_jax.attacks.fab import fab
 from ddi_jax.attacks.multi_targeted import multi_targeted_pgd
 from ddi_jax.attacks.pgd import Attack, Objective, pgd
 from ddi_jax.attacks.square import square
+from ddi_jax.attacks.stages import AutoAttackResult, Progress
 
 __all__ = [
   "Attack",

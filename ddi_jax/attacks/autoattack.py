@@ -1,12 +1,11 @@
 """AutoAttack, an ensemble of attacks without parameters (Croce and Hein, 2020)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import functools
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 import warnings
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ddi_jax.attacks import classifier
@@ -15,6 +14,15 @@ from ddi_jax.attacks.checks import check_model
 from ddi_jax.attacks.classifier import ClassifierAttack, LogitsFn
 from ddi_jax.attacks.fab import fab
 from ddi_jax.attacks.square import square
+from ddi_jax.attacks.stages import (
+  AfterBatch,
+  AutoAttackResult,
+  Batches,
+  Stage,
+  attack_and_judge,
+  judge,
+  run_stages,
+)
 from ddi_jax.threat_models import Bounds, ThreatModel
 
 _VERSIONS = {
@@ -24,69 +32,6 @@ _VERSIONS = {
 }
 _MIN_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
 _EOT_SAMPLES = 20
-
-
-class AutoAttackResult(NamedTuple):
-  """What each example of a data set went through.
-
-  Attributes:
-    attacks: names of the attacks, in order.
-    clean_correct: whether the clean input is classified right, `[N]`.
-    broken_by: index of the attack that found a misclassified point, -1 if none, `[N]`.
-    faced: how many of the attacks the example has been through, `[N]`.
-    adversarial: the misclassified point where one was found, elsewhere the input,
-      `[N, ...]`.
-  """
-
-  attacks: tuple[str, ...]
-  clean_correct: np.ndarray
-  broken_by: np.ndarray
-  faced: np.ndarray
-  adversarial: np.ndarray
-
-  @property
-  def robust(self) -> np.ndarray:
-    """Whether the example is right on all that was tried, `[N]`."""
-    return self.clean_correct & (self.broken_by < 0)
-
-  @property
-  def clean_accuracy(self) -> float:
-    """Fraction of clean inputs that are classified right."""
-    return float(np.mean(self.clean_correct))
-
-  @property
-  def robust_accuracy(self) -> float:
-    """Fraction that is robust: an upper bound, the more so before all is finished."""
-    return float(np.mean(self.robust))
-
-  @property
-  def finished(self) -> bool:
-    """Whether every robust example has faced every attack."""
-    return bool(np.all(self.faced[self.robust] == len(self.attacks)))
-
-  @property
-  def broken(self) -> dict[str, int]:
-    """How many examples each attack broke, of those that the ones before had not."""
-    return {
-      name: int(np.sum(self.broken_by == index))
-      for index, name in enumerate(self.attacks)
-    }
-
-
-class Progress(NamedTuple):
-  """Where an evaluation is after a batch.
-
-  Attributes:
-    attack: the name of the attack.
-    done: examples that it has been run on.
-    total: examples that it will be run on.
-    result: all that is known so far.  Its arrays are updated in place afterwards.
-  """
-
-  attack: str
-  done: int
-  total: int
-  result: AutoAttackResult
 
 
 class Evaluate(Protocol):
@@ -120,7 +65,7 @@ class Evaluate(Protocol):
     inputs: Any,
     labels: Any,
     *,
-    after_batch: Callable[[Progress], bool | None] | None = None,
+    after_batch: AfterBatch | None = None,
     resume: AutoAttackResult | None = None,
   ) -> AutoAttackResult: ...
 
@@ -170,87 +115,50 @@ def autoattack(
   elif isinstance(version, str):
     attacks = standard_attacks(threat_model, version, bounds=bounds)
   else:
-    known = standard_attacks(threat_model, "standard", bounds=bounds)
-    known |= {
-      "apgd-dlr": apgd(threat_model, loss="dlr", bounds=bounds),
-      "fab": fab(threat_model, targets=None, bounds=bounds),
-    }
-    unknown = [name for name in version if name not in known]
-    if unknown:
-      raise ValueError(
-        f"attacks must be among {', '.join(known)}; got {', '.join(unknown)}."
-      )
-    attacks = {name: known[name] for name in version}
+    attacks = named_attacks(threat_model, version, bounds=bounds)
   if not attacks:
-    raise ValueError("version must name at least one attack.")
+    raise ValueError("version must hold at least one attack.")
   randomised = version == "rand"
   names = tuple(attacks)
 
-  judge = functools.partial(_judge, randomised)
-  classify = jax.jit(judge)
-  attack_and_judge = {
-    name: jax.jit(functools.partial(_attack_and_judge, attack, threat_model, judge))
+  classify = jax.jit(functools.partial(judge, randomised=randomised))
+  stages = [
+    Stage(
+      name,
+      float(threat_model.epsilon),
+      jax.jit(
+        functools.partial(attack_and_judge, attack, threat_model, randomised=randomised)
+      ),
+    )
     for name, attack in attacks.items()
-  }
+  ]
 
   def evaluate(key, logits_fn, inputs, labels, *, after_batch=None, resume=None):
-    inputs, labels = np.asarray(inputs), np.asarray(labels)
-    if not isinstance(logits_fn, jax.tree_util.Partial):
-      logits_fn = jax.tree_util.Partial(logits_fn)
-    _check_data(inputs, labels)
-    size = min(batch_size, len(inputs))
-
-    def batch_of(indices, keys):
-      padded = np.resize(indices, size)
-      keys = classifier.fold_in(jnp.broadcast_to(keys, (size,)), padded)
-      return keys, logits_fn, inputs[padded], labels[padded]
-
-    first = batch_of(np.arange(size), key)
+    batches = Batches(logits_fn, inputs, labels, batch_size)
+    first = batches.arguments(np.arange(batches.size), key)
     num_classes = jax.eval_shape(classify, *first)[1].shape[1]
-    _check_classes(names, num_classes, labels)
+    check_classes(names, num_classes, batches.labels)
     for message in check_model(
-      logits_fn, *first[2:], key=first[0][0] if randomised else None, bounds=bounds
+      *first[1:], key=first[0][0] if randomised else None, bounds=bounds
     ):
       warnings.warn(f"AutoAttack: {message}", stacklevel=2)
-
-    if resume is None:
-      result = AutoAttackResult(
-        attacks=names,
-        clean_correct=np.zeros(len(inputs), bool),
-        broken_by=np.full(len(inputs), -1),
-        faced=np.zeros(len(inputs), int),
-        adversarial=inputs.copy(),
+    result = run_stages(
+      key,
+      batches,
+      stages,
+      classify=classify,
+      bounds=bounds,
+      after_batch=after_batch,
+      resume=resume,
+    )
+    if result.finished and "square" in names[1:] and result.broken["square"]:
+      warnings.warn(
+        "AutoAttack: Square, which sees no gradients, broke "
+        f"{result.broken['square']} examples that the attacks before it had not: the "
+        "model probably hides its gradients.  Run it with more queries, or attack the "
+        "model adaptively.",
+        stacklevel=2,
       )
-      clean_key = jax.random.fold_in(key, len(names))
-      for indices in _batches(np.arange(len(inputs)), size):
-        wrong, _ = classify(*batch_of(indices, clean_key))
-        result.clean_correct[indices] = ~np.asarray(wrong)[: len(indices)]
-    else:
-      result = _check_resumed(resume, names, inputs)
-
-    for stage, name in enumerate(names):
-      pending = np.flatnonzero(result.robust & (result.faced <= stage))
-      stage_key = jax.random.fold_in(key, stage)
-      done = 0
-      for indices in _batches(pending, size):
-        arguments = batch_of(indices, stage_key)
-        outcome = attack_and_judge[name](*arguments)
-        points, broken, sizes = (np.asarray(x)[: len(indices)] for x in outcome)
-        _check_inside(name, points, sizes, threat_model, bounds)
-        result.adversarial[indices[broken]] = points[broken]
-        result.broken_by[indices[broken]] = stage
-        result.faced[indices] = stage + 1
-        done += len(indices)
-        progress = Progress(name, done, len(pending), result)
-        if after_batch is not None and after_batch(progress):
-          return result
-      if name == "square" and stage > 0 and result.broken[name]:
-        warnings.warn(
-          f"AutoAttack: Square, which sees no gradients, broke {result.broken[name]} "
-          "examples that the attacks before it had not: the model probably hides its "
-          "gradients.  Run it with more queries, or attack the model adaptively.",
-          stacklevel=2,
-        )
     return result
 
   return evaluate
@@ -293,37 +201,31 @@ def standard_attacks(
   return {name: attacks[name] for name in _VERSIONS[version]}
 
 
-def _judge(randomised, keys, logits_fn, inputs, labels):
-  """(whether each is misclassified `[B]`, logits `[B, C]`)."""
-  logits = logits_fn(inputs, keys[0]) if randomised else logits_fn(inputs)
-  return classifier.misclassified(logits, labels), logits
+def named_attacks(
+  threat_model: ThreatModel, names: Sequence[str], *, bounds: Bounds = (0.0, 1.0)
+) -> dict[str, ClassifierAttack]:
+  """Attacks by name and in order, with their settings in version "standard".
 
-
-def _attack_and_judge(attack, threat_model, judge, keys, logits_fn, inputs, labels):
-  """(points, whether each is misclassified, distances `[B]`)."""
-  points = attack(classifier.fold_in(keys, 0), logits_fn, inputs, labels)
-  broken, _ = judge(classifier.fold_in(keys, 1), logits_fn, points, labels)
-  return points, broken, threat_model.size(points - inputs)
-
-
-def _batches(indices, size):
-  for start in range(0, len(indices), size):
-    yield indices[start : start + size]
-
-
-def _check_data(inputs, labels):
-  if not np.issubdtype(inputs.dtype, np.floating) or inputs.ndim < 2 or not len(inputs):
+  Raises:
+    ValueError: for an unknown name, or none at all.
+  """
+  known = standard_attacks(threat_model, "standard", bounds=bounds)
+  known |= {
+    "apgd-dlr": apgd(threat_model, loss="dlr", bounds=bounds),
+    "fab": fab(threat_model, targets=None, bounds=bounds),
+  }
+  unknown = [name for name in names if name not in known]
+  if unknown:
     raise ValueError(
-      "inputs must be floating point, [N, ...] with N >= 1; got "
-      f"{inputs.dtype} {inputs.shape}."
+      f"attacks must be among {', '.join(known)}; got {', '.join(unknown)}."
     )
-  if labels.shape != inputs.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-    raise ValueError(
-      f"labels must be integers [{len(inputs)}], got {labels.dtype} {labels.shape}."
-    )
+  if not names:
+    raise ValueError(f"name at least one attack among {', '.join(known)}.")
+  return {name: known[name] for name in names}
 
 
-def _check_classes(names, num_classes, labels):
+def check_classes(names: Sequence[str], num_classes: int, labels: np.ndarray) -> None:
+  """Raises ValueError for labels outside, and attacks that need more classes."""
   if np.min(labels) < 0 or np.max(labels) >= num_classes:
     raise ValueError(
       f"labels must be in [0, {num_classes}), got {np.min(labels)} to {np.max(labels)}."
@@ -339,23 +241,3 @@ def _check_classes(names, num_classes, labels):
       f"{', '.join(short)} cannot attack {num_classes} classes: DLR needs 3 of them, "
       f"targeted DLR 4.  Name attacks among {', '.join(allowed)} instead."
     )
-
-
-def _check_inside(name, points, sizes, threat_model, bounds):
-  epsilon = float(threat_model.epsilon)
-  if np.any(sizes > epsilon * (1 + 1e-3) + 1e-6):
-    raise ValueError(
-      f"{name} left the ball: a perturbation of size {np.max(sizes):g}, epsilon "
-      f"{epsilon:g}."
-    )
-  if bounds is not None and (np.min(points) < bounds[0] or np.max(points) > bounds[1]):
-    raise ValueError(f"{name} left the box [{bounds[0]:g}, {bounds[1]:g}].")
-
-
-def _check_resumed(resume, names, inputs):
-  if resume.attacks != names or resume.adversarial.shape != inputs.shape:
-    raise ValueError(
-      f"resume is of {resume.attacks} on inputs {resume.adversarial.shape}, this is of "
-      f"{names} on {inputs.shape}."
-    )
-  return AutoAttackResult(names, *(array.copy() for array in resume[1:]))

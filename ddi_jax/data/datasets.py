@@ -57,6 +57,12 @@ DATASETS = {
   "cifar10": _Description(255, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
 }
 _NUM_CLASSES = 10
+_CLASS_NAMES = {
+  "cifar10": (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+  ),
+}
 _DIGITS_TEST_SIZE = 360
 
 
@@ -112,6 +118,11 @@ def load(
     )
   except tfds_source.SourceError as error:
     raise DataError(str(error)) from error
+
+
+def class_names(name: str) -> tuple[str, ...]:
+  """What the labels of a data set stand for, by number."""
+  return _CLASS_NAMES.get(name, tuple(map(str, range(_NUM_CLASSES))))
 
 
 def _open_digits():

@@ -1,6 +1,16 @@
 """The training program: from a config to a trained, evaluated network."""
 
 from ddi_jax.training.config import ConfigError, default_config, select_variant
+from ddi_jax.training.judge import judge
+from ddi_jax.training.judging_plan import JudgingSettings
 from ddi_jax.training.train import TrainingError, train
 
-__all__ = ["ConfigError", "TrainingError", "default_config", "select_variant", "train"]
+__all__ = [
+  "ConfigError",
+  "JudgingSettings",
+  "TrainingError",
+  "default_config",
+  "judge",
+  "select_variant",
+  "train",
+]

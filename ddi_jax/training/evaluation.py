@@ -48,6 +48,18 @@ def describe_attack(config: ml_collections.ConfigDict) -> str:
   )
 
 
+def judging_attack(config: ml_collections.ConfigDict) -> ddi_jax.Attack:
+  """One restart of that attack."""
+  epsilon = config.attack.epsilon
+  return ddi_jax.pgd(
+    THREAT_MODELS[config.attack.norm](epsilon),
+    steps=config.evaluation.steps,
+    # A step of length 0 is not an attack; at epsilon 0 any length projects back.
+    step_size=step_size(config.evaluation, epsilon) or 1.0,
+    loop=config.loops.steps,
+  )
+
+
 def create_evaluate(
   config: ml_collections.ConfigDict, apply: Apply, max_value: int
 ) -> EvaluateFn:
@@ -59,14 +71,7 @@ def create_evaluate(
     config.seed alone.
   """
   settings = config.evaluation
-  epsilon = config.attack.epsilon
-  # A step of length 0 is not an attack; at epsilon 0 any length projects back.
-  attack = ddi_jax.pgd(
-    THREAT_MODELS[config.attack.norm](epsilon),
-    steps=settings.steps,
-    step_size=step_size(settings, epsilon) or 1.0,
-    loop=config.loops.steps,
-  )
+  attack = judging_attack(config)
 
   @functools.partial(jax.jit, compiler_options=compiler_options(config))
   def evaluate_batch(params, model_state, images, labels, valid, key):

@@ -55,7 +55,11 @@ class MetricLog:
 
 def read_metrics(workdir: Path) -> Iterator[dict[str, Any]]:
   """The records of a run's `metrics.jsonl`; a last line cut short is left out."""
-  path = workdir / METRICS_FILE
+  yield from read_lines(workdir / METRICS_FILE)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+  """The records of a JSON-lines file, none if it is missing, up to a broken line."""
   if not path.exists():
     return
   for line in path.read_text().splitlines():

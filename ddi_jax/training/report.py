@@ -33,7 +33,7 @@ def format_report(workdir: Path, summary: Mapping[str, Any]) -> str:
     f"{summary['method']} on {summary['data']}, {summary['steps']} steps in "
     f"{summary['seconds']:.0f} s.  Test accuracy, robust against {summary['attack']}:",
     "",
-    *_align([header, *rows]),
+    *align([header, *rows]),
     "",
     f"Files in {workdir}: summary.json, curves.png, metrics.jsonl, config.json, "
     "checkpoints/, tensorboard/",
@@ -46,7 +46,8 @@ def _row(name: str, result: Mapping[str, Any]) -> tuple[str, ...]:
   return (name, *(f"{result[field]:.3f}" for field in fields))
 
 
-def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+  """Lines of a table: the first column to the left, the others to the right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return [
     "  ".join(

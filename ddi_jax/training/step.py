@@ -38,11 +38,11 @@ class TrainState(NamedTuple):
 
 
 def stream_key(seed: int, stream: str, index: int | jax.Array) -> jax.Array:
-  """The key of a step ("training", "direction") or of a batch ("evaluation").
+  """The key of a step ("training", "direction"), a batch ("evaluation") or "judging".
 
   No two are the same.
   """
-  stream_index = ("training", "evaluation", "direction").index(stream)
+  stream_index = ("training", "evaluation", "direction", "judging").index(stream)
   return jax.random.fold_in(
     jax.random.fold_in(jax.random.key(seed), stream_index), index
   )

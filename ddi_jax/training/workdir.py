@@ -35,15 +35,10 @@ def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
       stored = json.loads(path.read_text())
     except json.JSONDecodeError as error:
       raise ConfigError(f"{path} is not valid JSON ({error}).") from error
-    ours, theirs = _fields(config), _flatten(stored)
-    differing = [
-      f"config.{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
-      for name in sorted(ours.keys() | theirs.keys())
-      if name not in _LOCAL_FIELDS and ours.get(name) != theirs.get(name)
-    ]
+    differing = differences(_fields(config), _fields_of(stored), "config.")
     if differing:
       raise ConfigError(
-        f"workdir {workdir} holds a run with another config ({'; '.join(differing)}): "
+        f"workdir {workdir} holds a run with another config ({differing}): "
         "choose another --workdir, or the same config to resume."
       )
     return
@@ -56,8 +51,35 @@ def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
   write_json(path, json.loads(config.to_json_best_effort()))
 
 
+def find_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
+  """Checks that a folder holds a run of the config; changes nothing.
+
+  Raises:
+    ConfigError: if there is none, or another config's.
+  """
+  if not (workdir / CONFIG_FILE).exists():
+    raise ConfigError(
+      f"{workdir} holds no run: train it first, by the same command without "
+      "--evaluate, or give the --workdir of a run."
+    )
+  claim_workdir(workdir, config)
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str) -> str:
+  """The fields that two descriptions do not share; empty if there is none."""
+  return "; ".join(
+    f"{prefix}{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
+    for name in sorted(ours.keys() | theirs.keys())
+    if ours.get(name) != theirs.get(name)
+  )
+
+
 def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  fields = _flatten(json.loads(config.to_json_best_effort()))
+  return _fields_of(json.loads(config.to_json_best_effort()))
+
+
+def _fields_of(tree: dict[str, Any]) -> dict[str, Any]:
+  fields = _flatten(tree)
   return {name: value for name, value in fields.items() if name not in _LOCAL_FIELDS}
 
 

@@ -1,0 +1,225 @@
+"""Judging a trained model: AutoAttack, PGD at a temperature, accuracy by radius."""
+
+import contextlib
+from pathlib import Path
+import shutil
+from typing import Any
+import warnings
+
+import jax
+import ml_collections
+import numpy as np
+
+import ddi_jax
+from ddi_jax import models
+from ddi_jax.attacks import Progress
+from ddi_jax.evaluation import PGD_NAMES
+from ddi_jax.robustness_curve import stage_names
+from ddi_jax.training import judging_report
+from ddi_jax.training.checkpoints import Checkpoints
+from ddi_jax.training.compilation import compilation_cache_in
+from ddi_jax.training.config import ConfigError, check_config
+from ddi_jax.training.evaluation import judging_attack
+from ddi_jax.training.interruption import Interruption
+from ddi_jax.training.journal import Journal
+from ddi_jax.training.judging_plan import JudgingPlan, JudgingSettings, make_plan
+from ddi_jax.training.judging_progress import ProgressBar
+from ddi_jax.training.judging_report import Found, Subject
+from ddi_jax.training.step import (
+  THREAT_MODELS,
+  create_optimizer,
+  create_schedule,
+  create_train_state,
+  stream_key,
+)
+from ddi_jax.training.train import create_model, load_data
+from ddi_jax.training.workdir import find_run
+
+# The curve, which attacks many times, is of so many examples at most.
+CURVE_LIMIT = 500
+
+
+def judge(
+  config: ml_collections.ConfigDict,
+  workdir: Path,
+  settings: JudgingSettings | None = None,
+) -> dict[str, Any] | None:
+  """Evaluates a checkpoint of the workdir's run on the test images; trains nothing.
+
+  The results are in `workdir/evaluation-NAME/` after every batch: interrupted in any
+  way, the same call goes on and ends with the same figures.  SIGTERM and SIGINT end it
+  after the batch in progress.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    settings: see `JudgingSettings`.
+
+  Returns:
+    The content of evaluation.json; None if interrupted.
+
+  Raises:
+    ConfigError: if a setting is impossible, or the workdir holds no run of this config,
+      no checkpoint, or an evaluation of something else.
+    DataError: if the data cannot be had.
+  """
+  settings = settings or JudgingSettings()
+  check_config(config)
+  plan = make_plan(config, settings)
+  find_run(workdir, config)
+  folder = workdir / settings.folder_name
+  subject = _load_subject(config, workdir, settings)
+  description = {
+    "attacks": list(plan.attacks),
+    "checkpoint": settings.checkpoint,
+    "step": subject.step,
+    "examples": len(subject.labels),
+    "norm": config.attack.norm,
+    "epsilon": config.attack.epsilon,
+  }
+  if settings.restart and folder.exists():
+    shutil.rmtree(folder)
+  with (
+    compilation_cache_in(workdir),
+    Interruption() as interrupted,
+    contextlib.closing(Journal(folder, description, subject.inputs)) as journal,
+    warnings.catch_warnings(record=True) as caught,
+  ):
+    warnings.simplefilter("always")
+    print(
+      f"Evaluating {config.method} on {config.data.name}, {settings.checkpoint} "
+      f"checkpoint (step {subject.step}): {len(subject.labels):,} test images, "
+      f"{config.attack.norm} epsilon {config.attack.epsilon:g}, by "
+      f"{', '.join(plan.attacks)}, on {jax.default_backend()}.\nFolder: {folder}"
+    )
+    found = _attack(config, plan, subject, journal, interrupted)
+  if found is None:
+    print(f"Interrupted and saved in {folder}; the same command resumes.")
+    return None
+  return judging_report.write(
+    folder,
+    config,
+    settings,
+    description,
+    subject,
+    found,
+    notes=_notes(caught),
+    seconds=journal.seconds,
+  )
+
+
+def _load_subject(
+  config: ml_collections.ConfigDict, workdir: Path, settings: JudgingSettings
+) -> Subject:
+  """The model of a checkpoint, BatchNorm with its running statistics."""
+  splits = load_data(config)
+  apply, params, model_state = models.functional(create_model(config, splits))
+  optimizer = create_optimizer(config, create_schedule(config, 1))
+  like = create_train_state(params, model_state, optimizer)
+  checkpoints = Checkpoints(workdir)
+  with contextlib.closing(checkpoints):
+    latest, best = checkpoints.latest_step, checkpoints.best_step
+    step = best if settings.checkpoint == "best" else latest
+    if step is None:
+      hint = (
+        "" if latest is None else f" (--evaluate_checkpoint=last has step {latest})"
+      )
+      raise ConfigError(
+        f"{checkpoints.directory} holds no {settings.checkpoint} checkpoint{hint}: "
+        "train on, by the same command without --evaluate."
+      )
+    state, _ = checkpoints.restore(step, like)
+
+  def logits_of(params, model_state, inputs):
+    return apply(params, model_state, inputs, train=False)[0]
+
+  limit = settings.limit or config.evaluation.test_limit
+  return Subject(
+    logits_fn=jax.tree_util.Partial(logits_of, state.params, state.model_state),
+    inputs=splits.test.images[:limit].astype(np.float32) / splits.max_value,
+    labels=splits.test.labels[:limit],
+    step=step,
+  )
+
+
+def _attack(
+  config: ml_collections.ConfigDict,
+  plan: JudgingPlan,
+  subject: Subject,
+  journal: Journal,
+  interrupted: Interruption,
+) -> Found | None:
+  """All attacks, those in the journal excepted; None if interrupted."""
+  settings, results = config.evaluation, journal.results
+  examples, curve_size = len(subject.labels), min(CURVE_LIMIT, len(subject.labels))
+  curve_names = stage_names(plan.epsilons, plan.curve_attacks)
+  sizes = {plan.attacks: examples}
+  sizes |= {(name,): examples for name in PGD_NAMES}
+  sizes |= {curve_names: curve_size}
+  costs = dict.fromkeys(PGD_NAMES, 3 * settings.steps * settings.restarts)
+  bar = ProgressBar(sizes, costs, results)
+
+  def after_batch(progress: Progress) -> bool:
+    journal.write(progress)
+    bar.show(progress)
+    return interrupted()
+
+  resumed = None
+  if plan.attacks in results:
+    done = {name: results[(name,)] for name in PGD_NAMES if (name,) in results}
+    resumed = ddi_jax.RobustnessEvaluation(
+      mean_confidence=float("nan"),
+      temperature=float("nan"),
+      pgd=done,
+      autoattack=results[plan.attacks],
+    )
+  with bar:
+    evaluation = ddi_jax.evaluate(
+      stream_key(config.seed, "judging", 0),
+      subject.logits_fn,
+      subject.inputs,
+      subject.labels,
+      plan.threat_model,
+      version=plan.version,
+      pgd_attack=judging_attack(config),
+      pgd_restarts=settings.restarts,
+      batch_size=settings.batch_size,
+      after_batch=after_batch,
+      resume=resumed,
+    )
+    if not evaluation.finished:
+      return None
+    if not plan.epsilons:
+      return Found(evaluation, None)
+    resumed_curve = None
+    if curve_names in results:
+      resumed_curve = ddi_jax.RobustnessCurve(
+        plan.epsilons, plan.curve_attacks, results[curve_names]
+      )
+    curve = ddi_jax.robustness_curve(
+      stream_key(config.seed, "judging", 1),
+      subject.logits_fn,
+      subject.inputs[:curve_size],
+      subject.labels[:curve_size],
+      THREAT_MODELS[config.attack.norm],
+      plan.epsilons,
+      attacks=plan.curve_attacks,
+      batch_size=settings.batch_size,
+      after_batch=after_batch,
+      resume=resumed_curve,
+    )
+  return Found(evaluation, curve) if curve.result.finished else None
+
+
+def _notes(caught: list[warnings.WarningMessage]) -> list[str]:
+  """What AutoAttack warns of, each once; other warnings are passed on."""
+  notes = []
+  for warning in caught:
+    text = str(warning.message)
+    if not text.startswith("AutoAttack: "):
+      warnings.warn_explicit(
+        warning.message, warning.category, warning.filename, warning.lineno
+      )
+    elif text not in notes:
+      notes.append(text)
+  return notes

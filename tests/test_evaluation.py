@@ -1,0 +1,132 @@
+"""Clean and robust accuracy, and PGD at a temperature."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+from linear_model import KEY, problem
+import numpy as np
+import pytest
+
+import ddi_jax
+from ddi_jax import attacks
+
+EPSILON = 0.0265  # Breaks about half of the linear model's examples.
+
+
+def evaluate(model, p, labels=None, epsilon=EPSILON, **settings):
+  threat_model = ddi_jax.linf(epsilon)
+  # Exact for a linear model, and soon compiled.
+  attack = attacks.multi_targeted_pgd(
+    threat_model, steps=4, step_size=max(epsilon / 2, 1e-3)
+  )
+  return ddi_jax.evaluate(
+    KEY,
+    model,
+    p.inputs,
+    p.labels if labels is None else labels,
+    threat_model,
+    version={"towards": attack},
+    **settings,
+  )
+
+
+def test_figures_of_a_linear_model():
+  p = problem(batch=20)
+  labels = p.labels.at[0].set((p.labels[0] + 1) % 5)  # One clean mistake.
+  told = []
+  result = evaluate(p.logits_fn, p, labels, batch_size=8, after_batch=told.append)
+  robust = p.distances("linf") > EPSILON
+  robust[0] = False
+  assert result.finished
+  assert result.clean == (19, 20)
+  assert result.robust == (robust.sum(), 20)
+  assert result.robust.interval == ddi_jax.wilson_interval(int(robust.sum()), 20)
+  np.testing.assert_array_equal(result.autoattack.robust, robust)
+  # Cross entropy sees all rivals at once, the nearest only in the limit of T -> 0.
+  for found in result.pgd.values():
+    assert np.all(found.robust >= robust)
+    assert 0 <= found.robust.sum() - robust.sum() <= 2
+  together = [found.robust for found in result.pgd.values()]
+  assert result.worst_pgd == (np.all(together, axis=0).sum(), 20)
+  assert result.plain_pgd == (together[0].sum(), 20)
+  assert result.calibrated_pgd == (together[1].sum(), 20)
+  confidence = jax.nn.softmax(p.logits_fn(p.inputs)).max(axis=1).mean()
+  assert result.mean_confidence == pytest.approx(float(confidence))
+  temperature = ddi_jax.calibrate_temperature(p.logits_fn(p.inputs), labels)
+  assert result.temperature == pytest.approx(float(temperature))
+  assert [now.attack for now in told[::3]] == ["towards", *result.pgd]
+  assert sorted(np.concatenate([now.indices for now in told[-3:]])) == [*range(1, 20)]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_over_confidence_deceives_plain_pgd_but_not_the_calibrated_one(scale):
+  """The illusion of Raina et al. (2024)."""
+  p = problem(batch=16)
+  epsilon = 0.1
+  assert np.all(p.distances("linf") < epsilon)
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Of gradients that vanish.
+    result = evaluate(lambda x: scale * p.logits_fn(x), p, epsilon=epsilon)
+  assert result.robust.value == result.calibrated_pgd.value == 0
+  assert result.worst_pgd.value == 0
+  if scale == 1:
+    assert result.plain_pgd.value < 0.1
+  else:
+    assert result.plain_pgd.value > 0.3
+    assert result.mean_confidence > 0.999
+    assert result.temperature > 100
+
+
+def test_stopped_and_resumed_is_the_same_as_never_stopped():
+  p = problem(batch=10)
+  told = []
+  whole = evaluate(p.logits_fn, p, batch_size=4, after_batch=told.append)
+  assert len(told) == 15
+  for stop_after in (2, 8):
+    count = iter(range(1, 100))
+    first = evaluate(
+      p.logits_fn,
+      p,
+      batch_size=4,
+      after_batch=lambda _, count=count, last=stop_after: next(count) == last,
+    )
+    assert next(count) == stop_after + 1
+    assert not first.finished
+    assert first.robust.value >= whole.robust.value
+    more = []
+    second = evaluate(
+      p.logits_fn, p, batch_size=4, after_batch=more.append, resume=first
+    )
+    assert [now.attack for now in more] == [now.attack for now in told[stop_after:]]
+    jax.tree.map(np.testing.assert_array_equal, second, whole)
+
+
+def test_what_autoattack_misses_is_said():
+  p = problem(batch=8)
+  idle = {"idle": lambda key, logits_fn, inputs, labels: inputs}
+  with pytest.warns(UserWarning, match="PGD broke 8 examples that it had not"):
+    result = ddi_jax.evaluate(
+      KEY, p.logits_fn, p.inputs, p.labels, ddi_jax.linf(0.2), version=idle
+    )
+  assert result.robust.value == 1
+  assert result.worst_pgd.value == 0
+
+
+def test_zero_radius_is_clean_accuracy():
+  p = problem()
+  labels = p.labels.at[:4].set((p.labels[:4] + 1) % 5)
+  result = evaluate(p.logits_fn, p, labels, epsilon=0.0)
+  for accuracy in (result.clean, result.robust, result.worst_pgd):
+    assert accuracy == (12, 16)
+
+
+def test_bad_arguments_are_refused():
+  p = problem()
+  linf = ddi_jax.linf(0.1)
+  with pytest.raises(ValueError, match='version must not be "rand"'):
+    ddi_jax.evaluate(KEY, p.logits_fn, p.inputs, p.labels, linf, version="rand")
+  with pytest.raises(ValueError, match="standard, plus, rand; got 'best'"):
+    ddi_jax.evaluate(KEY, p.logits_fn, p.inputs, p.labels, linf, version="best")
+  with pytest.raises(ValueError, match=r"labels must be integers \[16\]"):
+    ddi_jax.evaluate(KEY, p.logits_fn, p.inputs, jnp.ones(16), linf)

@@ -1,0 +1,89 @@
+"""Robust accuracy against the radius."""
+
+import jax
+from linear_model import EPSILONS, KEY, MAKERS, linear, problem
+import numpy as np
+import pytest
+
+import ddi_jax
+
+
+def curve_of(p, norm="linf", model=None, multiples=(0, 0.5, 1, 2), **settings):
+  radii = [multiple * EPSILONS[norm] for multiple in multiples]
+  return ddi_jax.robustness_curve(
+    KEY,
+    p.logits_fn if model is None else model,
+    p.inputs,
+    p.labels,
+    MAKERS[norm],
+    radii,
+    attacks=settings.pop("attacks", ["apgd-ce"]),
+    **settings,
+  )
+
+
+@pytest.mark.parametrize("norm", MAKERS)
+def test_of_a_linear_model(norm):
+  p = problem(batch=20)
+  p = p._replace(labels=p.labels.at[0].set((p.labels[0] + 1) % 5))
+  curve = curve_of(p, norm, batch_size=8, attacks=["apgd-t"])
+  distances = p.distances(norm)
+  distances[0] = -1  # A clean mistake.
+  expected = [int(np.sum(distances > radius)) for radius in curve.epsilons]
+  assert curve.accuracies == tuple((count, 20) for count in expected)
+  assert expected[0] == 19
+  assert expected == sorted(expected, reverse=True)
+  assert 0 < expected[2] < 15
+
+
+def test_each_attack_is_compiled_once_for_all_radii():
+  def traces(multiples):
+    traced = []
+
+    def model(weights, inputs):
+      traced.append(inputs.shape)
+      return linear(weights, inputs)
+
+    p = problem(batch=8)
+    curve_of(p, model=jax.tree_util.Partial(model, p.weights), multiples=multiples)
+    return len(traced)
+
+  assert traces((0, 0.25, 0.5, 1)) == traces((0.25,))
+
+
+def test_a_point_found_at_one_radius_counts_at_all_larger_ones():
+  p = problem(batch=12)
+  faced = []
+  curve = curve_of(p, after_batch=lambda now: faced.append((now.attack, now.total)))
+  names = [f"apgd-ce at {radius}" for radius in curve.epsilons[1:]]
+  left = [accuracy.correct for accuracy in curve.accuracies]
+  assert faced == [pair for pair in zip(names, left[:-1], strict=True) if pair[1]]
+  assert curve.result.finished
+
+
+def test_stopped_and_resumed_is_the_same_as_never_stopped():
+  p = problem(batch=10)
+  whole = curve_of(p, batch_size=4)
+  stopped = curve_of(
+    p, batch_size=4, after_batch=lambda now: now.attack.endswith(" 0.0265")
+  )
+  assert not stopped.result.finished
+  more = []
+  resumed = curve_of(p, batch_size=4, resume=stopped, after_batch=more.append)
+  assert all(now.attack.endswith((" 0.0265", " 0.053")) for now in more)
+  assert resumed.accuracies == whole.accuracies
+  jax.tree.map(np.testing.assert_array_equal, resumed[2][1:], whole[2][1:])
+
+
+@pytest.mark.parametrize("radii", [[], [-0.1, 0.1], [0.2, 0.1], [0.1, 0.1], [np.inf]])
+def test_impossible_radii_are_refused(radii):
+  p = problem()
+  with pytest.raises(ValueError, match="epsilons must be finite numbers >= 0, incr"):
+    ddi_jax.robustness_curve(KEY, p.logits_fn, p.inputs, p.labels, ddi_jax.linf, radii)
+
+
+def test_unknown_attacks_and_too_few_classes_are_refused():
+  with pytest.raises(ValueError, match=r"attacks must be among .*; got pgd"):
+    curve_of(problem(), attacks=["pgd"])
+  with pytest.raises(ValueError, match="apgd-t cannot attack 3 classes"):
+    curve_of(problem(classes=3), attacks=["apgd-ce", "apgd-t"])
