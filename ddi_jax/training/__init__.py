@@ -1,6 +1,15 @@
 """The training program: from a config to a trained, evaluated network."""
 
 from ddi_jax.training.config import ConfigError, default_config, select_variant
+from ddi_jax.training.restore import load_config, load_model
 from ddi_jax.training.train import TrainingError, train
 
-__all__ = ["ConfigError", "TrainingError", "default_config", "select_variant", "train"]
+__all__ = [
+  "ConfigError",
+  "TrainingError",
+  "default_config",
+  "load_config",
+  "load_model",
+  "select_variant",
+  "train",
+]
