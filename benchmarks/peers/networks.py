@@ -316,9 +316,7 @@ def load_params(
 
 def load_weights(network: nn.Module, state: dict[str, np.ndarray]) -> None:
   """Fills a network with the weights of `to_torch_state_dict`."""
-  network.load_state_dict(
-    {name: torch.from_numpy(array) for name, array in state.items()}
-  )
+  network.load_state_dict({name: torch.tensor(array) for name, array in state.items()})
 
 
 def to_torch(images: Any) -> torch.Tensor:
