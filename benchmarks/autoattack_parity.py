@@ -1,208 +1,342 @@
-"""The attacks of AutoAttack beside their authors' own, on the same weights.
+"""AutoAttack here, in torchattacks and in its authors' release, on the same weights.
 
-pip install -e '.[peers]'
-python benchmarks/autoattack_parity.py [--norms=linf,l2,l1] [--seeds=5]
+pip install -e '.[peers,tfds]' && pip install --no-deps torchattacks
+python benchmarks/autoattack_parity.py --workdir=RUN [--data_dir=DIR] [--norms=linf,l2]
 
-A ReLU network is trained against PGD on scikit-learn's digits, in jax, and copied into
-PyTorch.  Then every attack runs alone on all test images, here and in pyautoattack (the
-PyTorch release of Croce and Hein), once for each seed; in the end both ensembles.  The
-table gives robust accuracies, mean and standard error over the seeds.
+The network of a finished run is exported through a safetensors file into PyTorch.  Then
+each attack alone, and the ensemble, run on the same test images here, in torchattacks
+(l_inf and l2) and in pyautoattack, the PyTorch release of Croce and Hein; one after the
+other in one process, once for each seed.  torchattacks runs with --steps too; its own
+default is 10.  PyTorch judges all points, and one outside the ball or the box breaks
+nothing.
+
+Prints two Markdown tables: robust accuracies with their differences, and speed.
 """
 
+from collections.abc import Callable, Mapping
+import os
+from pathlib import Path
+import sys
+import tempfile
 import time
+from typing import NamedTuple
 
-from absl import app, flags
+from absl import app, flags, logging
 import jax
-import jax.numpy as jnp
 from machine import describe_machine
 import numpy as np
-import optax
-from pyautoattack import AutoAttack
-from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
-from pyautoattack.fab_pt import FABAttack_PT
-from pyautoattack.square import SquareAttack
-from sklearn.datasets import load_digits
+import pyautoattack
+import safetensors.numpy
 import torch
+import torchattacks
 
 import ddi_jax
-from ddi_jax import attacks, losses
+from ddi_jax import attacks, data, models, training
+from ddi_jax.models import torch_weights
+from ddi_jax.training.config import model_settings
 
-_NORMS = flags.DEFINE_list("norms", ["linf", "l2", "l1"], "Which balls.")
-_SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each attack.")
+sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
+import networks
 
-_THREAT_MODELS = {
-  "linf": ddi_jax.linf(0.2),
-  "l2": ddi_jax.l2(1.0),
-  "l1": ddi_jax.l1(4.0, top_fraction=0.1),
+_WORKDIR = flags.DEFINE_string("workdir", None, "A finished run of launch.py.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "As config.data.data_dir.")
+_NORMS = flags.DEFINE_list("norms", ["linf", "l2"], "Which balls; l1 too.")
+_EPSILONS = flags.DEFINE_list("epsilons", None, "Their radii; by default see below.")
+_ATTACKS = flags.DEFINE_list(
+  "attacks", ["apgd-ce", "apgd-t", "fab-t", "square"], "Of the ensemble, in order."
+)
+_IMAGES = flags.DEFINE_integer("images", 1000, "Test images.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 250, "Images at a time.")
+_SEEDS = flags.DEFINE_integer("seeds", 2, "Runs of each attack.")
+_STEPS = flags.DEFINE_integer("steps", 100, "Of APGD and FAB.")
+_QUERIES = flags.DEFINE_integer("queries", 5000, "Of Square.")
+_CPU_TIME = flags.DEFINE_bool(
+  "cpu_time", False, "Seconds of the process, not of the wall: for one busy core."
+)
+flags.mark_flag_as_required("workdir")
+
+_EPSILON = {  # Those of RobustBench; for l_inf the run's own.
+  "l2": 0.5,
+  "l1": 12.0,
 }
-_THEIR_NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
-_SIZES = (64, 128, 64, 10)
+_THREAT_MODELS = {"linf": ddi_jax.linf, "l2": ddi_jax.l2, "l1": ddi_jax.l1}
+_THEIR_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+_ENSEMBLE = "standard"
+
+# (names of attacks, seed) -> images [N, H, W, C]
+Run = Callable[[list[str], int], np.ndarray]
 
 
-def digits():
-  """Training and test set: images [N, 8, 8, 1] in [0, 1] and labels."""
-  data = load_digits()
-  order = np.random.default_rng(0).permutation(len(data.target))
-  images = (data.data[order] / 16).astype(np.float32).reshape(-1, 8, 8, 1)
-  labels = data.target[order].astype(np.int32)
-  return (images[:1200], labels[:1200]), (images[1200:], labels[1200:])
+class Case(NamedTuple):
+  """What is attacked."""
+
+  threat_model: ddi_jax.ThreatModel
+  model: jax.tree_util.Partial
+  network: torch.nn.Module
+  images: np.ndarray  # [N, H, W, C] in [0, 1]
+  labels: np.ndarray
 
 
-def apply(params, inputs):
-  """Logits of the network."""
-  hidden = inputs.reshape(len(inputs), -1)
-  for weights, bias in params[:-1]:
-    hidden = jax.nn.relu(hidden @ weights + bias)
-  weights, bias = params[-1]
-  return hidden @ weights + bias
+class Outcome(NamedTuple):
+  """Of one library and attack, over the seeds."""
+
+  robust: list[np.ndarray]  # Each [N].
+  seconds: list[float]
 
 
-def train(threat_model, images, labels):
-  """Parameters after 1,500 steps of adversarial training."""
-  keys = jax.random.split(jax.random.key(0), 3)
-  params = [
-    (np.sqrt(2 / rows) * jax.random.normal(key, (rows, columns)), jnp.zeros(columns))
-    for key, rows, columns in zip(keys, _SIZES[:-1], _SIZES[1:], strict=True)
-  ]
-  attack = ddi_jax.pgd(threat_model, steps=10, step_size=threat_model.epsilon / 4)
-  optimizer = optax.adam(2e-3)
-
-  @jax.jit
-  def step(params, state, inputs, targets, key):
-    def loss(params, points):
-      return losses.cross_entropy(apply(params, points), targets)
-
-    points = attack(key, lambda x: loss(params, x), inputs)
-    gradients = jax.grad(lambda p: loss(p, points).mean())(params)
-    updates, state = optimizer.update(gradients, state)
-    return optax.apply_updates(params, updates), state
-
-  state = optimizer.init(params)
-  rng = np.random.default_rng(0)
-  for index in range(1500):
-    batch = rng.integers(0, len(images), 100)
-    key = jax.random.fold_in(jax.random.key(1), index)
-    params, state = step(params, state, images[batch], labels[batch], key)
-  return params
+def in_torch(config, model, description):
+  """The same network, with weights that went through a file."""
+  settings = (description.num_classes, description.mean, description.std)
+  options = model_settings(config)
+  channels = description.image_shape[-1]
+  if config.model.name == "small":
+    network = networks.SmallConvNet(description.image_shape, *settings, **options)
+  elif config.model.name == "wide_resnet":
+    network = networks.WideResNet(channels, *settings, **options)
+  else:
+    preactivation = config.model.name == "preact_resnet18"
+    network = networks.ResNet18(
+      channels, *settings, preactivation=preactivation, **options
+    )
+  with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder) / "weights.safetensors"
+    torch_weights.save_safetensors(path, model)
+    networks.load_weights(network, safetensors.numpy.load_file(path))
+  network.to(memory_format=torch.channels_last)  # The faster one.
+  return network.eval().requires_grad_(False)
 
 
-def in_torch(params):
-  """The same network for images [B, 1, 8, 8]."""
-  layers = [torch.nn.Flatten()]
-  for weights, bias in params:
-    layer = torch.nn.Linear(*weights.shape)
-    layer.weight.data = torch.tensor(np.asarray(weights).T)
-    layer.bias.data = torch.tensor(np.asarray(bias))
-    layers += [layer, torch.nn.ReLU()]
-  return torch.nn.Sequential(*layers[:-1])
-
-
-def our_attacks(threat_model):
-  """Each of the ensemble's attacks with one restart and nine targets."""
-  return {
-    "apgd-ce": attacks.apgd(threat_model),
-    "apgd-dlr": attacks.apgd(threat_model, loss="dlr"),
-    "apgd-t": attacks.apgd(threat_model, loss="targeted_dlr"),
-    "fab": attacks.fab(threat_model, targets=None),
-    "fab-t": attacks.fab(threat_model),
-    "square": attacks.square(threat_model),
+def here(case: Case) -> Run:
+  """Ours: an ensemble is compiled when it first runs."""
+  threat_model, steps = case.threat_model, _STEPS.value
+  sparse = threat_model.norm == "l1"
+  known = {
+    "apgd-ce": attacks.apgd(threat_model, steps=steps, restarts=5 if sparse else 1),
+    "apgd-t": attacks.apgd(
+      threat_model, loss="targeted_dlr", steps=steps, targets=5 if sparse else 9
+    ),
+    "fab-t": attacks.fab(threat_model, steps=steps),
+    "square": attacks.square(threat_model, queries=_QUERIES.value),
   }
+  evaluates: dict[tuple[str, ...], Callable] = {}
 
-
-def their_attacks(network, threat_model, seed):
-  """The same of pyautoattack."""
-  common = {
-    "norm": _THEIR_NAMES[threat_model.norm],
-    "eps": threat_model.epsilon,
-    "seed": seed,
-    "device": "cpu",
-  }
-  apgd = {"eot_iter": 1, "use_largereps": threat_model.norm == "l1"}
-  return {
-    "apgd-ce": APGDAttack(network, loss="ce", **apgd, **common),
-    "apgd-dlr": APGDAttack(network, loss="dlr", **apgd, **common),
-    "apgd-t": APGDAttack_targeted(network, n_target_classes=9, **apgd, **common),
-    "fab": FABAttack_PT(network, targeted=False, **common),
-    "fab-t": FABAttack_PT(network, targeted=True, n_target_classes=9, **common),
-    "square": SquareAttack(network, n_queries=5000, resc_schedule=True, **common),
-  }
-
-
-def robust_accuracy(network, threat_model, images, points, labels):
-  """In PyTorch; a point outside the ball breaks nothing."""
-  sizes = np.asarray(threat_model.size(np.asarray(points - images)))
-  inside = torch.tensor(sizes <= threat_model.epsilon * 1.001)[:, None, None, None]
-  with torch.no_grad():
-    logits = network(torch.where(inside, points, images))
-  return float((logits.argmax(1) == labels).double().mean())
-
-
-def mean(values):
-  """Mean and standard error, as text."""
-  error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-  return f"{np.mean(values):.4f} ± {error:.4f}"
-
-
-def compare(threat_model):
-  """Prints a row for each attack."""
-  norm = threat_model.norm
-  (images, labels), (test_images, test_labels) = digits()
-  params = train(threat_model, images, labels)
-  network = in_torch(params)
-  their_images = torch.tensor(test_images.transpose(0, 3, 1, 2))
-  their_labels = torch.tensor(test_labels.astype(np.int64))
-  model = jax.tree_util.Partial(apply, params)
-
-  def judge(points):
-    return robust_accuracy(network, threat_model, their_images, points, their_labels)
-
-  def row(name, ours, theirs):
-    results = []
-    for run in (ours, theirs):
-      began = time.perf_counter()
-      points = [run(seed) for seed in range(_SEEDS.value)]
-      seconds = (time.perf_counter() - began) / _SEEDS.value
-      results += [mean([judge(p) for p in points]), f"{seconds:.1f}"]
-    print("|", " | ".join([norm, name, *results]), "|", flush=True)
-
-  def to_torch(points):
-    return torch.tensor(np.array(points).transpose(0, 3, 1, 2))
-
-  clean = judge(their_images)
-  print(f"| {norm} | (clean) | {clean:.4f} | | {clean:.4f} | |")
-  for name, attack in our_attacks(threat_model).items():
-    compiled = jax.jit(attack)
-
-    def ours(seed, compiled=compiled):
-      return to_torch(compiled(jax.random.key(seed), model, test_images, test_labels))
-
-    def theirs(seed, name=name):
-      attack = their_attacks(network, threat_model, seed)[name]
-      return attack.perturb(their_images, their_labels).detach()
-
-    row(name, ours, theirs)
-
-  evaluate = ddi_jax.autoattack(threat_model)
-
-  def ours_together(seed):
+  def run(names, seed):
+    evaluate = evaluates.setdefault(
+      tuple(names),
+      ddi_jax.autoattack(
+        threat_model,
+        {name: known[name] for name in names},
+        batch_size=_BATCH_SIZE.value,
+      ),
+    )
     key = jax.random.key(seed)
-    return to_torch(evaluate(key, model, test_images, test_labels).adversarial)
+    return evaluate(key, case.model, case.images, case.labels).adversarial
 
-  def theirs_together(seed):
-    name, epsilon = _THEIR_NAMES[norm], threat_model.epsilon
-    attack = AutoAttack(network, norm=name, eps=epsilon, seed=seed, device="cpu")
-    return attack.run_standard_evaluation(their_images, their_labels)[0]
+  return run
 
-  row("standard", ours_together, theirs_together)
+
+def in_torchattacks(case: Case) -> Run:
+  """Its attacks with our number of steps."""
+
+  def run(names, seed):
+    ensemble = torchattacks.AutoAttack(
+      case.network,
+      norm=_THEIR_NORMS[case.threat_model.norm],
+      eps=case.threat_model.epsilon,
+      n_classes=10,
+      seed=seed,
+    )
+    order = ("apgd-ce", "apgd-t", "fab-t", "square")
+    known = dict(zip(order, ensemble._autoattack.attacks, strict=True))
+    for name, attack in known.items():
+      if name == "square":
+        attack.n_queries = _QUERIES.value
+      else:
+        attack.steps = _STEPS.value
+    chosen = known[names[0]]
+    if len(names) > 1:
+      chosen = torchattacks.MultiAttack([known[name] for name in names])
+    size = _BATCH_SIZE.value
+    points = [
+      chosen(
+        *_to_torch(case.images[start : start + size], case.labels[start : start + size])
+      )
+      for start in range(0, len(case.images), size)
+    ]
+    return torch.cat(points).detach().permute(0, 2, 3, 1).numpy()
+
+  return run
+
+
+def in_pyautoattack(case: Case) -> Run:
+  """The authors' release."""
+  inputs, labels = _to_torch(case.images, case.labels)
+
+  def run(names, seed):
+    ensemble = pyautoattack.AutoAttack(
+      case.network,
+      norm=_THEIR_NORMS[case.threat_model.norm],
+      eps=case.threat_model.epsilon,
+      seed=seed,
+      version="standard",
+      device="cpu",
+    )
+    ensemble.attacks_to_run = names
+    for attack in (ensemble.apgd, ensemble.apgd_targeted, ensemble.fab):
+      attack.n_iter = _STEPS.value
+    ensemble.square.n_queries = _QUERIES.value
+    points = ensemble.run_standard_evaluation(
+      inputs, labels, batch_size=_BATCH_SIZE.value
+    )
+    points = points[0] if isinstance(points, tuple) else points
+    return points.detach().permute(0, 2, 3, 1).numpy()
+
+  return run
+
+
+def judge(case: Case, points: np.ndarray) -> np.ndarray:
+  """Whether each image is still right, in PyTorch, `[N]`."""
+  epsilon = case.threat_model.epsilon
+  sizes = np.asarray(case.threat_model.size(points - case.images))
+  allowed = (sizes <= epsilon * 1.001) & (points.min((1, 2, 3)) >= 0)
+  allowed &= points.max((1, 2, 3)) <= 1
+  inputs, _ = _to_torch(
+    np.where(allowed[:, None, None, None], points, case.images), case.labels
+  )
+  return case.network(inputs).argmax(1).numpy() == case.labels
+
+
+def compare(case: Case, runs: Mapping[str, Run]) -> dict[tuple[str, str], Outcome]:
+  """(attack, library) -> outcome; the libraries take turns."""
+  clock = time.process_time if _CPU_TIME.value else time.perf_counter
+  names = _ATTACKS.value
+  sets = {name: [name] for name in names} | {_ENSEMBLE: names}
+  outcomes = {(name, library): Outcome([], []) for name in sets for library in runs}
+  for seed in range(_SEEDS.value):
+    for name, chosen in sets.items():
+      for library, run in runs.items():
+        began = clock()
+        points = run(chosen, seed)
+        seconds = clock() - began
+        outcome = outcomes[name, library]
+        outcome.seconds.append(seconds)
+        outcome.robust.append(judge(case, points))
+        print(
+          f"{case.threat_model.norm} {name} seed {seed} {library}: "
+          f"{outcome.robust[-1].mean():.4f}, {seconds:.1f} s",
+          file=sys.stderr,
+          flush=True,
+        )
+  return outcomes
+
+
+def parity_rows(case, outcomes, libraries):
+  """Robust accuracies in per cent, means over the seeds; and differences in points."""
+  ours, *others = libraries
+  for name in dict.fromkeys(name for name, _ in outcomes):
+    robust = {
+      library: 100 * np.mean(outcomes[name, library].robust, axis=0)
+      for library in libraries
+    }
+    cells = [case.threat_model.norm, name, f"{robust[ours].mean():.2f}"]
+    for library in others:
+      difference = robust[ours] - robust[library]
+      error = difference.std() / np.sqrt(len(difference))
+      cells += [
+        f"{robust[library].mean():.2f}",
+        f"{difference.mean():+.2f} ± {error:.2f}",
+      ]
+    yield cells
+
+
+def speed_rows(case, outcomes, libraries):
+  """Seconds of a run and images a second; of ours the first run compiles."""
+  ours, *others = libraries
+  for name in dict.fromkeys(name for name, _ in outcomes):
+    first, *rest = outcomes[name, ours].seconds
+    seconds = {ours: np.median(rest or [first])}
+    for library in others:
+      seconds[library] = np.median(outcomes[name, library].seconds)
+    cells = [case.threat_model.norm, name]
+    for library in libraries:
+      rate = len(case.images) / seconds[library]
+      cells += [f"{seconds[library]:.1f}", f"{rate:.1f}"]
+    cells += [f"{seconds[library] / seconds[ours]:.1f}" for library in others]
+    cells.append(f"{first - seconds[ours]:.1f}" if rest else "in the time")
+    yield cells
+
+
+def print_table(header, rows):
+  """As Markdown."""
+  for cells in (header, ["---"] * len(header), *rows):
+    print("|", " | ".join(cells), "|")
+  print(flush=True)
 
 
 def main(_):
-  """Prints the table."""
-  torch.set_num_threads(1)
-  print(describe_machine("jax", "torch", "pyautoattack"))
-  print("\n| norm | attack | here | s | pyautoattack | s |\n|---|---|---|---|---|---|")
-  for norm in _NORMS.value:
-    compare(_THREAT_MODELS[norm])
+  """Prints the tables."""
+  logging.set_verbosity(logging.ERROR)
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  config = training.load_config(_WORKDIR.value)
+  model = training.load_model(_WORKDIR.value)
+  description = data.DATASETS[config.data.name]
+  test = data.load(
+    config.data.name,
+    data_dir=_DATA_DIR.value or config.data.data_dir,
+    validation_size=config.data.validation_size,
+  ).test
+  images = test.images[: _IMAGES.value].astype(np.float32) / description.max_value
+  labels = test.labels[: _IMAGES.value]
+  network = in_torch(config, model, description)
+  apply, params, model_state = models.functional(model)
+  logits_fn = jax.tree_util.Partial(
+    lambda trees, inputs: apply(*trees, inputs, train=False)[0], (params, model_state)
+  )
+  agreement = networks.check_agreement(
+    network, apply, params, model_state, images[:8], labels[:8]
+  )
+  libraries = {
+    "here": here,
+    "torchattacks": in_torchattacks,
+    "pyautoattack": in_pyautoattack,
+  }
+  machine = describe_machine("jax", "torch", "torchattacks", "pyautoattack")
+  print(
+    f"{config.model.name} on {config.data.name}, {len(images)} test images in batches "
+    f"of {_BATCH_SIZE.value}; {_STEPS.value} steps, {_QUERIES.value} queries, "
+    f"{_SEEDS.value} seed(s); {'CPU' if _CPU_TIME.value else 'wall'} time; {machine}.\n"
+    f"Relative differences between the networks in float64: logits {agreement[0]:.1g}, "
+    f"input gradients {agreement[1]:.1g}.\n",
+    flush=True,
+  )
+  for index, norm in enumerate(_NORMS.value):
+    epsilon = _EPSILON.get(norm, config.attack.epsilon)
+    if _EPSILONS.value:
+      epsilon = float(_EPSILONS.value[index])
+    threat_model = _THREAT_MODELS[norm](epsilon)
+    case = Case(threat_model, logits_fn, network, images, labels)
+    chosen = {
+      name: make(case)
+      for name, make in libraries.items()
+      if not (name == "torchattacks" and norm == "l1")
+    }
+    clean = judge(case, images).mean()
+    print(f"{norm}, epsilon {epsilon:.4g}; clean accuracy {clean:.2%}\n")
+    outcomes = compare(case, chosen)
+    ours, *others = chosen
+    header = ["norm", "attack", f"{ours} (%)"]
+    for name in others:
+      header += [f"{name} (%)", "difference"]
+    print_table(header, parity_rows(case, outcomes, chosen))
+    header = ["norm", "attack"]
+    for name in chosen:
+      header += [f"{name} (s)", "images/s"]
+    header += [f"{name} / {ours}" for name in others]
+    print_table([*header, "compilation (s)"], speed_rows(case, outcomes, chosen))
+
+
+def _to_torch(images, labels):
+  return networks.to_torch(images), torch.from_numpy(labels).long()
 
 
 if __name__ == "__main__":

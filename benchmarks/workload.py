@@ -6,6 +6,7 @@ import time
 from typing import Any, NamedTuple
 
 from absl import flags
+from flax import nnx
 import jax
 from machine import describe_machine
 import ml_collections
@@ -34,6 +35,7 @@ class Workload(NamedTuple):
   """A training step and what it is made of."""
 
   config: ml_collections.ConfigDict
+  model: nnx.Module
   apply: Apply
   optimizer: optax.GradientTransformationExtraArgs
   state: step_lib.TrainState
@@ -76,6 +78,7 @@ def create(
   optimizer = step_lib.create_optimizer(config, schedule)
   return Workload(
     config=config,
+    model=model,
     apply=apply,
     optimizer=optimizer,
     state=step_lib.create_train_state(params, model_state, optimizer),

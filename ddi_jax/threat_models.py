@@ -217,23 +217,25 @@ def _project_by_coordinate(shrink, points, centers, bounds):
 
 def _l2_scale(lengths, rooms, radius):
   """The largest s <= 1 for which `min(s lengths, rooms)` has norm <= radius; [B, 1]."""
-  squares = jnp.square(lengths)
 
-  def next_scale(walled):
+  def larger(scale):
     # Coordinates at the wall spend their share of the radius; the others scale.
-    spent = jnp.sum(jnp.where(walled, jnp.square(rooms), 0), axis=1, keepdims=True)
-    free = jnp.sum(jnp.where(walled, 0, squares), axis=1, keepdims=True)
+    free = scale * lengths < rooms
+    spent = jnp.sum(jnp.where(free, 0, jnp.square(rooms)), axis=1, keepdims=True)
+    square = jnp.sum(jnp.where(free, jnp.square(lengths), 0), axis=1, keepdims=True)
     left = jnp.maximum(jnp.square(radius) - spent, 0)
-    return jnp.where(free > left, jnp.sqrt(left / jnp.where(free > 0, free, 1)), 1)
+    return jnp.where(
+      square > left, jnp.sqrt(left / jnp.where(square > 0, square, 1)), 1
+    )
 
-  def body(state):
-    walled, scale, _ = state
-    grown = walled | (scale * lengths >= rooms)
-    return grown, next_scale(grown), jnp.any(grown != walled)
-
-  walled = jnp.zeros(lengths.shape, bool)
-  init = (walled, next_scale(walled), jnp.array(True))
-  return jax.lax.while_loop(lambda state: state[2], body, init)[1]
+  rounding = 1 + 8 * jnp.finfo(lengths.dtype).eps
+  zero = jnp.zeros((len(lengths), 1), lengths.dtype)
+  _, scale = jax.lax.while_loop(
+    lambda scales: jnp.any(scales[1] > scales[0] * rounding),
+    lambda scales: (scales[1], larger(scales[1])),
+    (zero, larger(zero)),
+  )
+  return scale
 
 
 def _l1_threshold(lengths, rooms, radius):

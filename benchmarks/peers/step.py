@@ -24,8 +24,8 @@ from typing import Any
 from absl import app, flags
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
-import resnet
 import scipy.optimize
 import torch
 from torch.nn import functional
@@ -73,7 +73,9 @@ class Peer:
   def __init__(self, work: workload.Workload, *, compiled: bool):
     config = work.config
     self.network = _network(config)
-    resnet.load_params(self.network, work.state.params, work.state.model_state)
+    networks.load_params(
+      self.network, work.model, work.state.params, work.state.model_state
+    )
     self.network.requires_grad_(False)
     self._parameters = list(self.network.parameters())
     self._optimizer = torch.optim.SGD(
@@ -179,7 +181,7 @@ def min_norm_weights(gram: np.ndarray) -> np.ndarray:
 
 
 def _network(config):
-  return resnet.ResNet18(
+  return networks.ResNet18(
     3,
     10,
     mean=(0.5,) * 3,
@@ -194,7 +196,7 @@ def _step_size(config):
 
 
 def _to_torch(images, labels):
-  return resnet.to_torch(images).float() / 255, torch.from_numpy(labels).long()
+  return networks.to_torch(images).float() / 255, torch.from_numpy(labels).long()
 
 
 def _copies(inputs, labels, count):
@@ -295,7 +297,7 @@ def _check(
   inputs, labels = _to_torch(work.images, work.labels)
   network = peers[_COLUMNS[1]].network
   same_network = max(
-    resnet.check_agreement(
+    networks.check_agreement(
       network,
       work.apply,
       state.params,
@@ -305,14 +307,14 @@ def _check(
     )
   )
   reference = _network(config)
-  resnet.load_params(reference, our_gradient, state.model_state)
+  networks.load_params(reference, work.model, our_gradient, state.model_state)
   expected = [parameter.detach() for parameter in reference.parameters()]
   candidates = {}
   same_gradients = 0.0
   for name, peer in peers.items():
     _, gradient = peer.parameter_gradient(inputs, labels)
     same_gradients = max(
-      same_gradients, *map(resnet.relative_difference, expected, gradient)
+      same_gradients, *map(networks.relative_difference, expected, gradient)
     )
     candidates[name] = peer.attack(
       inputs, labels, steps=1, random_start=False, in_bfloat16=False

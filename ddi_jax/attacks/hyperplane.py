@@ -63,21 +63,22 @@ def _by_weight(weights, rooms, needs):
 def _until_met(weights, speeds, rooms, needs):
   """`min(t speeds, rooms)` with the least t for which <weights, it> is `needs`."""
 
-  def next_time(walled):
-    spent = jnp.sum(jnp.where(walled, weights * rooms, 0), axis=1, keepdims=True)
-    slope = jnp.sum(jnp.where(walled, 0, weights * speeds), axis=1, keepdims=True)
-    left = jnp.maximum(needs - spent, 0)
-    return jnp.where(slope > 0, left / jnp.where(slope > 0, slope, 1), 0)
+  def later(time):
+    # No later than the one looked for: what is met is concave in time.
+    reached = time * speeds
+    free = reached < rooms
+    met = jnp.sum(weights * jnp.where(free, reached, rooms), axis=1, keepdims=True)
+    slope = jnp.sum(jnp.where(free, weights * speeds, 0), axis=1, keepdims=True)
+    left = jnp.maximum(needs - met, 0)
+    return time + jnp.where(slope > 0, left / jnp.where(slope > 0, slope, 1), 0)
 
-  def body(state):
-    walled, time, _ = state
-    grown = walled | (time * speeds >= rooms)
-    return grown, next_time(grown), jnp.any(grown != walled)
-
-  walled = jnp.zeros(weights.shape, bool)
-  init = (walled, next_time(walled), jnp.array(True))
-  walled, time, _ = jax.lax.while_loop(lambda state: state[2], body, init)
-  return jnp.where(walled, rooms, time * speeds)
+  rounding = 1 + 8 * jnp.finfo(weights.dtype).eps
+  _, time = jax.lax.while_loop(
+    lambda times: jnp.any(times[1] > times[0] * rounding),
+    lambda times: (times[1], later(times[1])),
+    (zero := jnp.zeros_like(needs), later(zero)),
+  )
+  return jnp.minimum(time * speeds, rooms)
 
 
 def _in_turn(weights, rooms, needs):

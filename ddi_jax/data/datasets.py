@@ -45,18 +45,31 @@ class Splits(NamedTuple):
   std: tuple[float, ...]
 
 
-class _Description(NamedTuple):
+class Description(NamedTuple):
+  """What a model needs to know of a data set, known without reading it.
+
+  Attributes:
+    max_value: see `Splits`.
+    mean: see `Splits`.
+    std: see `Splits`.
+    image_shape: (height, width, channels).
+    num_classes: see `Splits`.
+  """
+
   max_value: int
   mean: tuple[float, ...]
   std: tuple[float, ...]
+  image_shape: tuple[int, int, int]
+  num_classes: int = 10
 
 
 DATASETS = {
-  "digits": _Description(16, (0.305,), (0.376,)),
-  "mnist": _Description(255, (0.1307,), (0.3081,)),
-  "cifar10": _Description(255, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+  "digits": Description(16, (0.305,), (0.376,), (8, 8, 1)),
+  "mnist": Description(255, (0.1307,), (0.3081,), (28, 28, 1)),
+  "cifar10": Description(
+    255, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), (32, 32, 3)
+  ),
 }
-_NUM_CLASSES = 10
 _CLASS_NAMES = {
   "cifar10": (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -112,7 +125,7 @@ def load(
       validation=Dataset(*read_train(order[:validation_size][:limit])),
       test=Dataset(*read_test(np.arange(test_size)[:limit])),
       max_value=description.max_value,
-      num_classes=_NUM_CLASSES,
+      num_classes=description.num_classes,
       mean=description.mean,
       std=description.std,
     )
@@ -122,7 +135,7 @@ def load(
 
 def class_names(name: str) -> tuple[str, ...]:
   """What the labels of a data set stand for, by number."""
-  return _CLASS_NAMES.get(name, tuple(map(str, range(_NUM_CLASSES))))
+  return _CLASS_NAMES.get(name, tuple(map(str, range(DATASETS[name].num_classes))))
 
 
 def _open_digits():

@@ -1,6 +1,7 @@
 """Image networks in Flax NNX."""
 
 from collections.abc import Mapping, Sequence
+import functools
 from typing import Any
 
 from flax import nnx
@@ -11,8 +12,9 @@ from ddi_jax.models.functional import functional, in_bfloat16
 from ddi_jax.models.layers import ACTIVATIONS, NORMALIZATIONS, Standardize
 from ddi_jax.models.resnet import ResNet18
 from ddi_jax.models.small import SmallConvNet
+from ddi_jax.models.wide_resnet import WideResNet
 
-MODELS = ("small", "resnet18", "preact_resnet18")
+MODELS = ("small", "resnet18", "preact_resnet18", "wide_resnet")
 
 
 def create_model(
@@ -33,7 +35,8 @@ def create_model(
     num_classes: number of logits.
     mean: per channel, of the images in [0, 1].
     std: per channel.
-    settings: the model's own keyword arguments, see `SmallConvNet` and `ResNet18`.
+    settings: the model's own keyword arguments, see `SmallConvNet`, `ResNet18` and
+      `WideResNet`.
     seed: of the initial parameters.
 
   Returns:
@@ -42,17 +45,13 @@ def create_model(
 
   def build() -> nnx.Module:
     rngs = nnx.Rngs(params=seed)
-    if name == "small":
-      return SmallConvNet(image_shape, num_classes, mean, std, rngs=rngs, **settings)
-    return ResNet18(
-      image_shape,
-      num_classes,
-      mean,
-      std,
-      preactivation=name == "preact_resnet18",
-      rngs=rngs,
-      **settings,
-    )
+    kind = {
+      "small": SmallConvNet,
+      "resnet18": ResNet18,
+      "preact_resnet18": functools.partial(ResNet18, preactivation=True),
+      "wide_resnet": WideResNet,
+    }[name]
+    return kind(image_shape, num_classes, mean, std, rngs=rngs, **settings)
 
   # Runs once: one unoptimised program compiles many times faster than the optimised
   # programs of each random draw.
@@ -71,6 +70,7 @@ __all__ = [
   "ResNet18",
   "SmallConvNet",
   "Standardize",
+  "WideResNet",
   "conv_general_dilated",
   "create_model",
   "functional",

@@ -34,6 +34,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "softplus": jax.nn.softplus,
 }
 NORMALIZATIONS = ("none", "group", "batch")
+PADDINGS = ("symmetric", "same")
 
 he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -59,16 +60,23 @@ def conv(
   *,
   normalization: str = "none",
   kernel_init=he_normal,
+  padding: str = "symmetric",
   rngs: nnx.Rngs,
 ) -> nnx.Conv:
-  """A square convolution, padded by `size // 2`; biased unless a norm follows."""
+  """A square convolution; biased unless a norm follows.
+
+  Its output has 1 / stride of the input's size.  With padding "symmetric", PyTorch's
+  way, `size // 2` pixels stand on every side; with "same", TensorFlow's, a stride of 2
+  leaves out those above and on the left.
+  """
   pad = size // 2
+  before = pad if padding == "symmetric" else max(pad - stride + 1, 0)
   return nnx.Conv(
     in_features,
     out_features,
     (size, size),
     strides=stride,
-    padding=((pad, pad), (pad, pad)),
+    padding=((before, pad), (before, pad)),
     use_bias=normalization == "none",
     kernel_init=kernel_init,
     conv_general_dilated=conv_general_dilated,

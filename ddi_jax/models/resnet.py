@@ -1,6 +1,8 @@
 """ResNet-18 for 32x32 images, with post- or pre-activation blocks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any
 
 from flax import nnx
 import jax
@@ -35,14 +37,35 @@ class BasicBlock(nnx.Module):
 
 
 class PreActBlock(nnx.Module):
-  """norm-act-conv-norm-act-conv, plus shortcut (He et al., 2016b)."""
+  """norm-act-conv-norm-act-conv, plus shortcut (He et al., 2016b).
 
-  def __init__(self, in_features, features, stride, activation, norm, rngs):
+  A shortcut without convolution adds the input itself; one with a convolution sees the
+  activated input, or without `activated_shortcut` the input.
+  """
+
+  def __init__(
+    self,
+    in_features,
+    features,
+    stride,
+    activation,
+    norm,
+    rngs,
+    padding="symmetric",
+    activated_shortcut=True,
+  ):
     kind, groups = norm
+    self.activated_shortcut = activated_shortcut
     self.activation = layers.ACTIVATIONS[activation]
     self.norm1 = layers.norm(kind, in_features, groups, rngs=rngs)
     self.conv1 = layers.conv(
-      in_features, features, 3, stride, normalization=kind, rngs=rngs
+      in_features,
+      features,
+      3,
+      stride,
+      normalization=kind,
+      padding=padding,
+      rngs=rngs,
     )
     self.norm2 = layers.norm(kind, features, groups, rngs=rngs)
     self.conv2 = _last_conv(features, kind, rngs)
@@ -54,7 +77,9 @@ class PreActBlock(nnx.Module):
 
   def __call__(self, x):
     activated = self.activation(self.norm1(x))
-    shortcut = self.shortcut(activated) if self.projects else x
+    shortcut = x
+    if self.projects:
+      shortcut = self.shortcut(activated if self.activated_shortcut else x)
     y = self.activation(self.norm2(self.conv1(activated)))
     return self.conv2(y) + shortcut
 
@@ -75,6 +100,9 @@ class ResNet18(nnx.Module):
     normalization: "none", "group" or "batch".
     norm_groups: number of groups for "group"; must divide `width`.
     preactivation: whether blocks are `PreActBlock`s (PreActResNet-18).
+    activated_shortcut: of PreActResNet-18, see `PreActBlock`.
+    final_norm: of PreActResNet-18, whether a norm and an activation stand before the
+      pooling.  Some published definitions have neither them nor activated shortcuts.
     rngs: with a "params" stream.
   """
 
@@ -90,6 +118,8 @@ class ResNet18(nnx.Module):
     normalization: str = "batch",
     norm_groups: int = 8,
     preactivation: bool = False,
+    activated_shortcut: bool = True,
+    final_norm: bool = True,
     rngs: nnx.Rngs,
   ):
     norm = (normalization, norm_groups)
@@ -99,17 +129,24 @@ class ResNet18(nnx.Module):
     self.stem = layers.conv(
       image_shape[-1], width, 3, normalization=normalization, rngs=rngs
     )
-    block = PreActBlock if preactivation else BasicBlock
-    blocks, features = [], width
-    for stage in range(4):
-      for stride in (1 if stage == 0 else 2, 1):
-        out = width * 2**stage
-        blocks.append(block(features, out, stride, activation, norm, rngs))
-        features = out
-    self.blocks = nnx.List(blocks)
+    block: Callable[..., nnx.Module] = BasicBlock
+    if preactivation:
+      block = functools.partial(PreActBlock, activated_shortcut=activated_shortcut)
+    self.blocks = stages_of_blocks(
+      block,
+      width,
+      [width * 2**stage for stage in range(4)],
+      2,
+      activation=activation,
+      norm=norm,
+      rngs=rngs,
+    )
+    features = 8 * width
     # After the stem, or where blocks are pre-activated, before the pooling.
     normed = features if preactivation else width
-    self.norm = layers.norm(normalization, normed, norm_groups, rngs=rngs)
+    self.normed_at_the_end = preactivation and final_norm
+    if not preactivation or final_norm:
+      self.norm = layers.norm(normalization, normed, norm_groups, rngs=rngs)
     self.logits = nnx.Linear(features, num_classes, rngs=rngs)
 
   def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -119,9 +156,34 @@ class ResNet18(nnx.Module):
       x = self.activation(self.norm(x))
     for block in self.blocks:
       x = block(x)
-    if self.preactivation:
+    if self.normed_at_the_end:
       x = self.activation(self.norm(x))
     return self.logits(x.mean(axis=(1, 2)))
+
+
+def stages_of_blocks(
+  block: Callable[..., nnx.Module],
+  in_features: int,
+  stage_features: Sequence[int],
+  blocks_per_stage: int,
+  **settings: Any,
+) -> nnx.List:
+  """The blocks of a residual network; each stage but the first halves the image.
+
+  Args:
+    block: (in_features, features, stride, **settings) -> module.
+    in_features: channels before the first stage.
+    stage_features: channels of each stage.
+    blocks_per_stage: >= 1.
+    **settings: the block's.
+  """
+  blocks = []
+  for stage, features in enumerate(stage_features):
+    for index in range(blocks_per_stage):
+      stride = 2 if stage > 0 and index == 0 else 1
+      blocks.append(block(in_features, features, stride, **settings))
+      in_features = features
+  return nnx.List(blocks)
 
 
 def _last_conv(features, normalization, rngs):

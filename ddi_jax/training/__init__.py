@@ -3,6 +3,7 @@
 from ddi_jax.training.config import ConfigError, default_config, select_variant
 from ddi_jax.training.judge import judge
 from ddi_jax.training.judging_plan import JudgingSettings
+from ddi_jax.training.restore import load_config, load_model
 from ddi_jax.training.train import TrainingError, train
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
   "TrainingError",
   "default_config",
   "judge",
+  "load_config",
+  "load_model",
   "select_variant",
   "train",
 ]

@@ -62,6 +62,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.model.norm_groups = 8  # of normalization "group"
   config.model.hidden = 64  # units of the dense layer (small)
   config.model.strides = (1, 2)  # of the two convolutions (small)
+  config.model.depth = 28  # 6 n + 4 (wide_resnet)
+  config.model.widening = 10  # of the stages, over the stem's width (wide_resnet)
 
   config.attack = ml_collections.ConfigDict()
   config.attack.norm = "linf"
@@ -147,6 +149,8 @@ def model_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
   names = ["width", "activation", "normalization", "norm_groups"]
   if config.model.name == "small":
     names += ["hidden", "strides"]
+  if config.model.name == "wide_resnet":
+    names += ["depth", "widening"]
   return {name: config.model[name] for name in names}
 
 
@@ -222,6 +226,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     "two integers >= 1",
     lambda value: len(value) == 2 and all(stride >= 1 for stride in value),
   )
+  check("model.depth", "6 n + 4, n >= 1", lambda value: value >= 10 and value % 6 == 4)
+  positive_int("model.widening")
   if config.model.normalization == "group":
     width = config.model.width
     check(

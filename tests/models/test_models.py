@@ -18,8 +18,11 @@ CIFAR = {
 IMAGES = jax.random.uniform(jax.random.key(0), (4, 32, 32, 3))
 
 
+SHALLOW = {"wide_resnet": {"depth": 10, "widening": 2}}
+
+
 def create(name="resnet18", seed=0, **settings):
-  settings = {"width": 4, "norm_groups": 2, **settings}
+  settings = {"width": 4, "norm_groups": 2, **SHALLOW.get(name, {}), **settings}
   model = models.create_model(name, settings=settings, seed=seed, **CIFAR)
   apply, params, state = models.functional(model)
   return jax.jit(apply, static_argnames="train"), params, state
@@ -77,14 +80,64 @@ def test_celu_is_that_of_jax():
   assert np.isnan(layers.celu(jnp.nan))
 
 
+def count_parameters(build):
+  state = nnx.state(nnx.eval_shape(build), nnx.Param)
+  return sum(leaf.size for leaf in jax.tree.leaves(state))
+
+
 def test_resnet18_has_the_published_size():
   # 11,173,962 parameters: the CIFAR ResNet-18 (BatchNorm, width 64, 3x3 stem).
-  model = models.create_model("resnet18", settings={"width": 64}, seed=0, **CIFAR)
-  count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-  assert count == 11_173_962
+  assert (
+    count_parameters(lambda: models.ResNet18(*CIFAR.values(), rngs=nnx.Rngs(0)))
+    == 11_173_962
+  )
 
 
-@pytest.mark.parametrize("name", ["resnet18", "preact_resnet18"])
+@pytest.mark.parametrize(
+  ("depth", "widening", "millions"),
+  [(28, 10, 36.5), (40, 4, 8.9), (16, 8, 11.0), (34, 10, 46.2)],
+)
+def test_wide_resnets_have_the_published_sizes(depth, widening, millions):
+  """Zagoruyko and Komodakis (2016), tables 4 and 5; WRN-34-10 as in Zhang (2019)."""
+
+  def build():
+    settings = {"depth": depth, "widening": widening}
+    return models.WideResNet(*CIFAR.values(), **settings, rngs=nnx.Rngs(0))
+
+  assert count_parameters(build) == pytest.approx(millions * 1e6, abs=0.05e6)
+
+
+def test_wide_resnet_s_paddings():
+  """They differ in the stages that halve the image, and only by a shift."""
+  outputs = []
+  for padding in ("symmetric", "same"):
+    layer = layers.conv(3, 4, 3, 2, padding=padding, rngs=nnx.Rngs(0))
+    shift = 0 if padding == "symmetric" else 1
+    outputs.append(layer(jnp.roll(IMAGES, shift, (1, 2))))
+  np.testing.assert_allclose(outputs[0][:, 1:-1, 1:-1], outputs[1][:, 1:-1, 1:-1])
+  symmetric = create("wide_resnet")
+  same, params, state = create("wide_resnet", padding="same")
+  jax.tree.map(np.testing.assert_array_equal, params, symmetric[1])
+  assert not np.allclose(
+    *(apply(params, state, IMAGES, train=False)[0] for apply in (same, symmetric[0]))
+  )
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ({"depth": 18}, r"depth must be 6 n \+ 4 with n >= 1, got 18"),
+    ({"depth": 4}, "depth must be"),
+    ({"widening": 0}, "widening must be an integer >= 1, got 0"),
+    ({"padding": "valid"}, "padding must be one of symmetric, same; got 'valid'"),
+  ],
+)
+def test_impossible_wide_resnets(settings, message):
+  with pytest.raises(ValueError, match=message):
+    models.WideResNet(*CIFAR.values(), **settings, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "wide_resnet"])
 def test_batch_norm_modes(name):
   apply, params, state = create(name, normalization="batch")
   evaluated, same_state = apply(params, state, IMAGES, train=False)

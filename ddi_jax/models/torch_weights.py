@@ -1,0 +1,271 @@
+"""Weights to and from PyTorch: state dictionaries of NumPy arrays, and safetensors.
+
+The names and layouts are those of the definitions that RobustBench's models have: for
+`ResNet18` those of kuangliu's pytorch-cifar ("layer1.0.conv1.weight"), for `WideResNet`
+those of TRADES ("block1.layer.0.conv1.weight") or, with padding "same", those of
+DeepMind ("layer.0.block.0.conv_0.weight"); `SmallConvNet` keeps its own.
+
+Neither PyTorch nor pickle is needed.  A `.pt` file is turned into safetensors where
+PyTorch is installed, with
+
+    state = torch.load("model.pt", weights_only=True, map_location="cpu")
+    safetensors.torch.save_file(state.get("state_dict", state), "model.safetensors")
+"""
+
+from collections.abc import Callable, Mapping
+import json
+from pathlib import Path
+import re
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from ddi_jax.models.resnet import ResNet18
+from ddi_jax.models.small import SmallConvNet
+from ddi_jax.models.wide_resnet import WideResNet
+
+_LEAVES = {
+  "kernel": "weight",
+  "scale": "weight",
+  "bias": "bias",
+  "mean": "running_mean",
+  "var": "running_var",
+}
+# Put in front by torch.nn.DataParallel, and by wrappers that standardise.
+_PREFIXES = ("module.", "model.")
+# The input's standardisation, which is no parameter here.
+_STANDARDIZATION = {
+  **dict.fromkeys(("mean", "mu", "normalize.mean"), "mean"),
+  **dict.fromkeys(("std", "sigma", "normalize.std"), "std"),
+}
+_METADATA = "ddi_jax."
+# Weights that some published files hold and their networks never use.
+_UNUSED = re.compile(r"sub_block1\.|(.*\.)?num_batches_tracked$")
+
+
+def to_torch_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
+  """A model's weights as PyTorch's state dictionary, exact copies.
+
+  Args:
+    model: a `ResNet18` (or PreActResNet-18), `WideResNet` or `SmallConvNet`.
+
+  Returns:
+    Names -> arrays in PyTorch's layout, BatchNorm's statistics included.  The input's
+    mean and std are there only for `WideResNet` with padding "same", whose PyTorch
+    definition holds them; elsewhere they have to be given to PyTorch's model as they
+    were to this one.
+
+  Raises:
+    ValueError: for another kind of model.
+  """
+  state = {}
+  for name, leaf in _leaves(model).items():
+    state[name] = np.ascontiguousarray(leaf.to_torch(np.asarray(leaf.variable[...])))
+    if name.endswith("running_mean"):
+      counter = name.replace("running_mean", "num_batches_tracked")
+      state[counter] = np.zeros((), np.int64)
+  if _is_deepmind_s(model):
+    for name in ("mean", "std"):
+      value = np.asarray(getattr(model.standardize, name), np.float32)
+      state[name] = value[:, None, None]
+  return state
+
+
+def load_torch_state_dict(model: nnx.Module, state: Mapping[str, Any]) -> None:
+  """Sets a model's weights to those of a PyTorch state dictionary, exactly.
+
+  A prefix "module." or "model." of all names is dropped; counters of batches, and the
+  unused "sub_block1" of some WRN files, are ignored.  Where the dictionary holds the
+  input's mean and std they must be the model's; where it does not, nothing can tell
+  whether the model was trained with some: what it was trained with goes to
+  `create_model(mean=..., std=...)`, zeros and ones for none.
+
+  Args:
+    model: as for `to_torch_state_dict`; changed in place.
+    state: names -> arrays (or CPU tensors) in PyTorch's layout.
+
+  Raises:
+    ValueError: for a missing or unexpected name, a wrong shape, values that are not
+      floating point, or another mean or std.  The model is as it was then.
+  """
+  given = {name: np.asarray(value) for name, value in _without_prefixes(state).items()}
+  given = {name: value for name, value in given.items() if not _UNUSED.match(name)}
+  for name in list(given):
+    if name in _STANDARDIZATION:
+      _check_standardization(model, name, given.pop(name))
+  leaves = _leaves(model)
+  missing = sorted(leaves.keys() - given.keys())
+  unexpected = sorted(given.keys() - leaves.keys())
+  if missing or unexpected:
+    raise ValueError(
+      f"the weights are not those of this {type(model).__name__}: "
+      f"missing {_some(missing)}, unexpected {_some(unexpected)}."
+    )
+  loaded = {}
+  for name, leaf in leaves.items():
+    current, value = leaf.variable[...], given[name]
+    expected = leaf.to_torch(np.asarray(current)).shape
+    if value.shape != expected:
+      raise ValueError(f"{name} must have shape {expected}, got {value.shape}.")
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+      raise ValueError(f"{name} must be floating point, got {value.dtype}.")
+    loaded[name] = jnp.asarray(leaf.from_torch(value), current.dtype)
+  for name, leaf in leaves.items():
+    leaf.variable[...] = loaded[name]
+
+
+def save_safetensors(path: Path | str, model: nnx.Module) -> None:
+  """Writes `to_torch_state_dict(model)` to a safetensors file.
+
+  The input's mean and std stand in the file's metadata, as JSON.
+  """
+  metadata = {
+    _METADATA + name: json.dumps(list(getattr(model.standardize, name)))
+    for name in ("mean", "std")
+  }
+  safetensors.numpy.save_file(to_torch_state_dict(model), str(path), metadata)
+
+
+def load_safetensors(path: Path | str, model: nnx.Module) -> None:
+  """Sets a model's weights to those of a safetensors file, written here or by PyTorch.
+
+  Raises:
+    ValueError: if it is no such file, or not one of this model, see
+      `load_torch_state_dict`; then the model is as it was.
+    FileNotFoundError: if there is none.
+  """
+  try:
+    with safetensors.safe_open(str(path), framework="numpy") as file:
+      metadata = file.metadata() or {}
+      state = {name: file.get_tensor(name) for name in file.keys()}
+  except safetensors.SafetensorError as error:
+    raise ValueError(f"{path} is no safetensors file ({error}).") from error
+  for name in ("mean", "std"):
+    if _METADATA + name in metadata:
+      state[name] = np.asarray(json.loads(metadata[_METADATA + name]))
+  load_torch_state_dict(model, state)
+
+
+class _Leaf(NamedTuple):
+  """An array of a model, and the way of its values to and from PyTorch's layout."""
+
+  variable: nnx.Variable
+  to_torch: Callable[[np.ndarray], np.ndarray]
+  from_torch: Callable[[np.ndarray], np.ndarray]
+
+
+def _leaves(model: nnx.Module) -> dict[str, _Leaf]:
+  """PyTorch's name -> array of the model."""
+  name_of = _naming(model)
+  leaves = {}
+  for path, variable in nnx.to_flat_state(nnx.state(model)):
+    *parents, leaf = map(str, path)
+    name = f"{name_of('.'.join(parents))}.{_LEAVES[leaf]}"
+    leaves[name] = _Leaf(variable, *_layouts(model, path, variable.ndim))
+  return leaves
+
+
+def _layouts(model, path, rank):
+  """To PyTorch's layout, and back."""
+  if rank == 4:  # HWIO, OIHW
+    return lambda x: x.transpose(3, 2, 0, 1), lambda x: x.transpose(2, 3, 1, 0)
+  if rank == 2 and isinstance(model, SmallConvNet) and path[0] == "hidden":
+    # Its inputs are images flattened with the channels last; in PyTorch they are first.
+    channels = model.conv2.out_features
+
+    def to_torch(x):
+      return (
+        x.reshape(-1, channels, x.shape[1]).transpose(2, 1, 0).reshape(x.shape[::-1])
+      )
+
+    def from_torch(x):
+      return x.reshape(len(x), channels, -1).transpose(2, 1, 0).reshape(x.shape[::-1])
+
+    return to_torch, from_torch
+  return np.transpose, np.transpose
+
+
+def _naming(model: nnx.Module) -> Callable[[str], str]:
+  """Path of a layer here, with dots -> PyTorch's name of it."""
+  if isinstance(model, SmallConvNet):
+    return lambda path: path
+  if isinstance(model, ResNet18):
+    per_stage, block = 2, "layer{stage_1}.{index}"
+    names = {
+      "stem": "conv1",
+      "norm": "bn" if model.preactivation else "bn1",
+      "logits": "linear",
+      "norm1": "bn1",
+      "norm2": "bn2",
+      "shortcut": "shortcut.0",
+      "shortcut_norm": "shortcut.1",
+    }
+  elif _is_deepmind_s(model):
+    per_stage, block = len(model.blocks) // 3, "layer.{stage}.block.{index}"
+    names = {
+      "stem": "init_conv",
+      "norm": "batchnorm",
+      "norm1": "batchnorm_0",
+      "conv1": "conv_0",
+      "norm2": "batchnorm_1",
+      "conv2": "conv_1",
+    }
+  elif isinstance(model, WideResNet):
+    per_stage, block = len(model.blocks) // 3, "block{stage_1}.layer.{index}"
+    names = {
+      "stem": "conv1",
+      "norm": "bn1",
+      "logits": "fc",
+      "norm1": "bn1",
+      "norm2": "bn2",
+      "shortcut": "convShortcut",
+    }
+  else:
+    raise ValueError(
+      "a ResNet18, WideResNet or SmallConvNet has a PyTorch counterpart, got "
+      f"{type(model).__name__}."
+    )
+
+  def name_of(path):
+    *parents, layer = path.split(".")
+    name = names.get(layer, layer)
+    if not parents:
+      return name
+    stage, index = divmod(int(parents[1]), per_stage)
+    return f"{block.format(stage=stage, stage_1=stage + 1, index=index)}.{name}"
+
+  return name_of
+
+
+def _is_deepmind_s(model):
+  return isinstance(model, WideResNet) and model.padding == "same"
+
+
+def _without_prefixes(state):
+  """The state without prefixes that all its names share, but for the input's."""
+  for prefix in _PREFIXES:
+    weights = [name for name in state if name not in _STANDARDIZATION]
+    if weights and all(name.startswith(prefix) for name in weights):
+      state = {name.removeprefix(prefix): value for name, value in state.items()}
+      return _without_prefixes(state)
+  return state
+
+
+def _check_standardization(model, name, value):
+  field = _STANDARDIZATION[name]
+  expected = np.asarray(getattr(model.standardize, field))
+  if value.size != expected.size or not np.allclose(value.ravel(), expected, atol=1e-6):
+    found = np.round(value.ravel(), 6).tolist()
+    raise ValueError(
+      f"the weights belong to a model whose input has {name} {found}, this one has "
+      f"{expected.tolist()}: create it with that {field}."
+    )
+
+
+def _some(names):
+  shown = ", ".join(names[:4]) or "none"
+  return shown + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,84 @@
+"""Wide residual networks for 32x32 images (Zagoruyko and Komodakis, 2016)."""
+
+from collections.abc import Sequence
+
+from flax import nnx
+import jax
+
+from ddi_jax.models import layers
+from ddi_jax.models.resnet import PreActBlock, stages_of_blocks
+
+
+class WideResNet(nnx.Module):
+  """WRN-depth-widening, with pre-activation blocks: WRN-28-10 by default.
+
+  Args:
+    image_shape: (height, width, channels) of the inputs.
+    num_classes: C, number of logits.
+    mean: per channel, of the inputs in [0, 1]; standardisation is the first layer.
+    std: per channel.
+    depth: 6 n + 4 for n >= 1 blocks in each of the three stages.
+    widening: the stages have 1, 2 and 4 times `widening * width` channels, >= 1.
+    width: channels of the stem, 16 in the paper.
+    activation: one of `layers.ACTIVATIONS`.
+    normalization: "none", "group" or "batch".
+    norm_groups: number of groups for "group"; must divide `width`.
+    padding: of the convolutions with stride 2: "symmetric", as in PyTorch definitions,
+      or "same", as in DeepMind's (Gowal et al., 2020) and those derived from it.
+    rngs: with a "params" stream.
+
+  Raises:
+    ValueError: for another depth, widening or padding.
+  """
+
+  def __init__(
+    self,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    depth: int = 28,
+    widening: int = 10,
+    width: int = 16,
+    activation: str = "relu",
+    normalization: str = "batch",
+    norm_groups: int = 8,
+    padding: str = "symmetric",
+    rngs: nnx.Rngs,
+  ):
+    if depth < 10 or depth % 6 != 4:
+      raise ValueError(f"depth must be 6 n + 4 with n >= 1, got {depth!r}.")
+    if widening < 1:
+      raise ValueError(f"widening must be an integer >= 1, got {widening!r}.")
+    if padding not in layers.PADDINGS:
+      raise ValueError(
+        f"padding must be one of {', '.join(layers.PADDINGS)}; got {padding!r}."
+      )
+    self.standardize = layers.Standardize(mean, std)
+    self.activation = layers.ACTIVATIONS[activation]
+    self.padding = padding
+    self.stem = layers.conv(
+      image_shape[-1], width, 3, normalization=normalization, rngs=rngs
+    )
+    features = 4 * widening * width
+    self.blocks = stages_of_blocks(
+      PreActBlock,
+      width,
+      (features // 4, features // 2, features),
+      (depth - 4) // 6,
+      activation=activation,
+      norm=(normalization, norm_groups),
+      padding=padding,
+      rngs=rngs,
+    )
+    self.norm = layers.norm(normalization, features, norm_groups, rngs=rngs)
+    self.logits = nnx.Linear(features, num_classes, rngs=rngs)
+
+  def __call__(self, inputs: jax.Array) -> jax.Array:
+    """`[B, H, W, C]` in [0, 1] -> logits `[B, num_classes]`."""
+    x = self.stem(self.standardize(inputs))
+    for block in self.blocks:
+      x = block(x)
+    x = self.activation(self.norm(x))
+    return self.logits(x.mean(axis=(1, 2)))

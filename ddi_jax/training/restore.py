@@ -1,0 +1,98 @@
+"""The network of a run, from its folder alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+import jax
+import ml_collections
+
+from ddi_jax import models
+from ddi_jax.data import DATASETS
+from ddi_jax.training.checkpoints import Checkpoints
+from ddi_jax.training.config import (
+  ConfigError,
+  check_config,
+  default_config,
+  model_settings,
+)
+from ddi_jax.training.step import create_optimizer, create_schedule, create_train_state
+from ddi_jax.training.workdir import CONFIG_FILE
+
+CHECKPOINTS = ("best", "latest")
+
+
+def load_config(workdir: Path | str) -> ml_collections.ConfigDict:
+  """The config that a run was made with.
+
+  Raises:
+    ConfigError: if the folder holds no run, or one of another version's settings.
+  """
+  path = Path(workdir) / CONFIG_FILE
+  if not path.is_file():
+    raise ConfigError(f"{workdir} holds no run: there is no {CONFIG_FILE} in it.")
+  config = default_config()
+  try:
+    _update(config, json.loads(path.read_text()))
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise ConfigError(f"{path} is not a config of this version: {error}.") from error
+  check_config(config)
+  return config
+
+
+def load_model(workdir: Path | str, checkpoint: str = "best") -> nnx.Module:
+  """The trained network of a run, in evaluation mode; the data are not needed.
+
+  Args:
+    workdir: the run's folder, finished or not.
+    checkpoint: "best" by validation robust accuracy, or "latest".
+
+  Returns:
+    A module: images `[B, H, W, C]` in [0, 1] -> logits `[B, num_classes]`.
+
+  Raises:
+    ConfigError: if the folder holds no run, or there is no such checkpoint.
+  """
+  if checkpoint not in CHECKPOINTS:
+    raise ConfigError(
+      f"checkpoint must be one of {', '.join(CHECKPOINTS)}; got {checkpoint!r}."
+    )
+  config = load_config(workdir)
+  description = DATASETS[config.data.name]
+  model = models.create_model(
+    config.model.name,
+    image_shape=description.image_shape,
+    num_classes=description.num_classes,
+    mean=description.mean,
+    std=description.std,
+    settings=model_settings(config),
+    seed=config.seed,
+  )
+  _, params, model_state = models.functional(model)
+  # The schedule's length leaves no trace in a state.
+  optimizer = create_optimizer(config, create_schedule(config, 1))
+  like = jax.eval_shape(
+    lambda *trees: create_train_state(*trees, optimizer), params, model_state
+  )
+  checkpoints = Checkpoints(Path(workdir))
+  try:
+    step = getattr(checkpoints, f"{checkpoint}_step")
+    if step is None:
+      raise ConfigError(f"{workdir} holds no {checkpoint} checkpoint yet.")
+    state, _ = checkpoints.restore(step, like)
+  finally:
+    checkpoints.close()
+  nnx.update(model, state.params)
+  nnx.update(model, state.model_state)
+  model.eval()
+  return model
+
+
+def _update(config: ml_collections.ConfigDict, stored: dict[str, Any]) -> None:
+  """Sets every field; JSON knows lists only, where a config has tuples."""
+  for name, value in stored.items():
+    if isinstance(value, dict):
+      _update(config[name], value)
+    else:
+      config[name] = tuple(value) if isinstance(value, list) else value
