@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from ddi_jax import training
 from ddi_jax.data import DataError
-from ddi_jax.training.judging_plan import CHECKPOINTS
+from ddi_jax.training.restore import CHECKPOINTS
 from ddi_jax.training.workdir import default_workdir
 
 _CONFIG = config_flags.DEFINE_config_file(

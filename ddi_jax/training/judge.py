@@ -16,23 +16,17 @@ from ddi_jax.attacks import Progress
 from ddi_jax.evaluation import PGD_NAMES
 from ddi_jax.robustness_curve import stage_names
 from ddi_jax.training import judging_report
-from ddi_jax.training.checkpoints import Checkpoints
 from ddi_jax.training.compilation import compilation_cache_in
-from ddi_jax.training.config import ConfigError, check_config
+from ddi_jax.training.config import check_config
 from ddi_jax.training.evaluation import judging_attack
 from ddi_jax.training.interruption import Interruption
 from ddi_jax.training.journal import Journal
 from ddi_jax.training.judging_plan import JudgingPlan, JudgingSettings, make_plan
 from ddi_jax.training.judging_progress import ProgressBar
 from ddi_jax.training.judging_report import Found, Subject
-from ddi_jax.training.step import (
-  THREAT_MODELS,
-  create_optimizer,
-  create_schedule,
-  create_train_state,
-  stream_key,
-)
-from ddi_jax.training.train import create_model, load_data
+from ddi_jax.training.restore import restore_model
+from ddi_jax.training.step import THREAT_MODELS, stream_key
+from ddi_jax.training.train import load_data
 from ddi_jax.training.workdir import find_run
 
 # The curve, which attacks many times, is of so many examples at most.
@@ -113,29 +107,15 @@ def _load_subject(
 ) -> Subject:
   """The model of a checkpoint, BatchNorm with its running statistics."""
   splits = load_data(config)
-  apply, params, model_state = models.functional(create_model(config, splits))
-  optimizer = create_optimizer(config, create_schedule(config, 1))
-  like = create_train_state(params, model_state, optimizer)
-  checkpoints = Checkpoints(workdir)
-  with contextlib.closing(checkpoints):
-    latest, best = checkpoints.latest_step, checkpoints.best_step
-    step = best if settings.checkpoint == "best" else latest
-    if step is None:
-      hint = (
-        "" if latest is None else f" (--evaluate_checkpoint=last has step {latest})"
-      )
-      raise ConfigError(
-        f"{checkpoints.directory} holds no {settings.checkpoint} checkpoint{hint}: "
-        "train on, by the same command without --evaluate."
-      )
-    state, _ = checkpoints.restore(step, like)
+  model, step = restore_model(config, workdir, settings.checkpoint)
+  apply, params, model_state = models.functional(model)
 
   def logits_of(params, model_state, inputs):
     return apply(params, model_state, inputs, train=False)[0]
 
   limit = settings.limit or config.evaluation.test_limit
   return Subject(
-    logits_fn=jax.tree_util.Partial(logits_of, state.params, state.model_state),
+    logits_fn=jax.tree_util.Partial(logits_of, params, model_state),
     inputs=splits.test.images[:limit].astype(np.float32) / splits.max_value,
     labels=splits.test.labels[:limit],
     step=step,

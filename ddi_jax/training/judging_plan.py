@@ -8,9 +8,9 @@ import ml_collections
 import ddi_jax
 from ddi_jax.attacks.autoattack import named_attacks, standard_attacks
 from ddi_jax.training.config import ConfigError
+from ddi_jax.training.restore import CHECKPOINTS
 from ddi_jax.training.step import THREAT_MODELS
 
-CHECKPOINTS = ("best", "last")
 VERSIONS = {"autoattack": "standard", "autoattack-plus": "plus"}
 _CURVE_ATTACKS: tuple[str, ...] = ("apgd-ce", "apgd-t")
 _CURVE_MULTIPLES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)

@@ -1,5 +1,6 @@
 """The network of a run, from its folder alone."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ddi_jax.training.config import (
 from ddi_jax.training.step import create_optimizer, create_schedule, create_train_state
 from ddi_jax.training.workdir import CONFIG_FILE
 
-CHECKPOINTS = ("best", "latest")
+CHECKPOINTS = ("best", "last")
 
 
 def load_config(workdir: Path | str) -> ml_collections.ConfigDict:
@@ -46,7 +47,7 @@ def load_model(workdir: Path | str, checkpoint: str = "best") -> nnx.Module:
 
   Args:
     workdir: the run's folder, finished or not.
-    checkpoint: "best" by validation robust accuracy, or "latest".
+    checkpoint: "best" by validation robust accuracy, or "last".
 
   Returns:
     A module: images `[B, H, W, C]` in [0, 1] -> logits `[B, num_classes]`.
@@ -54,11 +55,17 @@ def load_model(workdir: Path | str, checkpoint: str = "best") -> nnx.Module:
   Raises:
     ConfigError: if the folder holds no run, or there is no such checkpoint.
   """
+  return restore_model(load_config(workdir), Path(workdir), checkpoint)[0]
+
+
+def restore_model(
+  config: ml_collections.ConfigDict, workdir: Path, checkpoint: str
+) -> tuple[nnx.Module, int]:
+  """As `load_model`, of a run whose config is known; and the checkpoint's step."""
   if checkpoint not in CHECKPOINTS:
     raise ConfigError(
       f"checkpoint must be one of {', '.join(CHECKPOINTS)}; got {checkpoint!r}."
     )
-  config = load_config(workdir)
   description = DATASETS[config.data.name]
   model = models.create_model(
     config.model.name,
@@ -75,18 +82,17 @@ def load_model(workdir: Path | str, checkpoint: str = "best") -> nnx.Module:
   like = jax.eval_shape(
     lambda *trees: create_train_state(*trees, optimizer), params, model_state
   )
-  checkpoints = Checkpoints(Path(workdir))
-  try:
-    step = getattr(checkpoints, f"{checkpoint}_step")
+  with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+    latest, best = checkpoints.latest_step, checkpoints.best_step
+    step = best if checkpoint == "best" else latest
     if step is None:
-      raise ConfigError(f"{workdir} holds no {checkpoint} checkpoint yet.")
+      hint = "" if latest is None else f"; the last is of step {latest}"
+      raise ConfigError(f"{workdir} holds no {checkpoint} checkpoint yet{hint}.")
     state, _ = checkpoints.restore(step, like)
-  finally:
-    checkpoints.close()
   nnx.update(model, state.params)
   nnx.update(model, state.model_state)
   model.eval()
-  return model
+  return model, step
 
 
 def _update(config: ml_collections.ConfigDict, stored: dict[str, Any]) -> None:

@@ -257,7 +257,7 @@ def test_workdirs_without_what_is_needed_are_refused(tmp_path):
     training.judge(config, tmp_path / "none")
   assert not (tmp_path / "none").exists()
   workdirs.claim_workdir(tmp_path / "new", config)
-  with pytest.raises(training.ConfigError, match="holds no best checkpoint: train on"):
+  with pytest.raises(training.ConfigError, match="holds no best checkpoint yet"):
     training.judge(config, tmp_path / "new")
   with pytest.raises(training.ConfigError, match="seed is 0 there and 1 here"):
     training.judge(config_of(seed=1), tmp_path / "new")

@@ -55,13 +55,13 @@ def test_checkpoints_by_name(run):
   workdir, (best, latest) = run
   assert not np.allclose(best, latest)
   np.testing.assert_allclose(training.load_model(workdir)(IMAGES), best, rtol=1e-5)
-  model = training.load_model(str(workdir), "latest")
+  model = training.load_model(str(workdir), "last")
   np.testing.assert_allclose(model(IMAGES), latest, rtol=1e-5)
 
 
 def test_what_is_not_there_is_named(run, tmp_path):
-  with pytest.raises(training.ConfigError, match="best, latest; got 'last'"):
-    training.load_model(run[0], "last")
+  with pytest.raises(training.ConfigError, match="best, last; got 'first'"):
+    training.load_model(run[0], "first")
   with pytest.raises(training.ConfigError, match=r"holds no run: .* no config\.json"):
     training.load_model(tmp_path)
   assert not list(tmp_path.iterdir())
