@@ -73,7 +73,9 @@ def load_model(workdir: Path | str, checkpoint: str = "best") -> nnx.Module:
   # The schedule's length leaves no trace in a state.
   optimizer = create_optimizer(config, create_schedule(config, 1))
   like = jax.eval_shape(
-    lambda *trees: create_train_state(*trees, optimizer), params, model_state
+    lambda params, model_state: create_train_state(params, model_state, optimizer),
+    params,
+    model_state,
   )
   checkpoints = Checkpoints(Path(workdir))
   try:
