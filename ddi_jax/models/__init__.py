@@ -1,6 +1,6 @@
 """Image networks in Flax NNX."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any
 
@@ -45,13 +45,13 @@ def create_model(
 
   def build() -> nnx.Module:
     rngs = nnx.Rngs(params=seed)
-    kind = {
+    kinds: dict[str, Callable[..., nnx.Module]] = {
       "small": SmallConvNet,
       "resnet18": ResNet18,
       "preact_resnet18": functools.partial(ResNet18, preactivation=True),
       "wide_resnet": WideResNet,
-    }[name]
-    return kind(image_shape, num_classes, mean, std, rngs=rngs, **settings)
+    }
+    return kinds[name](image_shape, num_classes, mean, std, rngs=rngs, **settings)
 
   # Runs once: one unoptimised program compiles many times faster than the optimised
   # programs of each random draw.

@@ -70,7 +70,7 @@ def to_torch_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
       state[counter] = np.zeros((), np.int64)
   if _is_deepmind_s(model):
     for name in ("mean", "std"):
-      value = np.asarray(getattr(model.standardize, name), np.float32)
+      value = np.asarray(_of_input(model, name), np.float32)
       state[name] = value[:, None, None]
   return state
 
@@ -124,7 +124,7 @@ def save_safetensors(path: Path | str, model: nnx.Module) -> None:
   The input's mean and std stand in the file's metadata, as JSON.
   """
   metadata = {
-    _METADATA + name: json.dumps(list(getattr(model.standardize, name)))
+    _METADATA + name: json.dumps(list(_of_input(model, name)))
     for name in ("mean", "std")
   }
   safetensors.numpy.save_file(to_torch_state_dict(model), str(path), metadata)
@@ -189,7 +189,7 @@ def _layouts(model, path, rank):
   return np.transpose, np.transpose
 
 
-def _naming(model: nnx.Module) -> Callable[[str], str]:
+def _naming(model: Any) -> Callable[[str], str]:
   """Path of a layer here, with dots -> PyTorch's name of it."""
   if isinstance(model, SmallConvNet):
     return lambda path: path
@@ -241,6 +241,10 @@ def _naming(model: nnx.Module) -> Callable[[str], str]:
   return name_of
 
 
+def _of_input(model, field):
+  return getattr(model.standardize, field)
+
+
 def _is_deepmind_s(model):
   return isinstance(model, WideResNet) and model.padding == "same"
 
@@ -257,7 +261,7 @@ def _without_prefixes(state):
 
 def _check_standardization(model, name, value):
   field = _STANDARDIZATION[name]
-  expected = np.asarray(getattr(model.standardize, field))
+  expected = np.asarray(_of_input(model, field))
   if value.size != expected.size or not np.allclose(value.ravel(), expected, atol=1e-6):
     found = np.round(value.ravel(), 6).tolist()
     raise ValueError(

@@ -80,7 +80,9 @@ def restore_model(
   # The schedule's length leaves no trace in a state.
   optimizer = create_optimizer(config, create_schedule(config, 1))
   like = jax.eval_shape(
-    lambda *trees: create_train_state(*trees, optimizer), params, model_state
+    lambda params, model_state: create_train_state(params, model_state, optimizer),
+    params,
+    model_state,
   )
   with contextlib.closing(Checkpoints(workdir)) as checkpoints:
     latest, best = checkpoints.latest_step, checkpoints.best_step
