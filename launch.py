@@ -65,7 +65,12 @@ def main(argv: list[str]) -> None:
       training.train(config, workdir)
     else:
       training.judge(config, workdir, _judging_settings(_EVALUATE.value))
-  except (training.ConfigError, training.TrainingError, DataError) as error:
+  except (
+    training.CheckpointError,
+    training.ConfigError,
+    training.TrainingError,
+    DataError,
+  ) as error:
     sys.exit(f"launch.py: {error}")
 
 

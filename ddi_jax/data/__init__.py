@@ -1,23 +1,29 @@
-"""Image data sets in memory, and the batches drawn from them."""
+"""Image data sets, in memory or streamed, and the batches drawn from them."""
 
 from ddi_jax.data.augmentation import pad_crop_flip
 from ddi_jax.data.batches import evaluation_batches, training_batches
 from ddi_jax.data.datasets import (
   DATASETS,
-  DataError,
-  Dataset,
+  STREAMING,
   Splits,
   class_names,
+  image_shape,
   load,
 )
+from ddi_jax.data.errors import DataError
+from ddi_jax.data.examples import Dataset, Examples, StreamedDataset
 
 __all__ = [
   "DATASETS",
+  "STREAMING",
   "DataError",
   "Dataset",
+  "Examples",
   "Splits",
+  "StreamedDataset",
   "class_names",
   "evaluation_batches",
+  "image_shape",
   "load",
   "pad_crop_flip",
   "training_batches",

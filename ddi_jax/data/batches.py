@@ -1,69 +1,75 @@
-"""Batches of examples held in memory."""
+"""Batches of examples, in memory or streamed, read ahead by grain."""
 
 from collections.abc import Iterator
 
 import grain
 import numpy as np
 
-from ddi_jax.data.datasets import Dataset
-
-Batch = dict[str, np.ndarray]
-
-
-class _Examples:
-  """A `Dataset` as grain's random-access source."""
-
-  def __init__(self, dataset: Dataset):
-    self._dataset = dataset
-
-  def __len__(self) -> int:
-    return len(self._dataset.labels)
-
-  def __getitem__(self, index: int) -> Batch:
-    return {
-      "image": self._dataset.images[index],
-      "label": self._dataset.labels[index],
-    }
+from ddi_jax.data.examples import Batch, Examples
 
 
 def training_batches(
-  dataset: Dataset, batch_size: int, seed: int, *, start: int, stop: int
+  dataset: Examples,
+  batch_size: int,
+  seed: int,
+  *,
+  start: int,
+  stop: int,
+  shard: int = 0,
+  num_shards: int = 1,
 ) -> Iterator[Batch]:
   """Shuffled batches of the steps `start` to `stop - 1`.
 
-  The batch of a step is a pure function of (seed, step), so a resumed run sees the same
-  batches.  Every epoch is shuffled anew; its last, partial batch is left out.
+  The batch of a step, random crops included, is a pure function of (seed, step), so a
+  resumed run sees the same batches, and so do any number of hosts together.  Every
+  epoch is shuffled anew; its last, partial batch is left out.
 
   Args:
     dataset: N examples.
-    batch_size: B, in [1, N].
+    batch_size: B, in [1, N], of all shards together.
     seed: >= 0.
     start: first step, >= 0.
     stop: the step after the last.
+    shard: which part of every batch to read, in [0, num_shards): the parts one after
+      another are the batch.
+    num_shards: S, a divisor of B.
 
   Yields:
-    {"image": uint8 `[B, H, W, C]`, "label": int32 `[B]`}.
+    {"image": uint8 `[B / S, H, W, C]`, "label": int32 `[B / S]`}.
 
   Raises:
-    ValueError: if the batch is larger than the data.
+    ValueError: if the batch is larger than the data, or cannot be divided so.
+    DataError: while iterating, if a streamed file is damaged.
   """
-  if not 1 <= batch_size <= len(dataset.labels):
+  if not 1 <= batch_size <= len(dataset):
     raise ValueError(
-      f"batch_size must be in [1, {len(dataset.labels)}], the number of training "
+      f"batch_size must be in [1, {len(dataset)}], the number of training "
       f"images; got {batch_size}."
     )
+  if batch_size % num_shards or not 0 <= shard < num_shards:
+    raise ValueError(
+      f"num_shards must divide batch_size ({batch_size}) and shard be in "
+      f"[0, num_shards); got num_shards {num_shards}, shard {shard}."
+    )
+  part = slice(shard * batch_size // num_shards, (shard + 1) * batch_size // num_shards)
+
+  def draw(indices: np.ndarray, rng: np.random.Generator):
+    return indices[part], rng.integers(2**63, size=batch_size)[part]
+
   batches = (
-    grain.MapDataset.source(_Examples(dataset))
+    grain.MapDataset.range(len(dataset))
     .seed(seed)
     .shuffle()
     .batch(batch_size, drop_remainder=True)
+    .random_map(draw)
+    .map(lambda drawn: dataset.read(*drawn))
     .repeat()
     .slice(slice(start, stop))
   )
-  return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1)))
+  return iter(batches.to_iter_dataset(_read_options(dataset)))
 
 
-def evaluation_batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
+def evaluation_batches(dataset: Examples, batch_size: int) -> Iterator[Batch]:
   """All examples once, in order, in batches of one shape.
 
   Args:
@@ -73,13 +79,21 @@ def evaluation_batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
   Yields:
     {"image": `[B, H, W, C]`, "label": `[B]`, "valid": bool `[B]`}; the last batch is
     padded with copies of its first example, marked as not valid.
+
+  Raises:
+    DataError: while iterating, if a streamed file is damaged.
   """
-  for start in range(0, len(dataset.labels), batch_size):
-    images = dataset.images[start : start + batch_size]
-    labels = dataset.labels[start : start + batch_size]
-    missing = batch_size - len(labels)
-    yield {
-      "image": np.concatenate([images, np.repeat(images[:1], missing, axis=0)]),
-      "label": np.concatenate([labels, np.repeat(labels[:1], missing)]),
-      "valid": np.arange(batch_size) < len(labels),
-    }
+
+  def read(number: int) -> Batch:
+    indices = number * batch_size + np.arange(batch_size)
+    valid = indices < len(dataset)
+    return dataset.read(np.where(valid, indices, indices[0])) | {"valid": valid}
+
+  batches = grain.MapDataset.range(-(-len(dataset) // batch_size)).map(read)
+  return iter(batches.to_iter_dataset(_read_options(dataset)))
+
+
+def _read_options(dataset: Examples) -> grain.ReadOptions:
+  """A few batches ahead: grain's own 500 of them could be many gigabytes."""
+  threads = dataset.num_threads
+  return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)

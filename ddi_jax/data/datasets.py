@@ -1,26 +1,14 @@
-"""Data sets by name, decoded once into memory and split."""
+"""Data sets by name, split, in memory or streamed."""
 
+import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-from ddi_jax.data import tfds_source
-
-
-class DataError(Exception):
-  """A data set cannot be had here; the message says what to do."""
-
-
-class Dataset(NamedTuple):
-  """Examples in memory.
-
-  Attributes:
-    images: uint8 `[N, H, W, C]`, in [0, max_value] of the data set.
-    labels: int32 `[N]`.
-  """
-
-  images: np.ndarray
-  labels: np.ndarray
+from ddi_jax.data import resizing, tfds_source
+from ddi_jax.data.examples import Dataset, Examples, StreamedDataset
+from ddi_jax.data.host_memory import host_memory
 
 
 class Splits(NamedTuple):
@@ -36,9 +24,9 @@ class Splits(NamedTuple):
     std: per channel.
   """
 
-  train: Dataset
-  validation: Dataset
-  test: Dataset
+  train: Examples
+  validation: Examples
+  test: Examples
   max_value: int
   num_classes: int
   mean: tuple[float, ...]
@@ -52,15 +40,17 @@ class Description(NamedTuple):
     max_value: see `Splits`.
     mean: see `Splits`.
     std: see `Splits`.
-    image_shape: (height, width, channels).
+    image_shape: (height, width, channels); None where images differ in size.
     num_classes: see `Splits`.
+    test_split: TFDS' name of the test set.
   """
 
   max_value: int
   mean: tuple[float, ...]
   std: tuple[float, ...]
-  image_shape: tuple[int, int, int]
+  image_shape: tuple[int, int, int] | None
   num_classes: int = 10
+  test_split: str = "test"
 
 
 DATASETS = {
@@ -69,7 +59,11 @@ DATASETS = {
   "cifar10": Description(
     255, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), (32, 32, 3)
   ),
+  "imagenet2012": Description(
+    255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), None, 1000, "validation"
+  ),
 }
+STREAMING = ("auto", "always", "never")
 _CLASS_NAMES = {
   "cifar10": (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -77,6 +71,7 @@ _CLASS_NAMES = {
   ),
 }
 _DIGITS_TEST_SIZE = 360
+_CHUNK = 1000
 
 
 def load(
@@ -86,51 +81,76 @@ def load(
   validation_size: int,
   split_seed: int = 0,
   limit: int | None = None,
+  resolution: int | None = None,
+  streaming: str = "auto",
 ) -> Splits:
-  """Loads a data set and holds a validation set out of its training set.
+  """Loads or opens a data set and holds a validation set out of its training set.
 
   Args:
-    name: "digits" (8x8 grey, 1,797 images, ships with scikit-learn), "mnist" or
-      "cifar10" (from a prepared TensorFlow Datasets directory).
+    name: "digits" (8x8 grey, 1,797 images, ships with scikit-learn), "mnist", "cifar10"
+      or "imagenet2012" (from a prepared TensorFlow Datasets directory).
     data_dir: that directory; by default TFDS' own, `~/tensorflow_datasets`.
     validation_size: number of images held out.
     split_seed: of the choice of those images; not a run's seed, so that runs with
       different seeds are compared on the same images.
     limit: keep only so many images of each split (for a quick look).
+    resolution: height and width to which images are cropped and resized, at random for
+      training; for data sets whose images differ in size, and only for them.
+    streaming: "never": decode all images now and keep them; "always": read and decode
+      an image whenever it is asked for; "auto": whichever suits, streaming what is
+      larger than half of this machine's memory or cropped at random.  The examples
+      are the same.
 
   Returns:
     `Splits`.
 
   Raises:
-    ValueError: for an unknown name, or a validation set as large as the data.
+    ValueError: for an unknown name, a validation set as large as the data, or a
+      resolution or way of streaming that the data set has not.
     DataError: if the data set is not prepared, or a package to read it is missing.
   """
   if name not in DATASETS:
     raise ValueError(f"data.name must be one of {', '.join(DATASETS)}; got {name!r}.")
-  try:
-    if name == "digits":
-      (total, read_train), (test_size, read_test) = _open_digits()
-    else:
-      total, read_train = tfds_source.open_split(name, "train", data_dir)
-      test_size, read_test = tfds_source.open_split(name, "test", data_dir)
-    if not 0 < validation_size < total:
-      raise ValueError(
-        f"data.validation_size must be in [1, {total - 1}] for {name}, "
-        f"got {validation_size}."
-      )
-    order = np.random.default_rng(split_seed).permutation(total)
-    description = DATASETS[name]
-    return Splits(
-      train=Dataset(*read_train(order[validation_size:][:limit])),
-      validation=Dataset(*read_train(order[:validation_size][:limit])),
-      test=Dataset(*read_test(np.arange(test_size)[:limit])),
-      max_value=description.max_value,
-      num_classes=description.num_classes,
-      mean=description.mean,
-      std=description.std,
+  description = DATASETS[name]
+  if name == "digits":
+    train, test = _open_digits()
+  else:
+    prepare = functools.partial(_resized, resolution) if resolution else None
+    train, test = (
+      tfds_source.open_split(name, split, data_dir, prepare)
+      for split in ("train", description.test_split)
     )
-  except tfds_source.SourceError as error:
-    raise DataError(str(error)) from error
+  if not 0 < validation_size < train.size:
+    raise ValueError(
+      f"data.validation_size must be in [1, {train.size - 1}] for {name}, "
+      f"got {validation_size}."
+    )
+  order = np.random.default_rng(split_seed).permutation(train.size)
+  train_indices = order[validation_size:][:limit]
+  validation_indices = order[:validation_size][:limit]
+  test_indices = np.arange(test.size)[:limit]
+  shape = image_shape(name, resolution)
+  num_images = len(train_indices) + len(validation_indices) + len(test_indices)
+  streams = _streams(name, num_images * math.prod(shape), streaming, resolution)
+
+  def make(split: tfds_source.OpenSplit, indices: np.ndarray) -> Examples:
+    if streams:
+      return StreamedDataset(split.read, indices, shape)
+    chunks = [
+      split.read(indices[start : start + _CHUNK], None)
+      for start in range(0, len(indices), _CHUNK)
+    ]
+    return Dataset(*(np.concatenate(column) for column in zip(*chunks, strict=True)))
+
+  return Splits(
+    train=make(train, train_indices),
+    validation=make(train, validation_indices),
+    test=make(test, test_indices),
+    max_value=description.max_value,
+    num_classes=description.num_classes,
+    mean=description.mean,
+    std=description.std,
+  )
 
 
 def class_names(name: str) -> tuple[str, ...]:
@@ -138,7 +158,59 @@ def class_names(name: str) -> tuple[str, ...]:
   return _CLASS_NAMES.get(name, tuple(map(str, range(DATASETS[name].num_classes))))
 
 
-def _open_digits():
+def image_shape(name: str, resolution: int | None) -> tuple[int, int, int]:
+  """(height, width, channels) of a data set's images, `resolution` as for `load`.
+
+  Raises:
+    ValueError: for a resolution where none is wanted, or none where one is.
+  """
+  shape = DATASETS[name].image_shape
+  if shape is not None:
+    if resolution is not None:
+      raise ValueError(
+        f"data.resolution must be None for {name}, whose images are all of shape "
+        f"{shape}; got {resolution}."
+      )
+    return shape
+  if resolution is None:
+    raise ValueError(
+      f"data.resolution must be an integer >= 1 for {name}, whose images differ in "
+      "size; got None."
+    )
+  return (resolution, resolution, len(DATASETS[name].mean))
+
+
+def _streams(name: str, num_bytes: int, streaming: str, resolution: int | None) -> bool:
+  if streaming not in STREAMING:
+    raise ValueError(
+      f"data.streaming must be one of {', '.join(STREAMING)}; got {streaming!r}."
+    )
+  if name == "digits":
+    if streaming == "always":
+      raise ValueError("data.streaming must be auto or never for digits.")
+    return False
+  if streaming == "never":
+    if resolution:
+      raise ValueError(
+        f"data.streaming must be auto or always for {name}, which is cropped anew each "
+        "time; got 'never'."
+      )
+    if num_bytes > host_memory():
+      raise ValueError(
+        f"data.streaming must be auto or always for {name}, whose "
+        f"{num_bytes / 2**30:.1f} GiB do not fit into the memory of this machine, "
+        f"{host_memory() / 2**30:.1f} GiB; got 'never'."
+      )
+  return streaming == "always" or bool(resolution) or num_bytes > host_memory() / 2
+
+
+def _resized(resolution: int, image: np.ndarray, seed: int | None) -> np.ndarray:
+  if seed is None:
+    return resizing.central_crop(image, resolution)
+  return resizing.random_resized_crop(image, resolution, seed)
+
+
+def _open_digits() -> tuple[tfds_source.OpenSplit, tfds_source.OpenSplit]:
   """scikit-learn's digits, which come as one set: 360 of them, drawn once, for test."""
   import sklearn.datasets  # noqa: PLC0415  (two seconds, for those who use it)
 
@@ -148,6 +220,10 @@ def _open_digits():
   order = np.random.default_rng(0).permutation(len(images))
 
   def open_part(part):
-    return len(part), lambda indices: (images[part[indices]], labels[part[indices]])
+    return tfds_source.OpenSplit(
+      len(part),
+      images.shape[1:],
+      lambda indices, seeds: (images[part[indices]], labels[part[indices]]),
+    )
 
   return open_part(order[_DIGITS_TEST_SIZE:]), open_part(order[:_DIGITS_TEST_SIZE])

@@ -1,38 +1,55 @@
 """Reads prepared TensorFlow Datasets directories without TensorFlow."""
 
-from collections.abc import Callable, Sequence
-import contextlib
+from collections.abc import Callable
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-Read = Callable[[Sequence[int] | np.ndarray], tuple[np.ndarray, np.ndarray]]
+from ddi_jax.data.errors import DataError
+from ddi_jax.data.examples import Read
 
 _DEFAULT_DATA_DIR = "~/tensorflow_datasets"
-_CHUNK = 1000
 
 
-class SourceError(Exception):
-  """A data set cannot be read; the message says what to do."""
+class OpenSplit(NamedTuple):
+  """A split of a prepared data set, of which nothing has been read yet.
+
+  Attributes:
+    size: number of images.
+    image_shape: (height, width, channels); None where the images' sizes differ.
+    read: (indices, seeds) -> (images uint8 `[B, H, W, C]`, labels int32 `[B]`), decoded
+      into memory; `seeds` are handed to `prepare`.  May be called from many threads.
+      Raises `DataError` if a file is damaged.
+  """
+
+  size: int
+  image_shape: tuple[int, int, int] | None
+  read: Read
 
 
-def open_split(name: str, split: str, data_dir: str | None) -> tuple[int, Read]:
+def open_split(
+  name: str,
+  split: str,
+  data_dir: str | None,
+  prepare: Callable[[np.ndarray, int | None], np.ndarray] | None = None,
+) -> OpenSplit:
   """Opens one split of a prepared data set.
 
   Args:
     name: the TFDS name, "mnist" say.
-    split: "train" or "test".
+    split: "train", say.
     data_dir: a TFDS data directory; by default $TFDS_DATA_DIR or TFDS' own.
+    prepare: (image, seed or None) -> image, applied to every decoded image; None: they
+      are left as they are.
 
   Returns:
-    (number of images, read): `read(indices)` decodes those images into memory and
-    returns (images uint8 `[N, H, W, C]`, labels int32 `[N]`).
+    `OpenSplit`.
 
   Raises:
-    SourceError: if the data set is not prepared there, a package is missing, or (from
-      `read` too) a file is damaged.
+    DataError: if the data set is not prepared there, or a package is missing.
   """
   root = Path(
     data_dir or os.environ.get("TFDS_DATA_DIR") or _DEFAULT_DATA_DIR
@@ -41,42 +58,62 @@ def open_split(name: str, split: str, data_dir: str | None) -> tuple[int, Read]:
   _check_prepared(name, root)
   import tensorflow_datasets as tfds  # noqa: PLC0415  (an optional extra)
 
-  @contextlib.contextmanager
-  def explained():
-    try:
-      yield
-    except Exception as error:
-      raise SourceError(
-        f"the prepared {name} in {root} could not be read ({error}); if it is damaged, "
-        f"delete {root / name} and prepare it again."
-      ) from error
-
-  def read(indices):
-    images, labels = [], []
-    with explained():
-      for start in range(0, len(indices), _CHUNK):
-        chunk = [int(index) for index in indices[start : start + _CHUNK]]
-        records = source.__getitems__(chunk)
-        images.append(np.stack([record["image"] for record in records]))
-        labels.append(np.array([record["label"] for record in records], np.int32))
-    return np.concatenate(images), np.concatenate(labels)
-
-  with explained():
+  try:
     source = tfds.data_source(
       name, split=split, data_dir=root, download=False, try_gcs=False
     )
-    return len(source), read
+    shape = source.dataset_info.features["image"].shape
+  except Exception as error:
+    raise DataError(
+      f"the prepared {name} in {root} could not be read ({error}); "
+      f"{_advice(root, name)}"
+    ) from error
+
+  def read(indices, seeds=None):
+    seeds = [None] * len(indices) if seeds is None else seeds
+    numbers = [int(index) for index in indices]
+    try:
+      records = source.__getitems__(numbers)
+      images = [record["image"] for record in records]
+      if prepare is not None:
+        images = list(map(prepare, images, seeds))
+      labels = np.array([record["label"] for record in records], np.int32)
+      return np.stack(images), labels
+    except Exception as error:
+      raise DataError(
+        f"{_damaged_file(source, split, numbers)} could not be read ({error}); "
+        f"{_advice(root, name)}"
+      ) from error
+
+  known = None if None in shape else shape
+  return OpenSplit(len(source), known, read)
+
+
+def _damaged_file(source: Any, split: str, indices: list[int]) -> str:
+  """The file of the first of these records that cannot be read."""
+  info = source.dataset_info.splits[split]
+  ends = np.cumsum(info.shard_lengths)
+  for index in indices:
+    try:
+      source[index]
+    except Exception:
+      return str(info.filepaths[np.searchsorted(ends, index, side="right")])
+  return f"a file of {source.dataset_info.name}"
+
+
+def _advice(root: Path, name: str) -> str:
+  return f"if it is damaged, delete {root / name} and prepare it again."
 
 
 def _check_packages(name: str) -> None:
   needed = ("tensorflow_datasets", "array_record")
   missing = [package for package in needed if not _installed(package)]
   if missing:
-    raise SourceError(
+    raise DataError(
       f"reading {name} needs {' and '.join(missing)}: pip install 'ddi_jax[tfds]'."
     )
   if not (_installed("PIL") or _installed("cv2")):
-    raise SourceError(
+    raise DataError(
       f"decoding the images of {name} needs pillow or opencv-python-headless: "
       "pip install pillow."
     )
@@ -88,7 +125,7 @@ def _check_prepared(name: str, root: Path) -> None:
     return
   lacking = [p for p in ("tensorflow", "importlib_resources") if not _installed(p)]
   first = f"pip install {' '.join(lacking)}, then " if lacking else ""
-  raise SourceError(
+  raise DataError(
     f"{name} is not prepared in {root}: set data.data_dir (or TFDS_DATA_DIR) to a "
     f'directory that holds it, or, once and with internet, {first}python -c "import '
     f"tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='{root}', "

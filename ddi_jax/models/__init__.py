@@ -11,10 +11,11 @@ from ddi_jax.models.convolution import conv_general_dilated
 from ddi_jax.models.functional import functional, in_bfloat16
 from ddi_jax.models.layers import ACTIVATIONS, NORMALIZATIONS, Standardize
 from ddi_jax.models.resnet import ResNet18
+from ddi_jax.models.resnet50 import ResNet50
 from ddi_jax.models.small import SmallConvNet
 from ddi_jax.models.wide_resnet import WideResNet
 
-MODELS = ("small", "resnet18", "preact_resnet18", "wide_resnet")
+MODELS = ("small", "resnet18", "preact_resnet18", "resnet50", "wide_resnet")
 
 
 def create_model(
@@ -26,6 +27,7 @@ def create_model(
   std: Sequence[float],
   settings: Mapping[str, Any],
   seed: int,
+  abstract: bool = False,
 ) -> nnx.Module:
   """A freshly initialised model.  Not to be called under a jax transformation.
 
@@ -35,9 +37,10 @@ def create_model(
     num_classes: number of logits.
     mean: per channel, of the images in [0, 1].
     std: per channel.
-    settings: the model's own keyword arguments, see `SmallConvNet`, `ResNet18` and
-      `WideResNet`.
+    settings: the model's own keyword arguments, see `SmallConvNet`, `ResNet18`,
+      `ResNet50` and `WideResNet`.
     seed: of the initial parameters.
+    abstract: whether to compute nothing; all arrays are then `jax.ShapeDtypeStruct`s.
 
   Returns:
     A module: images `[B, H, W, C]` in [0, 1] -> logits `[B, num_classes]`.
@@ -49,10 +52,13 @@ def create_model(
       "small": SmallConvNet,
       "resnet18": ResNet18,
       "preact_resnet18": functools.partial(ResNet18, preactivation=True),
+      "resnet50": ResNet50,
       "wide_resnet": WideResNet,
     }
     return kinds[name](image_shape, num_classes, mean, std, rngs=rngs, **settings)
 
+  if abstract:
+    return nnx.eval_shape(build)
   # Runs once: one unoptimised program compiles many times faster than the optimised
   # programs of each random draw.
   initialize = jax.jit(
@@ -68,6 +74,7 @@ __all__ = [
   "MODELS",
   "NORMALIZATIONS",
   "ResNet18",
+  "ResNet50",
   "SmallConvNet",
   "Standardize",
   "WideResNet",

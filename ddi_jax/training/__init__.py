@@ -1,5 +1,6 @@
 """The training program: from a config to a trained, evaluated network."""
 
+from ddi_jax.training.checkpoints import CheckpointError
 from ddi_jax.training.config import ConfigError, default_config, select_variant
 from ddi_jax.training.judge import judge
 from ddi_jax.training.judging_plan import JudgingSettings
@@ -7,6 +8,7 @@ from ddi_jax.training.restore import load_config, load_model
 from ddi_jax.training.train import TrainingError, train
 
 __all__ = [
+  "CheckpointError",
   "ConfigError",
   "JudgingSettings",
   "TrainingError",

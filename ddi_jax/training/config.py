@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from ddi_jax import models
 from ddi_jax.aggregators import NORMALIZATIONS
-from ddi_jax.data import DATASETS
+from ddi_jax.data import DATASETS, STREAMING
 from ddi_jax.min_norm import SOLVERS
 from ddi_jax.training.methods import METHODS, num_candidates
 
@@ -51,6 +51,9 @@ def default_config() -> ml_collections.ConfigDict:
   config.data.validation_size = 200  # held out of the training set
   config.data.split_seed = 0  # of the choice of the validation images
   config.data.limit = config_dict.placeholder(int)  # images per split; None: all
+  # Height and width, of data sets whose images differ in size (imagenet2012).
+  config.data.resolution = config_dict.placeholder(int)
+  config.data.streaming = "auto"  # or "always", "never": read images when needed
   config.data.pad = 0  # pixels of padding before a random crop
   config.data.flip = False  # mirror at random
 
@@ -213,6 +216,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   positive_int("data.validation_size")
   check("data.split_seed", "an integer >= 0", lambda value: value >= 0)
   positive_int("data.limit", optional=True)
+  positive_int("data.resolution", optional=True)
+  one_of("data.streaming", STREAMING)
   check("data.pad", "an integer >= 0", lambda value: value >= 0)
 
   one_of("model.name", models.MODELS)

@@ -10,7 +10,7 @@ import ml_collections
 
 import ddi_jax
 from ddi_jax import losses
-from ddi_jax.data import Dataset, evaluation_batches
+from ddi_jax.data import Examples, evaluation_batches
 from ddi_jax.models.functional import Apply
 from ddi_jax.training.compilation import compiler_options
 from ddi_jax.training.config import step_size
@@ -109,7 +109,7 @@ def create_evaluate(
 
   def evaluate(
     state: TrainState,
-    dataset: Dataset,
+    dataset: Examples,
     interrupted: Callable[[], bool] = lambda: False,
   ) -> Evaluation | None:
     sums = []
@@ -128,7 +128,7 @@ def create_evaluate(
           key,
         )
       )
-    total = len(dataset.labels)
+    total = len(dataset)
     return Evaluation(
       *(float(sum(column)) / total for column in zip(*sums, strict=True))
     )

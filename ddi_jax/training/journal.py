@@ -24,7 +24,7 @@ class Journal:
   A process may be killed at any moment: a batch is in both files or is done again.
 
   Args:
-    folder: of the evaluation; made if missing.
+    folder: of the evaluation, this process's own.
     subject: what is evaluated.
     inputs: float32 `[N, ...]`; a result on fewer is on the first of them.
 
@@ -37,7 +37,6 @@ class Journal:
   """
 
   def __init__(self, folder: Path, subject: dict[str, Any], inputs: np.ndarray):
-    folder.mkdir(exist_ok=True)
     path = folder / JOURNAL_FILE
     self.results: dict[tuple[str, ...], AutoAttackResult] = {}
     self.seconds = 0.0

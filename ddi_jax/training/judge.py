@@ -2,7 +2,6 @@
 
 import contextlib
 from pathlib import Path
-import shutil
 from typing import Any
 import warnings
 
@@ -20,14 +19,14 @@ from ddi_jax.training.compilation import compilation_cache_in
 from ddi_jax.training.config import check_config
 from ddi_jax.training.evaluation import judging_attack
 from ddi_jax.training.interruption import Interruption
-from ddi_jax.training.journal import Journal
+from ddi_jax.training.journal import JOURNAL_FILE, Journal
 from ddi_jax.training.judging_plan import JudgingPlan, JudgingSettings, make_plan
 from ddi_jax.training.judging_progress import ProgressBar
 from ddi_jax.training.judging_report import Found, Subject
 from ddi_jax.training.restore import restore_model
 from ddi_jax.training.step import THREAT_MODELS, stream_key
 from ddi_jax.training.train import load_data
-from ddi_jax.training.workdir import find_run
+from ddi_jax.training.workdir import find_run, locked
 
 # The curve, which attacks many times, is of so many examples at most.
 CURVE_LIMIT = 500
@@ -54,7 +53,8 @@ def judge(
 
   Raises:
     ConfigError: if a setting is impossible, or the workdir holds no run of this config,
-      no checkpoint, or an evaluation of something else.
+      no checkpoint, an evaluation of something else, or one that is running.
+    CheckpointError: if the checkpoint is damaged.
     DataError: if the data cannot be had.
   """
   settings = settings or JudgingSettings()
@@ -71,14 +71,17 @@ def judge(
     "norm": config.attack.norm,
     "epsilon": config.attack.epsilon,
   }
-  if settings.restart and folder.exists():
-    shutil.rmtree(folder)
-  with (
-    compilation_cache_in(workdir),
-    Interruption() as interrupted,
-    contextlib.closing(Journal(folder, description, subject.inputs)) as journal,
-    warnings.catch_warnings(record=True) as caught,
-  ):
+  with contextlib.ExitStack() as stack:
+    folder.mkdir(exist_ok=True)
+    stack.enter_context(locked(folder))
+    if settings.restart:
+      (folder / JOURNAL_FILE).unlink(missing_ok=True)
+    stack.enter_context(compilation_cache_in(workdir))
+    interrupted = stack.enter_context(Interruption())
+    journal = stack.enter_context(
+      contextlib.closing(Journal(folder, description, subject.inputs))
+    )
+    caught = stack.enter_context(warnings.catch_warnings(record=True))
     warnings.simplefilter("always")
     print(
       f"Evaluating {config.method} on {config.data.name}, {settings.checkpoint} "
@@ -113,11 +116,12 @@ def _load_subject(
   def logits_of(params, model_state, inputs):
     return apply(params, model_state, inputs, train=False)[0]
 
-  limit = settings.limit or config.evaluation.test_limit
+  test = splits.test.first(settings.limit or config.evaluation.test_limit)
+  examples = test.read(np.arange(len(test)))
   return Subject(
     logits_fn=jax.tree_util.Partial(logits_of, params, model_state),
-    inputs=splits.test.images[:limit].astype(np.float32) / splits.max_value,
-    labels=splits.test.labels[:limit],
+    inputs=examples["image"].astype(np.float32) / splits.max_value,
+    labels=examples["label"],
     step=step,
   )
 

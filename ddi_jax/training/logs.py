@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import tensorboardX
+from ddi_jax.training.tensorboard import EventFile
 
 METRICS_FILE = "metrics.jsonl"
+TEMPORARY_SUFFIX = ".tmp"
 
 
 class MetricLog:
@@ -17,32 +18,37 @@ class MetricLog:
 
   A resumed run first drops the records after the step it starts from, so that each
   step is logged once.
+
+  Args:
+    workdir: of the run.
+    start: the step of the checkpoint that is resumed, None if there was none.
   """
 
-  def __init__(self, workdir: Path, start: int):
+  def __init__(self, workdir: Path, start: int | None):
     self._path = workdir / METRICS_FILE
+    first = 0 if start is None else start + 1
     kept = [
       record
       for record in read_metrics(workdir)
-      if record["step"] <= start and record["split"] != "test"
+      if record["step"] < first and record["split"] != "test"
     ]
     write_atomically(self._path, "".join(json.dumps(r) + "\n" for r in kept))
     self._file = self._path.open("a")
-    self._board = tensorboardX.SummaryWriter(
-      str(workdir / "tensorboard"), purge_step=start + 1 if start else None
-    )
+    self._board = EventFile(workdir / "tensorboard", purge_step=first)
 
   def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
     """Logs values of "train", "validation" or "test" after `step` steps."""
     numbers = {name: _number(value) for name, value in values.items()}
     line = json.dumps({"step": step, "split": split, **numbers})
     self._file.write(line + "\n")
-    for name, value in values.items():
-      self._board.add_scalar(f"{split}/{name}", float(value), step)
+    self._board.add_scalars(
+      step, {f"{split}/{name}": float(value) for name, value in values.items()}
+    )
 
   def flush(self) -> None:
-    """Hands what is buffered to the operating system."""
+    """Writes what is buffered to the disk; OSError if it cannot."""
     self._file.flush()
+    os.fsync(self._file.fileno())
     self._board.flush()
 
   def __enter__(self) -> "MetricLog":
@@ -76,7 +82,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
   """Writes a text file whole or not at all."""
-  temporary = path.with_name(path.name + ".tmp")
+  temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
   with temporary.open("w") as file:
     file.write(text)
     file.flush()

@@ -10,7 +10,7 @@ import jax
 import ml_collections
 
 from ddi_jax import models
-from ddi_jax.data import DATASETS
+from ddi_jax.data import DATASETS, image_shape
 from ddi_jax.training.checkpoints import Checkpoints
 from ddi_jax.training.config import (
   ConfigError,
@@ -54,6 +54,7 @@ def load_model(workdir: Path | str, checkpoint: str = "best") -> nnx.Module:
 
   Raises:
     ConfigError: if the folder holds no run, or there is no such checkpoint.
+    CheckpointError: if the checkpoint is not as it was saved.
   """
   return restore_model(load_config(workdir), Path(workdir), checkpoint)[0]
 
@@ -69,7 +70,7 @@ def restore_model(
   description = DATASETS[config.data.name]
   model = models.create_model(
     config.model.name,
-    image_shape=description.image_shape,
+    image_shape=image_shape(config.data.name, config.data.resolution),
     num_classes=description.num_classes,
     mean=description.mean,
     std=description.std,

@@ -16,7 +16,12 @@ from tqdm import auto as tqdm
 
 from ddi_jax import data, models
 from ddi_jax.training import figures, logs, report
-from ddi_jax.training.checkpoints import Checkpoints
+from ddi_jax.training.checkpoints import (
+  CheckpointError,
+  Checkpoints,
+  good_steps,
+  set_damaged_aside,
+)
 from ddi_jax.training.compilation import compilation_cache_in
 from ddi_jax.training.config import (
   ConfigError,
@@ -26,6 +31,7 @@ from ddi_jax.training.config import (
 )
 from ddi_jax.training.evaluation import EvaluateFn, create_evaluate, describe_attack
 from ddi_jax.training.interruption import Interruption
+from ddi_jax.training.memory import check_memory
 from ddi_jax.training.step import (
   StepFn,
   TrainState,
@@ -67,19 +73,37 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
     The content of summary.json; None if the run was interrupted.
 
   Raises:
-    ConfigError: if a setting is impossible or the workdir holds another run.
+    ConfigError: if a setting is impossible, surely needs more memory than there is, or
+      the workdir holds another run or is in use.
     DataError: if the data cannot be had.
-    TrainingError: if the loss or the parameters are no longer finite.
+    TrainingError: if the loss or the parameters are no longer finite, the workdir
+      cannot be written, or no checkpoint in it is good.
   """
   check_config(config)
   splits = load_data(config)
-  check_against_data(config, len(splits.train.labels))
-  claim_workdir(workdir, config)
+  check_against_data(config, len(splits.train))
+  _check_memory(config, splits)
+  try:
+    with claim_workdir(workdir, config):
+      return _train_in(workdir, config, splits)
+  except CheckpointError as error:
+    raise TrainingError(f"{error}{_what_is_left(workdir)}") from error
+  except OSError as error:
+    raise TrainingError(
+      f"{workdir} cannot be written or read ({error}).{_what_is_left(workdir)}"
+    ) from error
+
+
+def _train_in(
+  workdir: Path, config: ml_collections.ConfigDict, splits: data.Splits
+) -> dict[str, Any] | None:
   summary_path = workdir / report.SUMMARY_FILE
   if summary_path.exists():
     print(f"The run in {workdir} is complete; nothing to do.\n")
     summary = json.loads(summary_path.read_text())
   else:
+    for message in set_damaged_aside(workdir):
+      print(message)
     with compilation_cache_in(workdir), Interruption() as interrupted:
       summary = _run(_create_experiment(config, splits), config, workdir, interrupted)
     if summary is None:
@@ -106,28 +130,40 @@ def load_data(config: ml_collections.ConfigDict) -> data.Splits:
       validation_size=config.data.validation_size,
       split_seed=config.data.split_seed,
       limit=config.data.limit,
+      resolution=config.data.resolution,
+      streaming=config.data.streaming,
     )
   except ValueError as error:
     raise ConfigError(f"config.{error}") from error
 
 
-def create_model(config: ml_collections.ConfigDict, splits: data.Splits) -> nnx.Module:
-  """The freshly initialised model of the config, for this data."""
+def create_model(
+  config: ml_collections.ConfigDict, splits: data.Splits, *, abstract: bool = False
+) -> nnx.Module:
+  """The freshly initialised model of the config, for this data; or only its shapes."""
   return models.create_model(
     config.model.name,
-    image_shape=splits.train.images.shape[1:],
+    image_shape=splits.train.image_shape,
     num_classes=splits.num_classes,
     mean=splits.mean,
     std=splits.std,
     settings=model_settings(config),
     seed=config.seed,
+    abstract=abstract,
   )
+
+
+def _check_memory(config: ml_collections.ConfigDict, splits: data.Splits) -> None:
+  _, params, _ = models.functional(create_model(config, splits, abstract=True))
+  optimizer = create_optimizer(config, create_schedule(config, total=1))
+  opt_state = jax.eval_shape(optimizer.init, params)
+  check_memory(config, splits.train.image_shape, params, opt_state)
 
 
 def _create_experiment(
   config: ml_collections.ConfigDict, splits: data.Splits
 ) -> _Experiment:
-  steps_per_epoch = len(splits.train.labels) // config.batch_size
+  steps_per_epoch = len(splits.train) // config.batch_size
   total = max(1, round(config.num_epochs * steps_per_epoch))
   model = create_model(config, splits)
   apply, params, model_state = models.functional(model)
@@ -165,22 +201,23 @@ def _run(
   # A copy, since a step donates its input.
   state = jax.tree.map(jnp.copy, experiment.initial_state)
   progress = {"seconds": 0.0, "evaluated": -1}
-  if checkpoints.latest_step is not None:
-    state, progress = checkpoints.restore(checkpoints.latest_step, state)
+  resumed = checkpoints.latest_step
+  if resumed is not None:
+    state, progress = checkpoints.restore(resumed, state)
   start = int(state.step)
   began = time.monotonic() - progress["seconds"]
   num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   print(
-    f"{config.method} on {config.data.name}: {len(splits.train.labels)} training "
+    f"{config.method} on {config.data.name}: {len(splits.train)} training "
     f"images, {config.model.name} with {num_params:,} parameters, steps {start} to "
     f"{total} of batch {config.batch_size}, on {jax.default_backend()}.\n"
     f"Workdir: {workdir}"
   )
-  validation_set = _first(splits.validation, config.evaluation.validation_limit)
+  validation_set = splits.validation.first(config.evaluation.validation_limit)
   batches = data.training_batches(
     splits.train, config.batch_size, config.seed, start=start, stop=total
   )
-  log = logs.MetricLog(workdir, start)
+  log = logs.MetricLog(workdir, resumed)
   bar = tqdm.tqdm(
     total=total,
     initial=start,
@@ -197,13 +234,13 @@ def _run(
         validation = experiment.evaluate(state, validation_set, interrupted)
       if validation is not None:
         log.write(step, "validation", validation._asdict())
-        log.flush()
         validation_text = (
           f", validation clean {validation.clean_accuracy:.3f} "
           f"robust {validation.robust_accuracy:.3f}"
         )
         progress["evaluated"] = step
       if validation is not None or interrupted():
+        log.flush()  # Before the checkpoint, which is resumed with its steps' records.
         progress["seconds"] = time.monotonic() - began
         # The untrained network does not compete for the best checkpoint.
         checkpoints.save(state, progress, validation if step else None)
@@ -230,7 +267,7 @@ def _run(
     best_state, _ = checkpoints.restore(best_step, state)
     checkpoints.close()
     results = {}
-    test_set = _first(splits.test, config.evaluation.test_limit)
+    test_set = splits.test.first(config.evaluation.test_limit)
     states = {"best": best_state, "last": state, "initial": experiment.initial_state}
     for name, tested in states.items():
       result = experiment.evaluate(tested, test_set, interrupted)
@@ -246,7 +283,7 @@ def _run(
     **results["best"],
     "attack": describe_attack(config),
     "data": config.data.name,
-    "test_images": len(test_set.labels),
+    "test_images": len(test_set),
     "checkpoint": "best by validation robust accuracy",
     "best_step": best_step,
     "seconds": time.monotonic() - began,
@@ -257,8 +294,14 @@ def _run(
   }
 
 
-def _first(dataset: data.Dataset, limit: int | None) -> data.Dataset:
-  return data.Dataset(dataset.images[:limit], dataset.labels[:limit])
+def _what_is_left(workdir: Path) -> str:
+  steps = good_steps(workdir)
+  if not steps:
+    return ""
+  return (
+    f"  The checkpoint of step {steps[-1]} is good: once there is room, the same "
+    "command resumes there."
+  )
 
 
 def _stop_if_not_finite(

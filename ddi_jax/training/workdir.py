@@ -1,18 +1,24 @@
 """The folder of a run: made for one config, and for no other."""
 
+from collections.abc import Iterator
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
 from pathlib import Path
+import socket
 from typing import Any
 
 import ml_collections
 
 from ddi_jax.training.config import ConfigError
-from ddi_jax.training.logs import write_json
+from ddi_jax.training.logs import TEMPORARY_SUFFIX, write_json
 
 CONFIG_FILE = "config.json"
-# Where the data lie on this machine does not change the run.
-_LOCAL_FIELDS = ("data.data_dir",)
+_LOCK_FILE = "lock"
+# Where the data lie on this machine, and how they are read, does not change the run.
+_LOCAL_FIELDS = ("data.data_dir", "data.streaming")
 
 
 def default_workdir(config: ml_collections.ConfigDict, name: str) -> Path:
@@ -23,32 +29,78 @@ def default_workdir(config: ml_collections.ConfigDict, name: str) -> Path:
   )
 
 
-def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
-  """Creates a run's folder, or checks that it holds a run of the same config.
+@contextlib.contextmanager
+def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[None]:
+  """Makes a run's folder, or checks that it holds a run of the same config; locks it.
+
+  The folder is this process's own for the duration of the `with` block.  The lock is
+  the kernel's (flock on `workdir/lock`): it ends with the process, however that ends.
 
   Raises:
-    ConfigError: if it holds another config's run, or other files.
+    ConfigError: if the folder holds another config's run or other files, or another
+      process is running in it.
+    OSError: if it cannot be written.
   """
-  path = workdir / CONFIG_FILE
-  if path.exists():
-    try:
-      stored = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-      raise ConfigError(f"{path} is not valid JSON ({error}).") from error
-    differing = differences(_fields(config), _fields_of(stored), "config.")
-    if differing:
-      raise ConfigError(
-        f"workdir {workdir} holds a run with another config ({differing}): "
-        "choose another --workdir, or the same config to resume."
-      )
+  _check_not_foreign(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  with locked(workdir):
+    path = workdir / CONFIG_FILE
+    if path.exists():
+      _check_same_config(path, config)
+    else:
+      write_json(path, json.loads(config.to_json_best_effort()))
+    yield
+
+
+def _check_not_foreign(workdir: Path) -> None:
+  if not workdir.exists() or (workdir / CONFIG_FILE).exists():
     return
-  if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+  # A run may have been killed before its config was written.
+  ours = {_LOCK_FILE, CONFIG_FILE + TEMPORARY_SUFFIX}
+  if not workdir.is_dir() or {path.name for path in workdir.iterdir()} - ours:
     raise ConfigError(
       f"workdir {workdir} exists and holds something other than a run of this "
       "program: choose another --workdir."
     )
-  workdir.mkdir(parents=True, exist_ok=True)
-  write_json(path, json.loads(config.to_json_best_effort()))
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+  """Makes a folder this process's own for the duration of the `with` block.
+
+  Raises:
+    ConfigError: if it is another's.
+  """
+  with (workdir / _LOCK_FILE).open("a+") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      file.seek(0)
+      raise ConfigError(
+        f"workdir {workdir} is in use by another run ({file.read().strip()}): wait for "
+        "its end, or choose another --workdir."
+      ) from error
+    except OSError as error:
+      print(f"No lock on {workdir} ({error.strerror}): run nothing else in it.")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    yield
+
+
+def _check_same_config(path: Path, config: ml_collections.ConfigDict) -> None:
+  try:
+    stored = json.loads(path.read_text())
+  except ValueError as error:  # Neither UTF-8 nor JSON.
+    raise ConfigError(f"{path} is not valid JSON ({error}).") from error
+  if not isinstance(stored, dict):
+    raise ConfigError(f"{path} holds no config.")
+  differing = differences(_fields(config), _fields_of(stored), "config.")
+  if differing:
+    raise ConfigError(
+      f"workdir {path.parent} holds a run with another config ({differing}): choose "
+      "another --workdir, or the same config to resume."
+    )
 
 
 def find_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
@@ -62,7 +114,7 @@ def find_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
       f"{workdir} holds no run: train it first, by the same command without "
       "--evaluate, or give the --workdir of a run."
     )
-  claim_workdir(workdir, config)
+  _check_same_config(workdir / CONFIG_FILE, config)
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str) -> str:

@@ -62,9 +62,9 @@ def test_tfds(name, shape, train_size, data_dir):
 
 
 def test_tfds_cifar10_reads_a_part(data_dir):
-  size, read = tfds_source.open_split("cifar10", "test", data_dir)
-  assert size == 10_000
-  images, labels = read(range(300))
+  split = tfds_source.open_split("cifar10", "test", data_dir)
+  assert (split.size, split.image_shape) == (10_000, (32, 32, 3))
+  images, labels = split.read(range(300), None)
   assert images.shape == (300, 32, 32, 3)
   assert images.dtype == np.uint8
   assert labels.shape == (300,)
@@ -72,7 +72,7 @@ def test_tfds_cifar10_reads_a_part(data_dir):
 
 
 def test_unknown_name_and_impossible_validation_size():
-  with pytest.raises(ValueError, match="one of digits, mnist, cifar10; got 'imagenet'"):
+  with pytest.raises(ValueError, match="cifar10, imagenet2012; got 'imagenet'"):
     data.load("imagenet", validation_size=1)
   with pytest.raises(ValueError, match=r"validation_size must be in \[1, 1436\]"):
     data.load("digits", validation_size=1437)
@@ -109,6 +109,15 @@ def test_damaged_data_set_says_what_to_do(monkeypatch, tmp_path):
   (tmp_path / "mnist" / "3.0.1" / "dataset_info.json").write_text("{")
   with pytest.raises(data.DataError, match="could not be read"):
     data.load("mnist", data_dir=str(tmp_path), validation_size=10)
+
+
+def test_a_file_cut_short_is_named(damaged_mnist):
+  root, damage = damaged_mnist
+  path = damage("train")
+  with pytest.raises(data.DataError) as error:
+    data.load("mnist", data_dir=str(root), validation_size=10, limit=100)
+  assert f"{path} could not be read" in str(error.value)
+  assert f"delete {root / 'mnist'} and prepare it again" in str(error.value)
 
 
 def epoch(dataset, **changes):

@@ -50,6 +50,8 @@ def test_config_files_are_sound(path, variant):
     ("data.validation_size", 0, "an integer >= 1"),
     ("data.split_seed", -1, "an integer >= 0"),
     ("data.limit", 0, "an integer >= 1 or None"),
+    ("data.resolution", 0, "an integer >= 1 or None"),
+    ("data.streaming", "sometimes", "one of auto, always, never"),
     ("data.pad", -1, "an integer >= 0"),
     ("model.name", "vgg", "one of small, resnet18, preact_resnet18, wide_"),
     ("model.activation", "tanh", "one of relu, celu, silu, gelu, softplus"),

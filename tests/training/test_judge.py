@@ -256,7 +256,8 @@ def test_workdirs_without_what_is_needed_are_refused(tmp_path):
   with pytest.raises(training.ConfigError, match="holds no run: train it first"):
     training.judge(config, tmp_path / "none")
   assert not (tmp_path / "none").exists()
-  workdirs.claim_workdir(tmp_path / "new", config)
+  with workdirs.claim_workdir(tmp_path / "new", config):
+    pass
   with pytest.raises(training.ConfigError, match="holds no best checkpoint yet"):
     training.judge(config, tmp_path / "new")
   with pytest.raises(training.ConfigError, match="seed is 0 there and 1 here"):

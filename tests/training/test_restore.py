@@ -31,7 +31,8 @@ def run(tmp_path_factory):
   """A folder with checkpoints of steps 1, the best, and 2; the models of both."""
   config = small_config()
   workdir = tmp_path_factory.mktemp("runs") / "run"
-  claim_workdir(workdir, config)
+  with claim_workdir(workdir, config):
+    pass
   optimizer = create_optimizer(config, create_schedule(config, 10))
   checkpoints = Checkpoints(workdir)
   expected = []
@@ -66,7 +67,8 @@ def test_what_is_not_there_is_named(run, tmp_path):
     training.load_model(tmp_path)
   assert not list(tmp_path.iterdir())
   empty = tmp_path / "empty"
-  claim_workdir(empty, small_config())
+  with claim_workdir(empty, small_config()):
+    pass
   with pytest.raises(training.ConfigError, match="holds no best checkpoint yet"):
     training.load_model(empty)
   stored = json.loads((empty / "config.json").read_text())

@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 import signal
 import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+from program import command, launch, parameters, small_config
 import pytest
 from tensorboard_events import scalars
 
@@ -19,57 +18,6 @@ from ddi_jax.training import workdir as workdirs
 from ddi_jax.training.checkpoints import Checkpoints
 from ddi_jax.training.evaluation import Evaluation
 from ddi_jax.training.step import TrainState
-
-ROOT = Path(__file__).parents[2]
-SETTINGS = {
-  "batch_size": 16,
-  "num_restarts": 2,
-  "num_epochs": 3.0,
-  "attack.steps": 2,
-  "data.limit": 64,
-  "evaluation.steps": 2,
-  "model.width": 2,
-  "model.hidden": 8,
-  "model.normalization": "batch",
-}
-
-
-def small_config(**changes):
-  config = training.default_config()
-  config.update_from_flattened_dict(SETTINGS | changes)
-  return config
-
-
-def command(workdir, *extra, config="configs/digits.py", **changes):
-  flags = [f"--config.{name}={value}" for name, value in (SETTINGS | changes).items()]
-  return [
-    sys.executable,
-    str(ROOT / "launch.py"),
-    f"--config={ROOT / config}",
-    f"--workdir={workdir}",
-    *flags,
-    *extra,
-  ]
-
-
-def launch(workdir, *extra, **options):
-  return subprocess.run(
-    command(workdir, *extra, **options),
-    capture_output=True,
-    text=True,
-    check=False,
-    cwd=workdir.parent,
-  )
-
-
-def parameters(workdir):
-  """All arrays of the latest checkpoint, read without the program."""
-  with ocp.CheckpointManager((workdir / "checkpoints").absolute()) as manager:
-    restored = manager.restore(
-      manager.latest_step(),
-      args=ocp.args.Composite(state=ocp.args.StandardRestore()),
-    )
-  return restored["state"]
 
 
 @pytest.fixture(scope="module")
@@ -260,12 +208,15 @@ def test_a_folder_of_other_files_is_refused(tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_data_dir_is_no_part_of_a_run_s_identity(tmp_path):
+def test_where_the_data_lie_is_no_part_of_a_run_s_identity(tmp_path):
   config = small_config()
-  workdirs.claim_workdir(tmp_path / "run", config)
+  with workdirs.claim_workdir(tmp_path / "run", config):
+    pass
   with config.unlocked():
     config.data.data_dir = "/elsewhere"
-  workdirs.claim_workdir(tmp_path / "run", config)
+    config.data.streaming = "never"
+  with workdirs.claim_workdir(tmp_path / "run", config):
+    pass
   default = workdirs.default_workdir(config, "digits")
   assert default == workdirs.default_workdir(small_config(), "digits")
   assert default != workdirs.default_workdir(small_config(seed=1), "digits")
@@ -317,3 +268,22 @@ def test_a_line_cut_short_is_dropped_on_resume(tmp_path):
     (1, 2.0),
     (2, None),
   ]
+
+
+@pytest.mark.slow
+def test_a_streamed_run_is_the_run_from_memory(tmp_path, data_dir, monkeypatch):
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+  summaries = []
+  for streaming in ("never", "always"):
+    flags = {"data.streaming": streaming, "data.data_dir": data_dir}
+    workdir = tmp_path / streaming
+    result = launch(workdir, config="configs/mnist.py", **flags)
+    assert result.returncode == 0, result.stderr
+    summaries.append(json.loads((workdir / "summary.json").read_text()))
+    del summaries[-1]["seconds"]
+  assert summaries[0] == summaries[1]
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    parameters(tmp_path / "never"),
+    parameters(tmp_path / "always"),
+  )

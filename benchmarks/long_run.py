@@ -1,0 +1,154 @@
+"""A long run: whether memory, open files or the log grow with its steps.
+
+  python benchmarks/long_run.py
+
+Runs the training program itself for 20,000 small steps on digits, with an evaluation
+and a checkpoint every 500, and ends with an error if the second half of the run took
+more memory than noise, more open files, or more log than its lines.
+"""
+
+import argparse
+import itertools
+import os
+from pathlib import Path
+import sys
+import tempfile
+import threading
+
+from machine import describe_machine
+import numpy as np
+
+from ddi_jax import training
+from ddi_jax.training import logs
+
+MEMORY_NOISE = 8.0  # MiB that the second half may take more than the first
+EVALUATE_EVERY = 500  # steps
+_INTERVAL = 0.25  # seconds between samples
+
+
+def small_config(steps: int):
+  """The run: two restarts, one attack step, batch 8, a network of some 300 weights."""
+  config = training.default_config()
+  config.update_from_flattened_dict(
+    {
+      "num_restarts": 2,
+      "batch_size": 8,
+      "attack.steps": 1,
+      "data.limit": 80,
+      "data.validation_size": 16,
+      "num_epochs": steps / 10,
+      "evaluation.every_epochs": EVALUATE_EVERY / 10,
+      "evaluation.steps": 1,
+      "evaluation.batch_size": 16,
+      "evaluation.test_limit": 16,
+      "model.width": 1,
+      "model.hidden": 4,
+      "model.strides": (2, 2),
+    }
+  )
+  return config
+
+
+class Usage(threading.Thread):
+  """Samples what this process holds while the `with` block runs.
+
+  Attributes:
+    samples: (resident MiB, open files, KiB of metrics.jsonl), in time.
+  """
+
+  def __init__(self, workdir: Path):
+    super().__init__(daemon=True)
+    self.samples: list[tuple[float, int, float]] = []
+    self._log = workdir / logs.METRICS_FILE
+    self._ended = threading.Event()
+
+  def run(self) -> None:
+    page = os.sysconf("SC_PAGE_SIZE")
+    while not self._ended.wait(_INTERVAL):
+      resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
+      size = self._log.stat().st_size if self._log.exists() else 0
+      self.samples.append(
+        (resident / 2**20, len(os.listdir("/proc/self/fd")), size / 2**10)
+      )
+
+  def __enter__(self) -> "Usage":
+    self.start()
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self._ended.set()
+    self.join()
+
+
+def parts(samples: np.ndarray, number: int) -> list[np.ndarray]:
+  """The medians `[3]` of the samples of equal parts of the steps, start-up left out."""
+  size = samples[:, 2]
+  edges = np.linspace(0, size[-1], number + 1)
+  return [
+    np.median(samples[(size > low) & (size <= high)], axis=0)
+    for low, high in itertools.pairwise(edges)
+  ]
+
+
+def find_growth(workdir: Path, samples: np.ndarray, steps: int) -> list[str]:
+  """What grew, a line each.
+
+  Args:
+    workdir: of the finished run.
+    samples: `[N, 3]`, see `Usage`.
+    steps: of the run.
+
+  Returns:
+    Nothing if the run is as it should be.
+  """
+  faults = []
+  # The first quarter warms up: allocators, and what is compiled at evaluations.
+  _, second, _, last = parts(samples, 4)
+  if last[0] - second[0] > MEMORY_NOISE:
+    faults.append(f"memory grew from {second[0]:.1f} to {last[0]:.1f} MiB")
+  if last[1] > second[1]:
+    faults.append(f"open files grew from {second[1]:.0f} to {last[1]:.0f}")
+  records = list(logs.read_metrics(workdir))
+  evaluations = steps // EVALUATE_EVERY + 1
+  expected = steps + evaluations + 1  # and the test
+  if len(records) != expected:
+    faults.append(f"{len(records)} lines are logged, not {expected}")
+  events = sum(path.stat().st_size for path in (workdir / "tensorboard").iterdir())
+  log = (workdir / logs.METRICS_FILE).stat().st_size
+  if events > 2 * log:
+    faults.append(f"TensorBoard's files have {events} bytes, for {log} of log")
+  folders = list((workdir / "checkpoints").iterdir())
+  if len(folders) > 3:
+    faults.append(f"{len(folders)} checkpoints are kept")
+  return faults
+
+
+def run(steps: int, workdir: Path) -> tuple[np.ndarray, list[str]]:
+  """Runs the program; (samples, faults)."""
+  with Usage(workdir) as usage:
+    training.train(small_config(steps), workdir)
+  samples = np.array(usage.samples)
+  return samples, find_growth(workdir, samples, steps)
+
+
+def main() -> None:
+  """Runs and reports."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--steps", type=int, default=20_000)
+  steps = parser.parse_args().steps
+  with tempfile.TemporaryDirectory() as folder:
+    workdir = Path(folder) / "run"
+    samples, faults = run(steps, workdir)
+    log = (workdir / logs.METRICS_FILE).stat().st_size
+  print(describe_machine("jax", "orbax-checkpoint", "grain"))
+  print("| part of the run | resident (MiB) | open files | metrics.jsonl (KiB) |")
+  print("|---|---|---|---|")
+  for number, (memory, files, size) in enumerate(parts(samples, 10), start=1):
+    print(f"| {number}/10 | {memory:.1f} | {files:.0f} | {size:.0f} |")
+  print(f"{log / steps:.0f} bytes of metrics.jsonl a step")
+  if faults:
+    sys.exit("; ".join(faults))
+
+
+if __name__ == "__main__":
+  main()

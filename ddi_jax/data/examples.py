@@ -1,0 +1,101 @@
+"""Images with labels, by index: in memory, or read when asked for."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import os
+from typing import Protocol
+
+import numpy as np
+
+Batch = dict[str, np.ndarray]
+Read = Callable[
+  [Sequence[int] | np.ndarray, Sequence[int] | np.ndarray | None],
+  tuple[np.ndarray, np.ndarray],
+]
+
+
+class Examples(Protocol):
+  """N images, uint8 in [0, max_value] of the data set, with their labels."""
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """(height, width, channels)."""
+
+  @property
+  def num_threads(self) -> int:
+    """How many batches are worth reading at once."""
+
+  def __len__(self) -> int:
+    """N."""
+
+  def read(self, indices: np.ndarray, seeds: np.ndarray | None = None) -> Batch:
+    """{"image": uint8 `[B, H, W, C]`, "label": int32 `[B]`} of `indices [B]`.
+
+    `seeds [B]` are of each image's random crop, where the data set has one; None for
+    the deterministic view of evaluation.
+    """
+
+  def first(self, limit: int | None) -> "Examples":
+    """The first `limit` of them; None: all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """Examples in memory.
+
+  Attributes:
+    images: uint8 `[N, H, W, C]`, in [0, max_value] of the data set.
+    labels: int32 `[N]`.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  num_threads = 1
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """(height, width, channels)."""
+    return self.images.shape[1:]
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def read(self, indices: np.ndarray, seeds: np.ndarray | None = None) -> Batch:
+    """See `Examples`; nothing here is random."""
+    return {"image": self.images[indices], "label": self.labels[indices]}
+
+  def first(self, limit: int | None) -> "Dataset":
+    """The first `limit` of them; None: all."""
+    return Dataset(self.images[:limit], self.labels[:limit])
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamedDataset:
+  """Examples that are read and decoded when they are asked for, and not kept.
+
+  Attributes:
+    source: reads images and labels by index, see `tfds_source.OpenSplit`.
+    indices: int `[N]`, of the examples in `source`.
+    image_shape: (height, width, channels).
+  """
+
+  source: Read
+  indices: np.ndarray
+  image_shape: tuple[int, int, int]
+
+  @property
+  def num_threads(self) -> int:
+    """One per processor: decoding is most of the work."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def read(self, indices: np.ndarray, seeds: np.ndarray | None = None) -> Batch:
+    """See `Examples`; raises `DataError` if a file is damaged."""
+    images, labels = self.source(self.indices[indices], seeds)
+    return {"image": images, "label": labels}
+
+  def first(self, limit: int | None) -> "StreamedDataset":
+    """The first `limit` of them; None: all."""
+    return dataclasses.replace(self, indices=self.indices[:limit])

@@ -1,0 +1,108 @@
+"""ResNet-50 for ImageNet (He et al., 2016a)."""
+
+from collections.abc import Sequence
+
+from flax import nnx
+import jax
+
+from ddi_jax.models import layers
+
+_BLOCKS = (3, 4, 6, 3)  # in each stage
+_EXPANSION = 4
+
+
+class BottleneckBlock(nnx.Module):
+  """1x1, 3x3 and 1x1 convolutions with norms, plus shortcut, activation.
+
+  The 3x3 convolution strides, not the first ("version 1.5").
+  """
+
+  def __init__(self, in_features, features, stride, activation, norm, rngs):
+    kind, groups = norm
+    out = _EXPANSION * features
+    self.activation = layers.ACTIVATIONS[activation]
+    self.conv1 = layers.conv(in_features, features, 1, normalization=kind, rngs=rngs)
+    self.norm1 = layers.norm(kind, features, groups, rngs=rngs)
+    self.conv2 = layers.conv(
+      features, features, 3, stride, normalization=kind, rngs=rngs
+    )
+    self.norm2 = layers.norm(kind, features, groups, rngs=rngs)
+    # Without normalisation, as in `ResNet18`.
+    zero = nnx.initializers.zeros_init()
+    self.conv3 = layers.conv(
+      features,
+      out,
+      1,
+      normalization=kind,
+      kernel_init=zero if kind == "none" else layers.he_normal,
+      rngs=rngs,
+    )
+    self.norm3 = layers.norm(kind, out, groups, rngs=rngs)
+    self.projects = stride != 1 or in_features != out
+    if self.projects:
+      self.shortcut = layers.conv(
+        in_features, out, 1, stride, normalization=kind, rngs=rngs
+      )
+      self.shortcut_norm = layers.norm(kind, out, groups, rngs=rngs)
+
+  def __call__(self, x):
+    y = self.activation(self.norm1(self.conv1(x)))
+    y = self.activation(self.norm2(self.conv2(y)))
+    y = self.norm3(self.conv3(y))
+    shortcut = self.shortcut_norm(self.shortcut(x)) if self.projects else x
+    return self.activation(y + shortcut)
+
+
+class ResNet50(nnx.Module):
+  """ResNet-50 with a 7x7 stem and a pooling: 32 times smaller before the last mean.
+
+  Args:
+    image_shape: (height, width, channels) of the inputs.
+    num_classes: C, number of logits.
+    mean: per channel, of the inputs in [0, 1]; standardisation is the first layer.
+    std: per channel.
+    width: channels of the stem; the stages have 4, 8, 16 and 32 times as many.
+    activation: one of `layers.ACTIVATIONS`.
+    normalization: "none", "group" or "batch".
+    norm_groups: number of groups for "group"; must divide `width`.
+    rngs: with a "params" stream.
+  """
+
+  def __init__(
+    self,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    width: int = 64,
+    activation: str = "relu",
+    normalization: str = "batch",
+    norm_groups: int = 8,
+    rngs: nnx.Rngs,
+  ):
+    norm = (normalization, norm_groups)
+    self.standardize = layers.Standardize(mean, std)
+    self.activation = layers.ACTIVATIONS[activation]
+    self.stem = layers.conv(
+      image_shape[-1], width, 7, 2, normalization=normalization, rngs=rngs
+    )
+    self.norm = layers.norm(normalization, width, norm_groups, rngs=rngs)
+    blocks, features = [], width
+    for stage, number in enumerate(_BLOCKS):
+      for index in range(number):
+        stride = 2 if stage > 0 and index == 0 else 1
+        blocks.append(
+          BottleneckBlock(features, width * 2**stage, stride, activation, norm, rngs)
+        )
+        features = _EXPANSION * width * 2**stage
+    self.blocks = nnx.List(blocks)
+    self.logits = nnx.Linear(features, num_classes, rngs=rngs)
+
+  def __call__(self, inputs: jax.Array) -> jax.Array:
+    """`[B, H, W, C]` in [0, 1] -> logits `[B, num_classes]`."""
+    x = self.activation(self.norm(self.stem(self.standardize(inputs))))
+    x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    for block in self.blocks:
+      x = block(x)
+    return self.logits(x.mean(axis=(1, 2)))

@@ -1,0 +1,82 @@
+"""Whether a run can fit, told before anything is compiled or allocated."""
+
+from collections.abc import Mapping
+import math
+from typing import Any
+
+import jax
+import ml_collections
+
+from ddi_jax.data.host_memory import host_memory
+from ddi_jax.training.config import ConfigError
+from ddi_jax.training.methods import num_candidates
+
+_GIB = 2**30
+
+
+def check_memory(
+  config: ml_collections.ConfigDict,
+  image_shape: tuple[int, int, int],
+  params: Any,
+  opt_state: Any,
+) -> None:
+  """Refuses what surely does not fit into the device's memory.
+
+  Args:
+    config: a checked config.
+    image_shape: (height, width, channels) of a training image.
+    params: the parameters, or their shapes (`jax.ShapeDtypeStruct`).
+    opt_state: the same of the optimizer's state.
+
+  Raises:
+    ConfigError: if the parts below exceed the memory.  Activations come on top of
+      them, so passing is no promise.
+  """
+  restarts = num_candidates(config.method, config.num_restarts)
+  image_bytes = 4 * math.prod(image_shape)
+  kept = min(restarts, config.gradients_at_a_time or restarts)
+  sizes = {
+    "parameters": _num_bytes(params),
+    f"{kept} gradient(s) of them": kept * _num_bytes(params),
+    "optimizer state": _num_bytes(opt_state),
+    f"{restarts} candidate(s) of the batch": restarts * config.batch_size * image_bytes,
+  }
+  _check(
+    sizes,
+    "a training step",
+    "config.model.width, config.num_restarts (or set config.gradients_at_a_time) or "
+    "config.batch_size",
+  )
+  evaluated = config.evaluation.restarts * config.evaluation.batch_size
+  _check(
+    {"parameters": sizes["parameters"], "attacked images": evaluated * image_bytes},
+    "evaluation",
+    "config.evaluation.batch_size or config.evaluation.restarts",
+  )
+
+
+def _memory_limit(device: jax.Device) -> int | None:
+  """Bytes that a device has in all, None if it does not tell."""
+  if device.platform == "cpu":
+    return host_memory()
+  return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def _check(sizes: Mapping[str, int], purpose: str, settings: str) -> None:
+  device = jax.devices()[0]
+  limit, total = _memory_limit(device), sum(sizes.values())
+  if limit is None or total <= limit:
+    return
+  parts = ", ".join(f"{name} {_gib(size)}" for name, size in sizes.items())
+  raise ConfigError(
+    f"{purpose} needs at least {_gib(total)} of memory ({parts}; activations come on "
+    f"top), and {device.device_kind} has {_gib(limit)}: reduce {settings}."
+  )
+
+
+def _num_bytes(tree: Any) -> int:
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _gib(size: int) -> str:
+  return f"{size / _GIB:.3g} GiB"

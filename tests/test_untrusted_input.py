@@ -1,0 +1,57 @@
+"""Nothing that is read is executed, and nothing is written outside the workdir."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from ddi_jax import training
+from ddi_jax.training.config import check_config
+
+ROOT = Path(__file__).parents[1]
+SOURCES = [*sorted((ROOT / "ddi_jax").rglob("*.py")), ROOT / "launch.py"]
+# Modules that build objects, or programs, from what they read.
+MODULES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "torch"}
+CALLS = {"eval", "exec", "__import__", "compile"}
+
+
+def calls_and_imports(tree):
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      yield from (alias.name.split(".")[0] for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      yield (node.module or "").split(".")[0]
+    elif isinstance(node, ast.Call):
+      if isinstance(node.func, ast.Name):
+        yield node.func.id
+      yield from (
+        keyword.arg for keyword in node.keywords if keyword.arg == "allow_pickle"
+      )
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_source_builds_objects_from_files(path):
+  found = set(calls_and_imports(ast.parse(path.read_text())))
+  assert not found & (MODULES | CALLS | {"allow_pickle"})
+
+
+def test_the_search_finds_them():
+  source = "from pickle import load\nx = eval('1')\nnp.load(p, allow_pickle=True)"
+  assert set(calls_and_imports(ast.parse(source))) >= {"pickle", "eval", "allow_pickle"}
+
+
+def strings(section, prefix=""):
+  for name, value in section.items():
+    if hasattr(value, "items"):
+      yield from strings(value, f"{prefix}{name}.")
+    elif isinstance(value, str):
+      yield prefix + name
+
+
+@pytest.mark.parametrize("field", strings(training.default_config()))
+def test_no_setting_leads_out_of_the_workdir(field):
+  """Names in a config are looked up, never made into paths."""
+  config = training.default_config()
+  config.update_from_flattened_dict({field: "../../elsewhere"})
+  with pytest.raises(training.ConfigError, match="must be"):
+    check_config(config)

@@ -1,0 +1,60 @@
+"""The training program in a process of its own, on a run of seconds."""
+
+from pathlib import Path
+import subprocess
+import sys
+
+import orbax.checkpoint as ocp
+
+from ddi_jax import training
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = {
+  "batch_size": 16,
+  "num_restarts": 2,
+  "num_epochs": 3.0,
+  "attack.steps": 2,
+  "data.limit": 64,
+  "evaluation.steps": 2,
+  "model.width": 2,
+  "model.hidden": 8,
+  "model.normalization": "batch",
+}
+
+
+def small_config(**changes):
+  config = training.default_config()
+  config.update_from_flattened_dict(SETTINGS | changes)
+  return config
+
+
+def command(workdir, *extra, config="configs/digits.py", **changes):
+  flags = [f"--config.{name}={value}" for name, value in (SETTINGS | changes).items()]
+  return [
+    sys.executable,
+    str(ROOT / "launch.py"),
+    f"--config={ROOT / config}",
+    f"--workdir={workdir}",
+    *flags,
+    *extra,
+  ]
+
+
+def launch(workdir, *extra, **options):
+  return subprocess.run(
+    command(workdir, *extra, **options),
+    capture_output=True,
+    text=True,
+    check=False,
+    cwd=workdir.parent,
+  )
+
+
+def parameters(workdir):
+  """All arrays of the latest checkpoint, read without the program."""
+  with ocp.CheckpointManager((workdir / "checkpoints").absolute()) as manager:
+    restored = manager.restore(
+      manager.latest_step(),
+      args=ocp.args.Composite(state=ocp.args.StandardRestore()),
+    )
+  return restored["state"]
