@@ -8,7 +8,7 @@ import pytest
 import ddi_jax
 
 
-def curve_of(p, norm="linf", model=None, multiples=(0, 0.5, 1, 2), **settings):
+def curve_of(p, norm="linf", model=None, multiples=(0, 0.5, 1, 1.5), **settings):
   radii = [multiple * EPSILONS[norm] for multiple in multiples]
   return ddi_jax.robustness_curve(
     KEY,
@@ -22,7 +22,7 @@ def curve_of(p, norm="linf", model=None, multiples=(0, 0.5, 1, 2), **settings):
   )
 
 
-@pytest.mark.parametrize("norm", MAKERS)
+@pytest.mark.parametrize("norm", ["linf", "l1"])
 def test_of_a_linear_model(norm):
   p = problem(batch=20)
   p = p._replace(labels=p.labels.at[0].set((p.labels[0] + 1) % 5))
@@ -70,7 +70,7 @@ def test_stopped_and_resumed_is_the_same_as_never_stopped():
   assert not stopped.result.finished
   more = []
   resumed = curve_of(p, batch_size=4, resume=stopped, after_batch=more.append)
-  assert all(now.attack.endswith((" 0.0265", " 0.053")) for now in more)
+  assert all(now.attack.endswith((" 0.0265", " 0.03975")) for now in more)
   assert resumed.accuracies == whole.accuracies
   jax.tree.map(np.testing.assert_array_equal, resumed[2][1:], whole[2][1:])
 

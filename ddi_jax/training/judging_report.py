@@ -113,12 +113,14 @@ def write(
     "device": jax.devices()[0].device_kind,
     "versions": {"ddi_jax": ddi_jax.__version__, "jax": jax.__version__},
   }
-  files = [RESULT_FILE, CURVE_FILE]
-  title = (
-    f"{config.method} on {config.data.name}, seed {config.seed}, "
-    f"{settings.checkpoint} checkpoint"
-  )
-  robustness_figures.save_curve(folder / CURVE_FILE, result, title)
+  files = [RESULT_FILE]
+  if curve is not None:
+    title = (
+      f"{config.method} on {config.data.name}, seed {config.seed}, "
+      f"{settings.checkpoint} checkpoint"
+    )
+    robustness_figures.save_curve(folder / CURVE_FILE, result, title)
+    files.append(CURVE_FILE)
   if len(broken.indices):
     columns = _columns(broken, data.class_names(config.data.name))
     robustness_figures.save_examples(folder / GRID_FILE, columns)

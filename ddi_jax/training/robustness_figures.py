@@ -35,7 +35,7 @@ def save_curve(path: Path, result: Mapping[str, Any], title: str) -> None:
 
   Args:
     path: of the picture.
-    result: the content of evaluation.json.
+    result: the content of evaluation.json, with a curve.
     title: above it.
   """
   curve, pgd = result["curve"], result["pgd"]
@@ -44,17 +44,16 @@ def save_curve(path: Path, result: Mapping[str, Any], title: str) -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    if curve:
-      low, high = np.transpose(curve["intervals"])
-      axes.fill_between(curve["epsilons"], low, high, alpha=0.2, lw=0)
-      attacks = " + ".join(curve["attacks"])
-      axes.plot(
-        curve["epsilons"],
-        curve["robust_accuracy"],
-        marker="o",
-        markersize=4,
-        label=f"{attacks}, {curve['examples']:,} images",
-      )
+    low, high = np.transpose(curve["intervals"])
+    axes.fill_between(curve["epsilons"], low, high, alpha=0.2, lw=0)
+    attacks = " + ".join(curve["attacks"])
+    axes.plot(
+      curve["epsilons"],
+      curve["robust_accuracy"],
+      marker="o",
+      markersize=4,
+      label=f"{attacks}, {curve['examples']:,} images",
+    )
     for name, marker, label in (
       ("robust_accuracy", "^", "PGD"),
       ("calibrated_robust_accuracy", "v", "PGD at the calibrated temperature"),
@@ -92,7 +91,7 @@ def save_examples(path: Path, examples: Sequence[AdversarialExample]) -> None:
   scale = max(float(np.max(np.abs(change))) for change in changes)
   count = len(examples)
   with matplotlib.rc_context({"font.size": 8}):
-    figure = Figure(figsize=(1.3 + 1.15 * count, 4.4), layout="constrained")
+    figure = Figure(figsize=(1.8 + 1.1 * count, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     rows = figure.subplots(3, count, squeeze=False)
     for axes in rows.flat:
