@@ -7,6 +7,7 @@ from pathlib import Path
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import time
 
@@ -201,6 +202,7 @@ def test_the_second_of_two_runs_on_one_workdir_is_refused(tmp_path):
   workdir = tmp_path / "run"
   first = start(workdir)
   wait_for_training(first)
+  first.send_signal(signal.SIGSTOP)  # It shall not end meanwhile.
   second = launch(workdir, **SETTINGS)
   assert second.returncode == 1
   assert (
@@ -210,10 +212,12 @@ def test_the_second_of_two_runs_on_one_workdir_is_refused(tmp_path):
       f"launch.py: workdir {workdir} is in use by another run (process {first.pid} on "
     )
   )
-  assert first.poll() is None
-  first.kill()  # Frees the workdir too.
+  first.kill()  # Frees the workdir too: now it is refused for its config only.
   first.communicate()
-  with workdirs.claim_workdir(workdir, small_config(**SETTINGS)):
+  with (
+    pytest.raises(training.ConfigError, match="holds a run with another config"),
+    workdirs.claim_workdir(workdir, small_config()),
+  ):
     pass
 
 
