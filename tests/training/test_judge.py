@@ -187,19 +187,17 @@ def interrupt_after(count, monkeypatch):
   monkeypatch.setattr(Journal, "write", write_and_interrupt)
 
 
-# In PGD, in the curve.
-@pytest.mark.parametrize("batches", [20, 45])
 def test_sigterm_saves_and_the_same_command_resumes(
-  workdir, judged, monkeypatch, capsys, batches
+  workdir, judged, monkeypatch, capsys
 ):
   with monkeypatch.context() as patch:
-    interrupt_after(batches, patch)
+    interrupt_after(45, patch)
     assert training.judge(config_of(), workdir, JUDGING) is None
   assert "Interrupted and saved in" in capsys.readouterr().out
   folder = workdir / FOLDER
   assert not (folder / "evaluation.json").exists()
   lines = (folder / JOURNAL_FILE).read_text().splitlines()
-  assert len(lines) == 1 + batches  # And one that says what is evaluated.
+  assert len(lines) == 1 + 45  # And one that says what is evaluated.
   training.judge(config_of(), workdir, JUDGING)
   assert (folder / JOURNAL_FILE).read_text().splitlines()[: len(lines)] == lines
   assert_same_results(folder, judged[0])
@@ -233,19 +231,28 @@ def test_killed_and_resumed_ends_with_the_same_figures(workdir, judged):
   assert_same_results(workdir / FOLDER, judged[0])
 
 
-def test_another_evaluation_in_the_same_folder_is_refused(workdir):
-  fewer = JUDGING._replace(limit=5, epsilons=())
-  assert training.judge(config_of(), workdir, fewer)["examples"] == 5
-  message = r"examples is 5 there and 6 here\): --evaluate_restart forgets it"
+def test_another_evaluation_in_the_same_folder_is_refused(judged, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(judged[0].parent, workdir)
+  fewer = JUDGING._replace(limit=5)
+  message = r"examples is 40 there and 5 here\): --evaluate_restart forgets it"
   with pytest.raises(training.ConfigError, match=message):
-    training.judge(config_of(), workdir, fewer._replace(limit=6))
-  again = training.judge(config_of(), workdir, fewer._replace(limit=6, restart=True))
-  assert again["examples"] == 6
-  assert again["curve"] is None
-  # Another curve keeps what the attacks at the config's radius found.
+    training.judge(config_of(), workdir, fewer)
+  assert_same_results(workdir / FOLDER, judged[0])
+  restarted = fewer._replace(restart=True, epsilons=())
+  result = training.judge(config_of(), workdir, restarted)
+  assert (result["examples"], result["curve"]) == (5, None)
+  assert not (workdir / FOLDER / "robust_accuracy.png").exists()
+
+
+def test_another_curve_keeps_what_the_attacks_found(judged, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(judged[0].parent, workdir)
   journal = workdir / FOLDER / JOURNAL_FILE
   before = journal.read_text()
-  training.judge(config_of(), workdir, fewer._replace(limit=6, epsilons=(0.0, 0.01)))
+  other = JUDGING._replace(epsilons=(0.0, 0.01))
+  result = training.judge(config_of(), workdir, other)
+  assert result["robust_accuracy"] == judged[1]["robust_accuracy"]
   added = journal.read_text().removeprefix(before).splitlines()
   assert added
   assert all(json.loads(line)["attack"].endswith(" at 0.01") for line in added)
