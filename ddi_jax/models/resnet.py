@@ -136,7 +136,7 @@ class ResNet18(nnx.Module):
       block,
       width,
       [width * 2**stage for stage in range(4)],
-      2,
+      (2, 2, 2, 2),
       activation=activation,
       norm=norm,
       rngs=rngs,
@@ -165,7 +165,7 @@ def stages_of_blocks(
   block: Callable[..., nnx.Module],
   in_features: int,
   stage_features: Sequence[int],
-  blocks_per_stage: int,
+  stage_blocks: Sequence[int],
   **settings: Any,
 ) -> nnx.List:
   """The blocks of a residual network; each stage but the first halves the image.
@@ -174,12 +174,13 @@ def stages_of_blocks(
     block: (in_features, features, stride, **settings) -> module.
     in_features: channels before the first stage.
     stage_features: channels of each stage.
-    blocks_per_stage: >= 1.
+    stage_blocks: number of blocks in each stage.
     **settings: the block's.
   """
   blocks = []
-  for stage, features in enumerate(stage_features):
-    for index in range(blocks_per_stage):
+  stages = zip(stage_features, stage_blocks, strict=True)
+  for stage, (features, count) in enumerate(stages):
+    for index in range(count):
       stride = 2 if stage > 0 and index == 0 else 1
       blocks.append(block(in_features, features, stride, **settings))
       in_features = features

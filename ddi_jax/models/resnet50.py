@@ -6,6 +6,7 @@ from flax import nnx
 import jax
 
 from ddi_jax.models import layers
+from ddi_jax.models.resnet import stages_of_blocks
 
 _BLOCKS = (3, 4, 6, 3)  # in each stage
 _EXPANSION = 4
@@ -19,31 +20,29 @@ class BottleneckBlock(nnx.Module):
 
   def __init__(self, in_features, features, stride, activation, norm, rngs):
     kind, groups = norm
-    out = _EXPANSION * features
+    inner = features // _EXPANSION
     self.activation = layers.ACTIVATIONS[activation]
-    self.conv1 = layers.conv(in_features, features, 1, normalization=kind, rngs=rngs)
-    self.norm1 = layers.norm(kind, features, groups, rngs=rngs)
-    self.conv2 = layers.conv(
-      features, features, 3, stride, normalization=kind, rngs=rngs
-    )
-    self.norm2 = layers.norm(kind, features, groups, rngs=rngs)
+    self.conv1 = layers.conv(in_features, inner, 1, normalization=kind, rngs=rngs)
+    self.norm1 = layers.norm(kind, inner, groups, rngs=rngs)
+    self.conv2 = layers.conv(inner, inner, 3, stride, normalization=kind, rngs=rngs)
+    self.norm2 = layers.norm(kind, inner, groups, rngs=rngs)
     # Without normalisation, as in `ResNet18`.
     zero = nnx.initializers.zeros_init()
     self.conv3 = layers.conv(
+      inner,
       features,
-      out,
       1,
       normalization=kind,
       kernel_init=zero if kind == "none" else layers.he_normal,
       rngs=rngs,
     )
-    self.norm3 = layers.norm(kind, out, groups, rngs=rngs)
-    self.projects = stride != 1 or in_features != out
+    self.norm3 = layers.norm(kind, features, groups, rngs=rngs)
+    self.projects = stride != 1 or in_features != features
     if self.projects:
       self.shortcut = layers.conv(
-        in_features, out, 1, stride, normalization=kind, rngs=rngs
+        in_features, features, 1, stride, normalization=kind, rngs=rngs
       )
-      self.shortcut_norm = layers.norm(kind, out, groups, rngs=rngs)
+      self.shortcut_norm = layers.norm(kind, features, groups, rngs=rngs)
 
   def __call__(self, x):
     y = self.activation(self.norm1(self.conv1(x)))
@@ -81,23 +80,23 @@ class ResNet50(nnx.Module):
     norm_groups: int = 8,
     rngs: nnx.Rngs,
   ):
-    norm = (normalization, norm_groups)
     self.standardize = layers.Standardize(mean, std)
     self.activation = layers.ACTIVATIONS[activation]
     self.stem = layers.conv(
       image_shape[-1], width, 7, 2, normalization=normalization, rngs=rngs
     )
     self.norm = layers.norm(normalization, width, norm_groups, rngs=rngs)
-    blocks, features = [], width
-    for stage, number in enumerate(_BLOCKS):
-      for index in range(number):
-        stride = 2 if stage > 0 and index == 0 else 1
-        blocks.append(
-          BottleneckBlock(features, width * 2**stage, stride, activation, norm, rngs)
-        )
-        features = _EXPANSION * width * 2**stage
-    self.blocks = nnx.List(blocks)
-    self.logits = nnx.Linear(features, num_classes, rngs=rngs)
+    stage_features = [_EXPANSION * width * 2**stage for stage in range(4)]
+    self.blocks = stages_of_blocks(
+      BottleneckBlock,
+      width,
+      stage_features,
+      _BLOCKS,
+      activation=activation,
+      norm=(normalization, norm_groups),
+      rngs=rngs,
+    )
+    self.logits = nnx.Linear(stage_features[-1], num_classes, rngs=rngs)
 
   def __call__(self, inputs: jax.Array) -> jax.Array:
     """`[B, H, W, C]` in [0, 1] -> logits `[B, num_classes]`."""

@@ -66,7 +66,7 @@ class WideResNet(nnx.Module):
       PreActBlock,
       width,
       (features // 4, features // 2, features),
-      (depth - 4) // 6,
+      [(depth - 4) // 6] * 3,
       activation=activation,
       norm=(normalization, norm_groups),
       padding=padding,
