@@ -48,7 +48,7 @@ def strings(section, prefix=""):
       yield prefix + name
 
 
-@pytest.mark.parametrize("field", strings(training.default_config()))
+@pytest.mark.parametrize("field", list(strings(training.default_config())))
 def test_no_setting_leads_out_of_the_workdir(field):
   """Names in a config are looked up, never made into paths."""
   config = training.default_config()

