@@ -299,7 +299,7 @@ def _what_is_left(workdir: Path) -> str:
   if not steps:
     return ""
   return (
-    f"  The checkpoint of step {steps[-1]} is good: once there is room, the same "
+    f"  The checkpoint of step {steps[-1]} is good: with the cause mended, the same "
     "command resumes there."
   )
 

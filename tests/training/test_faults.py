@@ -188,7 +188,7 @@ def test_disk_full_while_saving(reference, tmp_path, request, fault):
     assert os.strerror(errno.EFBIG) in message
   else:
     assert os.strerror(errno.ENOSPC) in message
-  assert "once there is room, the same command resumes there" in message
+  assert "with the cause mended, the same command resumes there" in message
   good = int(message.split("The checkpoint of step ")[1].split()[0])
   assert find_damage(workdir / "checkpoints" / str(good)) is None
 
