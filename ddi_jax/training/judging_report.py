@@ -113,6 +113,8 @@ def write(
     "device": jax.devices()[0].device_kind,
     "versions": {"ddi_jax": ddi_jax.__version__, "jax": jax.__version__},
   }
+  for name in (RESULT_FILE, CURVE_FILE, GRID_FILE, EXAMPLES_FILE):
+    (folder / name).unlink(missing_ok=True)  # Of an evaluation with other settings.
   files = [RESULT_FILE]
   if curve is not None:
     title = (
