@@ -24,7 +24,7 @@ from ddi_jax.direction import (
   first_restart_direction,
 )
 from ddi_jax.evaluation import RobustnessEvaluation, evaluate
-from ddi_jax.gradient_matrix import gram_matrix
+from ddi_jax.gradient_matrix import KeptGradients, gram_matrix
 from ddi_jax.min_norm import MinNormSolution, min_norm_weights
 from ddi_jax.recomputation import RecomputedGradients
 from ddi_jax.restarts import (
@@ -43,6 +43,7 @@ __all__ = [
   "AutoAttackResult",
   "ClassifierAttack",
   "DirectionState",
+  "KeptGradients",
   "MinNormSolution",
   "Objective",
   "RecomputedGradients",

@@ -265,7 +265,7 @@ def weighted_direction(
 
   def update(updates, state, params=None, *, losses=None, key=None, **extra_args):
     del state, extra_args
-    if isinstance(updates, RecomputedGradients):
+    if isinstance(updates, (KeptGradients, RecomputedGradients)):
       gradients = updates
     else:
       gradients = KeptGradients(updates, params)
@@ -282,7 +282,7 @@ def weighted_direction(
     gram = products.gram()
     combination = gradients.combine(weights)
     descents = gradients.descents(weights, combination)
-    norm = gradient_matrix.scaled_norm(combination, scale)
+    norm = gradient_matrix.scaled_norm(combination, scale, gradients.axis_name)
     norms = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
     rounding = size * jnp.finfo(gram.dtype).eps
     stationary = norm <= rounding * jnp.sum(weights * norms)

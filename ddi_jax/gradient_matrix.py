@@ -1,12 +1,14 @@
 """K gradients as one K x d matrix that is never formed: checks, products, sums."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from ddi_jax.precision import accumulation_dtype, matmul
+
+AxisName = str | tuple[str, ...] | None
 
 
 def check_gradients(gradients: chex.ArrayTree) -> int:
@@ -93,7 +95,9 @@ def gram_matrix(gradients: chex.ArrayTree) -> jax.Array:
   return shifted.gram() * scale**2
 
 
-def shifted_gram(gradients: chex.ArrayTree) -> tuple[ShiftedGram, jax.Array]:
+def shifted_gram(
+  gradients: chex.ArrayTree, axis_name: AxisName = None
+) -> tuple[ShiftedGram, jax.Array]:
   """(Inner products of gradients / scale, scale): scale is their largest entry.
 
   Squared norms of gradients of 1e-20 or 1e+20 leave the range of float32; those of the
@@ -102,6 +106,8 @@ def shifted_gram(gradients: chex.ArrayTree) -> tuple[ShiftedGram, jax.Array]:
 
   Args:
     gradients: pytree with leaves `[K, *param]`.
+    axis_name: inside `jax.shard_map`, the mesh axis (or axes) over which coordinates
+      are split; what each device has of them is summed.  None: all are here.
 
   Returns:
     (inner products as in `gram_matrix`, scalar > 0).
@@ -114,10 +120,14 @@ def shifted_gram(gradients: chex.ArrayTree) -> tuple[ShiftedGram, jax.Array]:
     jnp.reshape(leaf, (num_candidates, -1)) for leaf in jax.tree.leaves(gradients)
   ]
   largest = jnp.stack([_wide(jnp.max(jnp.abs(leaf), initial=0)) for leaf in leaves])
-  scale = jnp.where(largest.max() > 0, largest.max(), 1)
+  maximum = largest.max()
+  if axis_name is not None:
+    maximum = jax.lax.pmax(maximum, axis_name)
+  scale = jnp.where(maximum > 0, maximum, 1)
 
   def squared_norms(leaves):
-    return jnp.stack([jnp.sum(jnp.square(leaf / scale), 1) for leaf in leaves]).sum(0)
+    squares = [jnp.sum(jnp.square(leaf / scale), 1) for leaf in leaves]
+    return _total(jnp.stack(squares).sum(0), axis_name)
 
   squares = squared_norms([_wide(leaf) for leaf in leaves])
   shortest = jnp.argmin(squares)
@@ -154,7 +164,12 @@ def shifted_gram(gradients: chex.ArrayTree) -> tuple[ShiftedGram, jax.Array]:
       total = jax.lax.fori_loop(0, blocks, add_block, total)
     if rest:
       total = add(total, leaf[:, -rest:])
-  return total, scale
+  return _total(total, axis_name), scale
+
+
+def _total(shares: Any, axis_name: AxisName) -> Any:
+  """The sum over all devices of what each has of the coordinates."""
+  return shares if axis_name is None else jax.lax.psum(shares, axis_name)
 
 
 def _wide(array):
@@ -164,23 +179,34 @@ def _wide(array):
 class KeptGradients:
   """K gradients at hand: what a direction asks of them.
 
-  `ddi_jax.RecomputedGradients` offers the same.
+  `ddi_jax.RecomputedGradients` offers the same.  Any of the directions takes either for
+  its updates.  Inside `jax.shard_map`, each device may have some coordinates of all K
+  gradients: the direction that comes out is split in the same way, and nothing but
+  inner products passes between the devices (docs/scaling.md).
 
   Attributes:
     inner: the inner products, and their scale, see `shifted_gram`.
+    axis_name: the mesh axis (or axes) over which the coordinates are split, or None.
   """
 
-  def __init__(self, gradients: chex.ArrayTree, params: chex.ArrayTree | None = None):
+  def __init__(
+    self,
+    gradients: chex.ArrayTree,
+    params: chex.ArrayTree | None = None,
+    axis_name: AxisName = None,
+  ):
     """Checks the gradients and computes their inner products.
 
     Args:
-      gradients: leaves `[K, *param]`.
+      gradients: leaves `[K, *param]`; with `axis_name`, of this device's coordinates.
       params: leaves `[*param]`, to check against, or None.
+      axis_name: see `shifted_gram`.
 
     Raises:
       ValueError: see `check_gradients`; also if shapes do not fit the parameters'.
     """
-    self.inner = shifted_gram(gradients)
+    self.axis_name = axis_name
+    self.inner = shifted_gram(gradients, axis_name)
     if params is not None:
       jax.tree_util.tree_map_with_path(_check_against_param, gradients, params)
     self._gradients = gradients
@@ -208,7 +234,7 @@ class KeptGradients:
       )
 
     products = jax.tree.map(product, self._gradients, combination)
-    return jnp.stack(jax.tree.leaves(products)).sum(0)
+    return _total(jnp.stack(jax.tree.leaves(products)).sum(0), self.axis_name)
 
   def cast(self, direction: chex.ArrayTree) -> chex.ArrayTree:
     """To the gradients' own types."""
@@ -225,10 +251,12 @@ def _check_against_param(path, gradient, param):
     )
 
 
-def scaled_norm(tree: chex.ArrayTree, scale: jax.Array) -> jax.Array:
-  """The Euclidean norm of `tree / scale` over all leaves."""
+def scaled_norm(
+  tree: chex.ArrayTree, scale: jax.Array, axis_name: AxisName = None
+) -> jax.Array:
+  """The Euclidean norm of `tree / scale` over all leaves, of all devices' shares."""
   squares = [jnp.sum(jnp.square(leaf / scale)) for leaf in jax.tree.leaves(tree)]
-  return jnp.sqrt(jnp.stack(squares).sum())
+  return jnp.sqrt(_total(jnp.stack(squares).sum(), axis_name))
 
 
 def pairwise_cosines(gram: jax.Array) -> jax.Array:

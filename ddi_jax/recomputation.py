@@ -26,7 +26,10 @@ class RecomputedGradients:
   Attributes:
     inner: the inner products, and their scale, see `gradient_matrix.shifted_gram`.
     aux: the auxiliary outputs, leaves `[K, ...]`.
+    axis_name: None: every device has all coordinates, see `ddi_jax.KeptGradients`.
   """
+
+  axis_name = None
 
   def __init__(self, gradient: GradientFn, candidates: jax.Array, at_a_time: int):
     """Computes the inner products.

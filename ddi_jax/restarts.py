@@ -47,7 +47,7 @@ def restart_candidates(
     objective: (inputs `[B, ...]`, labels `[B, ...]`) -> losses `[B]`.
     inputs: `[B, ...]`.
     labels: a pytree with leaves `[B, ...]`, handed to the objective.
-    key: consumed: split into one key per restart.
+    key: consumed: split into one key per restart; or these K keys, `[K]`, themselves.
     num_restarts: K >= 1.
     loop: how the K runs are arranged: "unroll", "loop" (`lax.map`), "vmap", or
       "merge", which runs one attack on a batch of K * B.  "merge" keeps an
@@ -63,13 +63,20 @@ def restart_candidates(
     Candidates `[K, B, ...]`, each a joint perturbation of the batch.
 
   Raises:
-    ValueError: if `num_restarts` < 1 or `loop` is unknown.
+    ValueError: if `num_restarts` < 1, `loop` is unknown, or there are keys, but not K.
   """
   _check_positive("num_restarts", num_restarts)
   loops.check_form("loop", loop, ("auto", "unroll", "loop", "vmap", "merge"))
   if key is None:
     raise ValueError("restarts need a key, got None.")
   _check_at_a_time("at_a_time", at_a_time, loop)
+  are_keys = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim > 0
+  if are_keys and key.shape != (num_restarts,):
+    raise ValueError(
+      f"key must be one key or num_restarts = {num_restarts} of them, got shape "
+      f"{key.shape}."
+    )
+  keys = key if are_keys else jax.random.split(key, num_restarts)
   if loop == "merge":
     size = loops.group_size(num_restarts, at_a_time, loop)
 
@@ -83,13 +90,12 @@ def restart_candidates(
       return merged.reshape(size, *inputs.shape)
 
     if size == num_restarts:
-      return attack_merged(key[None])
-    return loops.map_groups(attack_merged, jax.random.split(key, num_restarts), size)
+      return attack_merged(key if are_keys else key[None])
+    return loops.map_groups(attack_merged, keys, size)
 
   def attack_once(restart_key):
     return attack(restart_key, lambda x: objective(x, labels), inputs)
 
-  keys = jax.random.split(key, num_restarts)
   if num_restarts == 1:
     return attack_once(keys[0])[None]
   form = loops.resolve(loop, attack_once, keys[0])

@@ -477,3 +477,22 @@ def test_losses_that_are_not_finite_are_visible(form, bad):
   losses = jnp.array([1.0, bad, 0.7, 1.1])
   direction, _ = jitted(form)(random_gradients(2), losses, 1.0)
   assert np.all(np.isnan(as_vector(direction)))
+
+
+@all_directions
+def test_coordinates_split_over_devices_give_the_same(name):
+  """Three shares under `jax.vmap` stand for three devices."""
+  matrix = jax.random.normal(jax.random.key(0), (4, 30))
+  shares = jnp.moveaxis(matrix.reshape(4, 3, 10), 1, 0)
+  direction = DIRECTIONS[name]()
+  extra = {"losses": jnp.array([1.0, 0.9, 0.8, 0.95]), "key": jax.random.key(1)}
+
+  def combine_share(share):
+    gradients = ddi_jax.KeptGradients({"w": share}, axis_name="devices")
+    return direction.update(gradients, None, **extra)
+
+  out, states = jax.vmap(combine_share, axis_name="devices")(shares)
+  expected, state = direction.update({"w": matrix}, None, **extra)
+  np.testing.assert_allclose(out["w"].ravel(), expected["w"], rtol=1e-4, atol=1e-5)
+  for values, value in zip(states, state, strict=True):
+    np.testing.assert_allclose(values, [value] * 3, rtol=1e-4, atol=1e-5)

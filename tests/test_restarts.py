@@ -208,3 +208,23 @@ def test_bad_loop_and_loss_shape():
   )
   with pytest.raises(ValueError, match="one per example"):
     scalar(PARAMS, INPUTS, LABELS, KEY)
+
+
+@pytest.mark.parametrize("loop", ["loop", "vmap"])
+def test_keys_of_some_restarts_give_these_restarts(loop):
+  def candidates(key, num_restarts):
+    return ddi_jax.restart_candidates(
+      ATTACK,
+      lambda x, labels: loss_fn(PARAMS, x, labels),
+      INPUTS,
+      LABELS,
+      key,
+      num_restarts,
+      loop=loop,
+    )
+
+  np.testing.assert_allclose(
+    candidates(jax.random.split(KEY, 4)[1:3], 2), candidates(KEY, 4)[1:3], atol=1e-6
+  )
+  with pytest.raises(ValueError, match=r"num_restarts = 3 of them, got shape \(2,\)"):
+    candidates(jax.random.split(KEY, 2), 3)

@@ -42,6 +42,7 @@ def pgd(
   ascent: Ascent | None = None,
   stop_below: float | None = None,
   loop: str = "auto",
+  batch_axis: str | tuple[str, ...] | None = None,
 ) -> Attack:
   """PGD: steepest-ascent steps, each projected on the threat model and the box.
 
@@ -68,6 +69,9 @@ def pgd(
       loop="unroll".
     loop: "loop" (a `lax.fori_loop`), "unroll", or "auto", which unrolls only where
       that is much faster: on a CPU, for gradients of ordinary convolutions.
+    batch_axis: inside `jax.shard_map`, the mesh axis (or axes) over which the batch is
+      split: the attack is then that of the whole batch, in its random numbers and in
+      its end by `stop_below`.
 
   Returns:
     An `Attack`: (key, objective, inputs `[B, ...]`) -> adversarial inputs `[B, ...]`.
@@ -110,7 +114,7 @@ def pgd(
     if callable(random_start):
       start = threat_model.project(random_start(key, inputs), inputs, bounds)
     elif random_start:
-      start = threat_model.random_start(key, inputs, bounds)
+      start = _start_in_batch(threat_model, key, inputs, bounds, batch_axis)
     else:
       start = inputs
 
@@ -140,7 +144,7 @@ def pgd(
       losses = jax.eval_shape(objective, start)
       state = (start, start, jnp.full(losses.shape, -jnp.inf, losses.dtype))
     if stop_below is not None:
-      state = _while_moving(step, state, steps, stop_below)
+      state = _while_moving(step, state, steps, stop_below, batch_axis)
     elif loops.resolve(loop, gradient, start) == "unroll":
       for index in range(steps):
         state = step(index, state)
@@ -155,7 +159,18 @@ def pgd(
   return attack
 
 
-def _while_moving(step, state, steps, stop_below):
+def _start_in_batch(threat_model, key, inputs, bounds, batch_axis):
+  """The random starts of these examples among those drawn for the whole batch."""
+  if batch_axis is None:
+    return threat_model.random_start(key, inputs, bounds)
+  count = jax.lax.axis_size(batch_axis)
+  batch = jnp.tile(inputs, (count,) + (1,) * (inputs.ndim - 1))
+  starts = threat_model.random_start(key, batch, bounds)
+  first = jax.lax.axis_index(batch_axis) * len(inputs)
+  return jax.lax.dynamic_slice_in_dim(starts, first, len(inputs))
+
+
+def _while_moving(step, state, steps, stop_below, batch_axis):
   """As many steps as change more than a share of some example's coordinates."""
 
   def goes_on(carry):
@@ -167,6 +182,8 @@ def _while_moving(step, state, steps, stop_below):
     advanced = step(index, state)
     moved = advanced[0] != state[0]
     share = moved.reshape(len(moved), -1).astype(jnp.float32).mean(axis=1).max()
+    if batch_axis is not None:
+      share = jax.lax.pmax(share, batch_axis)
     return index + 1, share, advanced
 
   first = (0, jnp.ones((), jnp.float32), state)

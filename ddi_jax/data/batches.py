@@ -46,12 +46,7 @@ def training_batches(
       f"batch_size must be in [1, {len(dataset)}], the number of training "
       f"images; got {batch_size}."
     )
-  if batch_size % num_shards or not 0 <= shard < num_shards:
-    raise ValueError(
-      f"num_shards must divide batch_size ({batch_size}) and shard be in "
-      f"[0, num_shards); got num_shards {num_shards}, shard {shard}."
-    )
-  part = slice(shard * batch_size // num_shards, (shard + 1) * batch_size // num_shards)
+  part = _part(batch_size, shard, num_shards)
 
   def draw(indices: np.ndarray, rng: np.random.Generator):
     return indices[part], rng.integers(2**63, size=batch_size)[part]
@@ -69,25 +64,32 @@ def training_batches(
   return iter(batches.to_iter_dataset(_read_options(dataset)))
 
 
-def evaluation_batches(dataset: Examples, batch_size: int) -> Iterator[Batch]:
+def evaluation_batches(
+  dataset: Examples, batch_size: int, *, shard: int = 0, num_shards: int = 1
+) -> Iterator[Batch]:
   """All examples once, in order, in batches of one shape.
 
   Args:
     dataset: N examples.
-    batch_size: B >= 1.
+    batch_size: B >= 1, of all shards together.
+    shard: which part of every batch to read, see `training_batches`.
+    num_shards: S, a divisor of B.
 
   Yields:
-    {"image": `[B, H, W, C]`, "label": `[B]`, "valid": bool `[B]`}; the last batch is
-    padded with copies of its first example, marked as not valid.
+    {"image": `[B / S, H, W, C]`, "label": `[B / S]`, "valid": bool `[B / S]`}; the last
+    batch is padded with copies of its first example, marked as not valid.
 
   Raises:
+    ValueError: if a batch cannot be divided so.
     DataError: while iterating, if a streamed file is damaged.
   """
+  part = _part(batch_size, shard, num_shards)
 
   def read(number: int) -> Batch:
-    indices = number * batch_size + np.arange(batch_size)
+    indices = number * batch_size + np.arange(batch_size)[part]
     valid = indices < len(dataset)
-    return dataset.read(np.where(valid, indices, indices[0])) | {"valid": valid}
+    padded = np.where(valid, indices, number * batch_size)
+    return dataset.read(padded) | {"valid": valid}
 
   batches = grain.MapDataset.range(-(-len(dataset) // batch_size)).map(read)
   return iter(batches.to_iter_dataset(_read_options(dataset)))
@@ -97,3 +99,13 @@ def _read_options(dataset: Examples) -> grain.ReadOptions:
   """A few batches ahead: grain's own 500 of them could be many gigabytes."""
   threads = dataset.num_threads
   return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+
+
+def _part(batch_size: int, shard: int, num_shards: int) -> slice:
+  if batch_size % num_shards or not 0 <= shard < num_shards:
+    raise ValueError(
+      f"num_shards must divide batch_size ({batch_size}) and shard be in "
+      f"[0, num_shards); got num_shards {num_shards}, shard {shard}."
+    )
+  size = batch_size // num_shards
+  return slice(shard * size, (shard + 1) * size)

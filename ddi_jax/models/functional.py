@@ -11,12 +11,17 @@ import jax.numpy as jnp
 Apply = Callable[..., tuple[jax.Array, Any]]
 
 
-def functional(model: nnx.Module) -> tuple[Apply, chex.ArrayTree, chex.ArrayTree]:
+def functional(
+  model: nnx.Module, *, batch_axis: str | None = None
+) -> tuple[Apply, chex.ArrayTree, chex.ArrayTree]:
   """Splits a module once into a pure function and its trees of arrays.
 
   Args:
     model: a module that maps inputs to logits; with `train()`/`eval()` modes if it has
       BatchNorm.
+    batch_axis: the mesh axis over which batches are split, where `apply` is called
+      with `train=True` inside `jax.shard_map`: BatchNorm's statistics are then those
+      of the whole batch.
 
   Returns:
     (apply, params, model_state): nested dicts of arrays, and
@@ -24,6 +29,8 @@ def functional(model: nnx.Module) -> tuple[Apply, chex.ArrayTree, chex.ArrayTree
     `model_state` holds what is not a parameter (BatchNorm's running statistics); it
     changes only with `train=True`.
   """
+  if batch_axis is not None:
+    model.set_attributes(nnx.BatchNorm, axis_name=batch_axis, raise_if_not_found=False)
   graph, *states = nnx.split(model, nnx.Param, nnx.Not(nnx.Param))
   params, model_state = states
 

@@ -171,3 +171,23 @@ def test_bad_calls_are_refused():
     attack(KEY, lambda x: linear(x).mean(), INPUTS)
   with pytest.raises(ValueError, match="needs a key"):
     attack(None, linear, INPUTS)
+
+
+@pytest.mark.parametrize("make", [ddi_jax.linf, ddi_jax.l2, ddi_jax.l1])
+@pytest.mark.parametrize("stop_below", [None, 0.3])
+def test_shares_of_a_batch_are_attacked_as_the_whole(make, stop_below):
+  inputs = jax.random.uniform(KEY, (6, 5))
+  targets = jax.random.uniform(jax.random.key(1), (6, 5))
+
+  def attack(inputs, targets, batch_axis):
+    # An example's end by `stop_below` depends on the slowest of the batch.
+    return ddi_jax.pgd(
+      make(0.3), steps=9, step_size=0.1, stop_below=stop_below, batch_axis=batch_axis
+    )(KEY, lambda points: -jnp.abs(points - targets).sum(axis=1), inputs)
+
+  shares = jax.vmap(lambda *share: attack(*share, "data"), axis_name="data")(
+    inputs.reshape(3, 2, 5), targets.reshape(3, 2, 5)
+  )
+  np.testing.assert_allclose(
+    shares.reshape(6, 5), attack(inputs, targets, None), atol=1e-6
+  )

@@ -160,6 +160,22 @@ def test_evaluation_covers_every_example_once(digits):
   np.testing.assert_array_equal(labels, digits.test.labels)
 
 
+def test_shards_one_after_another_are_the_batch(digits):
+  for read in (
+    lambda **part: epoch(digits.train, stop=14, **part),
+    lambda **part: list(data.evaluation_batches(digits.test, 100, **part)),
+  ):
+    shards = [read(shard=shard, num_shards=4) for shard in range(4)]
+    for whole, *parts in zip(read(), *shards, strict=True):
+      assert {len(part["label"]) for part in parts} == {25}
+      for name, array in whole.items():
+        np.testing.assert_array_equal(
+          np.concatenate([part[name] for part in parts]), array
+        )
+  with pytest.raises(ValueError, match=r"num_shards must divide batch_size \(100\)"):
+    epoch(digits.train, num_shards=3)
+
+
 def test_pad_crop_flip():
   images = jax.random.randint(jax.random.key(0), (64, 6, 6, 2), 1, 255, jnp.uint8)
   augment = jax.jit(data.pad_crop_flip, static_argnames=("pad", "flip"))
