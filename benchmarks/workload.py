@@ -16,6 +16,7 @@ import optax
 from ddi_jax import models, training
 from ddi_jax.models import layers
 from ddi_jax.models.functional import Apply
+from ddi_jax.training import mesh as meshes
 from ddi_jax.training import step as step_lib
 from ddi_jax.training.config import ATTACK_DTYPES, model_settings
 
@@ -40,14 +41,18 @@ class Workload(NamedTuple):
   optimizer: optax.GradientTransformationExtraArgs
   state: step_lib.TrainState
   train_step: step_lib.StepFn
-  images: np.ndarray  # [B, 32, 32, 3], uint8
-  labels: np.ndarray  # [B]
+  images: Any  # [B, 32, 32, 3], uint8
+  labels: Any  # [B]
 
 
 def create(
   method: str, loops: Mapping[str, str], changes: Mapping[str, Any] | None = None
 ) -> Workload:
-  """The step of a method as the flags say, with loop forms and other settings."""
+  """The step of a method as the flags say, with loop forms and other settings.
+
+  With `mesh.restart` or `mesh.data` among these, for that mesh: the state and the batch
+  are then placed on it.
+  """
   config = training.default_config()
   config.method = method
   config.num_restarts = _NUM_RESTARTS.value
@@ -73,20 +78,32 @@ def create(
     settings=model_settings(config),
     seed=0,
   )
-  apply, params, model_state = models.functional(model)
+  mesh = meshes.create_mesh(config)
+  apply, params, model_state = models.functional(
+    model, batch_axis=meshes.batch_axis(mesh)
+  )
   schedule = step_lib.create_schedule(config, 1000)
-  optimizer = step_lib.create_optimizer(config, schedule)
+  optimizer = step_lib.create_optimizer(config, schedule, mesh)
+  state = step_lib.create_train_state(params, model_state, optimizer)
+  batch = {
+    "image": rng.integers(0, 256, (config.batch_size, 32, 32, 3), np.uint8),
+    "label": rng.integers(0, 10, config.batch_size).astype(np.int32),
+  }
+  if mesh is not None:
+    where = step_lib.state_shardings(state, mesh, config.mesh.fsdp)
+    state = jax.device_put(state, where)
+  batch = meshes.to_devices(mesh, meshes.DATA, batch)
   return Workload(
     config=config,
     model=model,
     apply=apply,
     optimizer=optimizer,
-    state=step_lib.create_train_state(params, model_state, optimizer),
+    state=state,
     train_step=step_lib.create_train_step(
-      config, apply, optimizer, schedule, warmup_steps=1, max_value=255
+      config, apply, optimizer, schedule, warmup_steps=1, max_value=255, mesh=mesh
     ),
-    images=rng.integers(0, 256, (config.batch_size, 32, 32, 3), np.uint8),
-    labels=rng.integers(0, 10, config.batch_size).astype(np.int32),
+    images=batch["image"],
+    labels=batch["label"],
   )
 
 

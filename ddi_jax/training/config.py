@@ -106,6 +106,10 @@ def default_config() -> ml_collections.ConfigDict:
   config.loops.gradients = "auto"  # over the K gradients
   config.loops.restarts = "auto"  # over the K attacks
   config.loops.steps = "auto"  # over the steps of an attack
+  config.mesh = ml_collections.ConfigDict()  # of devices, see docs/scaling.md
+  config.mesh.restart = 1  # over so many devices the K restarts are split
+  config.mesh.data = 1  # and each restart's batch over so many
+  config.mesh.fsdp = False  # parameters and optimizer state are split over all of them
   # Restarts attacked and differentiated at once, at most; None: as the loop form likes.
   config.restarts_at_a_time = config_dict.placeholder(int)
   # Gradients kept in memory at once; None: all K.  Fewer are recomputed when needed.
@@ -302,6 +306,43 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       or config.model.normalization != "batch"
       or config.attack.batch_norm == "eval"
     ),
+  )
+  _check_mesh(config, check, num_restarts)
+
+
+def _check_mesh(
+  config: ml_collections.ConfigDict, check: Callable[..., None], num_restarts: int
+) -> None:
+  restart, data_size = config.mesh.restart, config.mesh.data
+  check(
+    "mesh.restart",
+    f"a divisor of {num_restarts}, the number of attacks in a step of config.method "
+    f"{config.method!r}",
+    lambda value: value >= 1 and num_restarts % value == 0,
+  )
+  check(
+    "mesh.data",
+    f"a divisor of config.batch_size ({config.batch_size})",
+    lambda value: value >= 1 and config.batch_size % value == 0,
+  )
+  check("mesh.fsdp", "True or False", lambda value: isinstance(value, bool))
+  size = restart * data_size
+  several = f"with config.mesh.restart * config.mesh.data = {restart} * {data_size}"
+  check(
+    "evaluation.batch_size",
+    f"a multiple of {size} {several}",
+    lambda value: value % size == 0,
+  )
+  check(
+    "gradients_at_a_time",
+    f"None {several}, which divides the gradients' memory already",
+    lambda value: value is None or size == 1,
+  )
+  check(
+    "loops.restarts",
+    f"other than merge {several}, which would draw other random numbers; vmap does "
+    "the same",
+    lambda value: value != "merge" or size == 1,
   )
 
 

@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import ml_collections
 
 import ddi_jax
 from ddi_jax import losses
 from ddi_jax.data import Examples, evaluation_batches
 from ddi_jax.models.functional import Apply
+from ddi_jax.training import mesh as meshes
 from ddi_jax.training.compilation import compiler_options
 from ddi_jax.training.config import step_size
 from ddi_jax.training.step import THREAT_MODELS, TrainState, stream_key
@@ -48,8 +50,10 @@ def describe_attack(config: ml_collections.ConfigDict) -> str:
   )
 
 
-def judging_attack(config: ml_collections.ConfigDict) -> ddi_jax.Attack:
-  """One restart of that attack."""
+def judging_attack(
+  config: ml_collections.ConfigDict, batch_axis: str | tuple[str, ...] | None = None
+) -> ddi_jax.Attack:
+  """One restart of that attack, on a batch that is split over mesh axes if given."""
   epsilon = config.attack.epsilon
   return ddi_jax.pgd(
     THREAT_MODELS[config.attack.norm](epsilon),
@@ -57,13 +61,19 @@ def judging_attack(config: ml_collections.ConfigDict) -> ddi_jax.Attack:
     # A step of length 0 is not an attack; at epsilon 0 any length projects back.
     step_size=step_size(config.evaluation, epsilon) or 1.0,
     loop=config.loops.steps,
+    batch_axis=batch_axis,
   )
 
 
 def create_evaluate(
-  config: ml_collections.ConfigDict, apply: Apply, max_value: int
+  config: ml_collections.ConfigDict,
+  apply: Apply,
+  max_value: int,
+  mesh: Mesh | None = None,
 ) -> EvaluateFn:
   """The evaluation of a train state under `config.evaluation`'s attack.
+
+  With a mesh, every batch is split over all its devices.
 
   Returns:
     fn(state, dataset, interrupted=lambda: False) -> `Evaluation`, or None if
@@ -71,10 +81,9 @@ def create_evaluate(
     config.seed alone.
   """
   settings = config.evaluation
-  attack = judging_attack(config)
+  attack = judging_attack(config, None if mesh is None else meshes.ALL)
 
-  @functools.partial(jax.jit, compiler_options=compiler_options(config))
-  def evaluate_batch(params, model_state, images, labels, valid, key):
+  def sums_of(params, model_state, images, labels, valid, key):
     inputs = images.astype(jnp.float32) / max_value
 
     def logits_of(inputs):
@@ -107,26 +116,30 @@ def create_evaluate(
     )
     return jax.tree.map(lambda x: jnp.sum(x, where=valid), averages)
 
+  if mesh is not None:
+    sums_of = meshes.split_sums(sums_of, mesh, num_batched=3)
+
+  @functools.partial(jax.jit, compiler_options=compiler_options(config))
+  def evaluate_batch(state, batch, index):
+    key = stream_key(config.seed, "evaluation", index)
+    batched = (batch[name] for name in ("image", "label", "valid"))
+    return sums_of(state.params, state.model_state, *batched, key)
+
   def evaluate(
     state: TrainState,
     dataset: Examples,
     interrupted: Callable[[], bool] = lambda: False,
   ) -> Evaluation | None:
     sums = []
-    batches = evaluation_batches(dataset, settings.batch_size)  # All of one shape.
+    part, num_parts = meshes.host_share(mesh, meshes.ALL, settings.batch_size)
+    batches = evaluation_batches(  # All of one shape.
+      dataset, settings.batch_size, shard=part, num_shards=num_parts
+    )
     for index, batch in enumerate(batches):
       if interrupted():
         return None
-      key = stream_key(config.seed, "evaluation", index)
       sums.append(
-        evaluate_batch(
-          state.params,
-          state.model_state,
-          batch["image"],
-          batch["label"],
-          batch["valid"],
-          key,
-        )
+        evaluate_batch(state, meshes.to_devices(mesh, meshes.ALL, batch), index)
       )
     total = len(dataset)
     return Evaluation(

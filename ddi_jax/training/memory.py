@@ -20,7 +20,7 @@ def check_memory(
   params: Any,
   opt_state: Any,
 ) -> None:
-  """Refuses what surely does not fit into the device's memory.
+  """Refuses what surely does not fit into the device's memory, or its share of a mesh.
 
   Args:
     config: a checked config.
@@ -32,14 +32,17 @@ def check_memory(
     ConfigError: if the parts below exceed the memory.  Activations come on top of
       them, so passing is no promise.
   """
+  devices = config.mesh.restart * config.mesh.data
   restarts = num_candidates(config.method, config.num_restarts)
   image_bytes = 4 * math.prod(image_shape)
   kept = min(restarts, config.gradients_at_a_time or restarts)
+  holders = devices if config.mesh.fsdp else 1
+  candidate_bytes = restarts * config.batch_size * image_bytes
   sizes = {
-    "parameters": _num_bytes(params),
-    f"{kept} gradient(s) of them": kept * _num_bytes(params),
-    "optimizer state": _num_bytes(opt_state),
-    f"{restarts} candidate(s) of the batch": restarts * config.batch_size * image_bytes,
+    "parameters": _num_bytes(params) // holders,
+    f"{kept} gradient(s) of them": kept * _num_bytes(params) // devices,
+    "optimizer state": _num_bytes(opt_state) // holders,
+    f"{restarts} candidate(s) of the batch": candidate_bytes // devices,
   }
   _check(
     sizes,
@@ -49,7 +52,10 @@ def check_memory(
   )
   evaluated = config.evaluation.restarts * config.evaluation.batch_size
   _check(
-    {"parameters": sizes["parameters"], "attacked images": evaluated * image_bytes},
+    {
+      "parameters": sizes["parameters"],
+      "attacked images": evaluated * image_bytes // devices,
+    },
     "evaluation",
     "config.evaluation.batch_size or config.evaluation.restarts",
   )

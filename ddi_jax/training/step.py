@@ -6,6 +6,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import ml_collections
 import optax
 
@@ -13,6 +14,7 @@ import ddi_jax
 from ddi_jax import losses
 from ddi_jax.data import pad_crop_flip
 from ddi_jax.models.functional import Apply, in_bfloat16
+from ddi_jax.training import mesh as meshes
 from ddi_jax.training.compilation import compiler_options
 from ddi_jax.training.config import step_size
 from ddi_jax.training.methods import METHODS, num_candidates
@@ -63,11 +65,15 @@ def create_schedule(config: ml_collections.ConfigDict, total: int) -> optax.Sche
 
 
 def create_optimizer(
-  config: ml_collections.ConfigDict, schedule: optax.Schedule
+  config: ml_collections.ConfigDict,
+  schedule: optax.Schedule,
+  mesh: Mesh | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """K gradients -> direction -> weight decay and momentum -> update."""
   settings = config.optimizer
   direction = METHODS[config.method].direction(config)
+  if mesh is not None:
+    direction = meshes.split_direction(direction, mesh, fsdp=config.mesh.fsdp)
   if settings.name == "adam":
     rule = optax.adamw(schedule, weight_decay=settings.weight_decay)
   else:
@@ -88,6 +94,23 @@ def create_train_state(
   return TrainState(step, params, model_state, optimizer.init(params))
 
 
+def state_shardings(state: TrainState, mesh: Mesh, fsdp: bool) -> TrainState:
+  """How a train state lies on a mesh, a tree of shardings."""
+
+  def everywhere(part):
+    return meshes.shardings(part, mesh, split=False)
+
+  def split(part):
+    return meshes.shardings(part, mesh, split=fsdp)
+
+  return TrainState(
+    step=everywhere(state.step),
+    params=split(state.params),
+    model_state=everywhere(state.model_state),
+    opt_state=split(state.opt_state),
+  )
+
+
 def create_train_step(
   config: ml_collections.ConfigDict,
   apply: Apply,
@@ -96,6 +119,7 @@ def create_train_step(
   *,
   warmup_steps: int,
   max_value: int,
+  mesh: Mesh | None = None,
 ) -> StepFn:
   """The training step of `config.method`.
 
@@ -106,6 +130,8 @@ def create_train_step(
     schedule: the learning rate, for the log.
     warmup_steps: >= 1; the attack's radius and steps grow linearly from 0 over them.
     max_value: the images' full scale.
+    mesh: from `ddi_jax.training.mesh.create_mesh`; as the optimizer was made with, and
+      `apply` with its `batch_axis`.
 
   Returns:
     Jitted fn(state, images uint8 `[B, H, W, C]`, labels `[B]`) -> (state, metrics).
@@ -115,56 +141,50 @@ def create_train_step(
   restarts = num_candidates(config.method, config.num_restarts)
   attacked_apply = in_bfloat16(apply) if config.attack.dtype == "bfloat16" else apply
 
-  def train_step(state: TrainState, images: jax.Array, labels: jax.Array):
-    key = stream_key(config.seed, "training", state.step)
-    augment_key, attack_key = jax.random.split(key)
-    images = pad_crop_flip(
-      augment_key, images, pad=config.data.pad, flip=config.data.flip
-    )
-    inputs = images.astype(jnp.float32) / max_value
+  def gradients_of(params, model_state, inputs, labels, key, warmth):
+    """The K gradients, losses `[K, B]`, correct `[K, B]`, model states `[K, ...]`."""
 
     def attack_loss(inputs, labels):
       train = config.attack.batch_norm == "train"
-      logits, _ = attacked_apply(state.params, state.model_state, inputs, train=train)
+      logits, _ = attacked_apply(params, model_state, inputs, train=train)
       return losses.cross_entropy(logits, labels)
 
     def loss_fn(params, inputs, labels):
       train = config.gradient.batch_norm == "train"
-      logits, model_state = apply(params, state.model_state, inputs, train=train)
+      logits, new_state = apply(params, model_state, inputs, train=train)
       if not train:  # The statistics are updated with every method, in either mode.
-        _, model_state = apply(params, state.model_state, inputs, train=True)
+        _, new_state = apply(params, model_state, inputs, train=True)
       correct = jnp.argmax(logits, axis=-1) == labels
-      return losses.cross_entropy(logits, labels), (correct, model_state)
+      return losses.cross_entropy(logits, labels), (correct, new_state)
 
     candidates = inputs[None]
-    warmth = jnp.minimum(1.0, (state.step + 1) / warmup_steps)
-    epsilon = warmth * config.attack.epsilon
     if method.attacked:
       attack = ddi_jax.pgd(
-        THREAT_MODELS[config.attack.norm](epsilon),
+        THREAT_MODELS[config.attack.norm](warmth * config.attack.epsilon),
         steps=config.attack.steps,
         step_size=warmth * step_size(config.attack, config.attack.epsilon),
         random_start=config.attack.random_start,
         iterate=config.attack.iterate,
         stop_below=config.attack.stop_below,
         loop=config.loops.steps,
+        batch_axis=meshes.batch_axis(mesh),
       )
       candidates = ddi_jax.restart_candidates(
         attack,
         attack_loss,
         inputs,
         labels,
-        attack_key,
-        restarts,
+        key,
+        meshes.restarts_per_device(mesh, restarts),
         loop=config.loops.restarts,
         at_a_time=config.restarts_at_a_time,
       )
     if method.select_worst:
       candidate_losses = jax.lax.map(lambda x: attack_loss(x, labels), candidates)
-      candidates = ddi_jax.worst_candidate(candidates, candidate_losses)[None]
+      candidates = meshes.worst_over_restarts(candidates, candidate_losses, mesh)[None]
     gradients, info = ddi_jax.candidate_gradients(
       loss_fn,
-      state.params,
+      params,
       candidates,
       labels,
       loop=config.loops.gradients,
@@ -172,31 +192,56 @@ def create_train_step(
       at_a_time=config.restarts_at_a_time,
       gradients_at_a_time=config.gradients_at_a_time,
     )
-    correct, model_states = info.aux
+    return gradients, info.losses, *info.aux
+
+  if mesh is not None:
+    one_candidate = restarts == 1 or method.select_worst
+    gradients_of = meshes.split_gradients(
+      gradients_of, mesh, one_candidate=one_candidate
+    )
+
+  def train_step(state: TrainState, images: jax.Array, labels: jax.Array):
+    key = stream_key(config.seed, "training", state.step)
+    augment_key, attack_key = jax.random.split(key)
+    images = pad_crop_flip(
+      augment_key, images, pad=config.data.pad, flip=config.data.flip
+    )
+    inputs = images.astype(jnp.float32) / max_value
+    warmth = jnp.minimum(1.0, (state.step + 1) / warmup_steps)
+    if mesh is not None:
+      attack_key = jax.random.split(attack_key, restarts)
+    gradients, candidate_losses, correct, model_states = gradients_of(
+      state.params, state.model_state, inputs, labels, attack_key, warmth
+    )
     updates, opt_state = optimizer.update(
       gradients,
       state.opt_state,
       state.params,
-      losses=info.losses.mean(axis=1),
+      losses=candidate_losses.mean(axis=1),
       key=stream_key(config.seed, "direction", state.step),
     )
     params = optax.apply_updates(state.params, updates)
     model_state = jax.tree.map(lambda leaf: leaf.mean(axis=0), model_states)
     metrics = {
-      "loss": info.losses.max(axis=0).mean(),
+      "loss": candidate_losses.max(axis=0).mean(),
       "learning_rate": jnp.asarray(schedule(state.step)),
       "update_norm": optax.tree_utils.tree_norm(updates),
       "param_norm": optax.tree_utils.tree_norm(params),
     }
     accuracy = correct.all(axis=0).mean()
     if method.attacked:
-      metrics |= {"robust_accuracy": accuracy, "epsilon": epsilon}
+      metrics["robust_accuracy"] = accuracy
+      metrics["epsilon"] = warmth * config.attack.epsilon
     else:
       metrics["accuracy"] = accuracy
     direction_state = opt_state[0]
     for name, value in direction_state._asdict().items():
       metrics[f"direction/{name}"] = value
-    return TrainState(state.step + 1, params, model_state, opt_state), metrics
+    state = TrainState(state.step + 1, params, model_state, opt_state)
+    if mesh is not None:
+      state = meshes.constrain(state, state_shardings(state, mesh, config.mesh.fsdp))
+      metrics = meshes.constrain(metrics, meshes.shardings(metrics, mesh, split=False))
+    return state, metrics
 
   return jax.jit(
     train_step, donate_argnums=0, compiler_options=compiler_options(config)
