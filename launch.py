@@ -4,6 +4,8 @@ python launch.py --config=configs/digits.py
 python launch.py --config=configs/digits.py:debug --workdir=/tmp/try
 python launch.py --config=configs/mnist.py --config.method=pgd --config.seed=1
 python launch.py --config=configs/digits.py --evaluate=autoattack
+python launch.py --config=configs/cifar10.py --config.mesh.data=8
+srun python launch.py --config=configs/cifar10.py --config.mesh.data=64 --distributed
 """
 
 from pathlib import Path
@@ -16,6 +18,7 @@ from ml_collections import config_flags
 
 from ddi_jax import training
 from ddi_jax.data import DataError
+from ddi_jax.training import distributed
 from ddi_jax.training.restore import CHECKPOINTS
 from ddi_jax.training.workdir import default_workdir
 
@@ -47,6 +50,15 @@ _SAVE = flags.DEFINE_bool("evaluate_save", False, "Save the adversarial examples
 _RESTART = flags.DEFINE_bool(
   "evaluate_restart", False, "Forget what an earlier evaluation found."
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed",
+  False,
+  "Join several processes, found in the environment (SLURM, Open MPI, Kubernetes, "
+  "Cloud TPU) or by the next three flags; config.mesh has all their devices.",
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of all hosts.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's, from 0.")
 flags.mark_flag_as_required("config")
 
 
@@ -59,7 +71,13 @@ def main(argv: list[str]) -> None:
   config = _CONFIG.value
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
   workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(config, name)
+  with distributed.leaving_at_once():
+    _run(config, workdir)
+
+
+def _run(config: ml_collections.ConfigDict, workdir: Path) -> None:
   try:
+    _join_processes()
     if _EVALUATE.value is None:
       _refuse_evaluate_flags()
       training.train(config, workdir)
@@ -68,6 +86,7 @@ def main(argv: list[str]) -> None:
   except (
     training.CheckpointError,
     training.ConfigError,
+    training.OtherProcessError,
     training.TrainingError,
     DataError,
   ) as error:
@@ -97,6 +116,17 @@ def _judging_settings(attacks: str) -> training.JudgingSettings:
     save=_SAVE.value,
     restart=_RESTART.value,
   )
+
+
+def _join_processes() -> None:
+  if _DISTRIBUTED.value:
+    if _EVALUATE.value is not None:
+      raise training.ConfigError("--evaluate runs in one process: no --distributed.")
+    distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    return
+  for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID):
+    if flag.present:
+      raise training.ConfigError(f"--{flag.name} needs --distributed.")
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

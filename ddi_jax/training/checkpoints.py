@@ -13,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from ddi_jax.training import checksums
+from ddi_jax.training import checksums, distributed
 from ddi_jax.training.evaluation import Evaluation
 from ddi_jax.training.step import TrainState
 
@@ -88,7 +88,10 @@ class Checkpoints:
           ),
           metrics=None if validation is None else validation._asdict(),
         )
-      checksums.write_checksums(self.directory / str(step))
+      folder, writer = self.directory / str(step), distributed.is_writer()
+      distributed.together(
+        lambda: checksums.write_checksums(folder) if writer else None
+      )
     except Exception as error:  # OSError, or whatever orbax's storage makes of one.
       raise CheckpointError(
         f"the checkpoint of step {step} could not be saved in {self.directory}: "

@@ -59,6 +59,22 @@ class MetricLog:
     self._board.close()
 
 
+class NoLog:
+  """In place of a `MetricLog` where another process writes it."""
+
+  def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+    """Does nothing."""
+
+  def flush(self) -> None:
+    """Does nothing."""
+
+  def __enter__(self) -> "NoLog":
+    return self
+
+  def __exit__(self, *exception) -> None:
+    pass
+
+
 def read_metrics(workdir: Path) -> Iterator[dict[str, Any]]:
   """The records of a run's `metrics.jsonl`; a last line cut short is left out."""
   yield from read_lines(workdir / METRICS_FILE)

@@ -1,6 +1,7 @@
 """The training program: data, model, loop, evaluation, report."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any, NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import ml_collections
+import numpy as np
 from tqdm import auto as tqdm
 
 from ddi_jax import data, models
-from ddi_jax.training import figures, logs, report
+from ddi_jax.training import distributed, figures, logs, report
+from ddi_jax.training import mesh as meshes
 from ddi_jax.training.checkpoints import (
   CheckpointError,
   Checkpoints,
@@ -39,6 +43,7 @@ from ddi_jax.training.step import (
   create_schedule,
   create_train_state,
   create_train_step,
+  state_shardings,
 )
 from ddi_jax.training.workdir import claim_workdir
 
@@ -53,6 +58,7 @@ class _Experiment(NamedTuple):
   splits: data.Splits
   total: int  # steps
   evaluate_every: int  # steps
+  mesh: Mesh | None
   initial_state: TrainState
   train_step: StepFn
   evaluate: EvaluateFn
@@ -61,7 +67,10 @@ class _Experiment(NamedTuple):
 def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
   """Trains, evaluates and reports; resumes if the workdir holds the same config's run.
 
-  SIGTERM and SIGINT end the run after the step in progress, with a checkpoint.
+  SIGTERM and SIGINT end the run after the step in progress, with a checkpoint.  Where
+  several processes train together (`distributed.initialize`), each calls this with the
+  same arguments and a workdir that all of them see; one writes all but the checkpoints,
+  which they write together.
 
   Args:
     config: see `ddi_jax.training.default_config`.
@@ -78,14 +87,20 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
     DataError: if the data cannot be had.
     TrainingError: if the loss or the parameters are no longer finite, the workdir
       cannot be written, or no checkpoint in it is good.
+    OtherProcessError: if another of several processes failed or is lost.
   """
   check_config(config)
-  splits = load_data(config)
+  mesh = meshes.create_mesh(config)
+  splits = distributed.together(lambda: load_data(config))
   check_against_data(config, len(splits.train))
   _check_memory(config, splits)
+  claim: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+  if distributed.is_writer():
+    claim = claim_workdir(workdir, config)
   try:
-    with claim_workdir(workdir, config):
-      return _train_in(workdir, config, splits)
+    with distributed.connection_errors(), contextlib.ExitStack() as stack:
+      distributed.together(lambda: stack.enter_context(claim))
+      return _train_in(workdir, config, splits, mesh)
   except CheckpointError as error:
     raise TrainingError(f"{error}{_what_is_left(workdir)}") from error
   except OSError as error:
@@ -95,24 +110,37 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
 
 
 def _train_in(
-  workdir: Path, config: ml_collections.ConfigDict, splits: data.Splits
+  workdir: Path,
+  config: ml_collections.ConfigDict,
+  splits: data.Splits,
+  mesh: Mesh | None,
 ) -> dict[str, Any] | None:
+  writer = distributed.is_writer()
   summary_path = workdir / report.SUMMARY_FILE
-  if summary_path.exists():
-    print(f"The run in {workdir} is complete; nothing to do.\n")
+  if distributed.any_process(writer and summary_path.exists()):
+    if writer:
+      print(f"The run in {workdir} is complete; nothing to do.\n")
     summary = json.loads(summary_path.read_text())
   else:
-    for message in set_damaged_aside(workdir):
+    messages = distributed.together(
+      lambda: set_damaged_aside(workdir) if writer else []
+    )
+    for message in messages:
       print(message)
-    with compilation_cache_in(workdir), Interruption() as interrupted:
-      summary = _run(_create_experiment(config, splits), config, workdir, interrupted)
+    with compilation_cache_in(workdir), Interruption() as interruption:
+      interrupted = distributed.agreed(interruption)
+      experiment = _create_experiment(config, splits, mesh)
+      summary = _run(experiment, config, workdir, interrupted)
     if summary is None:
-      print(f"Interrupted and saved in {workdir}; the same command resumes.")
+      if writer:
+        print(f"Interrupted and saved in {workdir}; the same command resumes.")
       return None
-    title = f"{config.method} on {config.data.name}, seed {config.seed}"
-    figures.save_curves(workdir, f"{title}; robust: {summary['attack']}")
-    logs.write_json(summary_path, summary)
-  print(report.format_report(workdir, summary))
+    if writer:
+      title = f"{config.method} on {config.data.name}, seed {config.seed}"
+      figures.save_curves(workdir, f"{title}; robust: {summary['attack']}")
+      logs.write_json(summary_path, summary)
+  if writer:
+    print(report.format_report(workdir, summary))
   return summary
 
 
@@ -161,22 +189,28 @@ def _check_memory(config: ml_collections.ConfigDict, splits: data.Splits) -> Non
 
 
 def _create_experiment(
-  config: ml_collections.ConfigDict, splits: data.Splits
+  config: ml_collections.ConfigDict, splits: data.Splits, mesh: Mesh | None
 ) -> _Experiment:
   steps_per_epoch = len(splits.train) // config.batch_size
   total = max(1, round(config.num_epochs * steps_per_epoch))
   model = create_model(config, splits)
-  apply, params, model_state = models.functional(model)
+  apply, params, model_state = models.functional(
+    model, batch_axis=meshes.batch_axis(mesh)
+  )
   schedule = create_schedule(config, total)
-  optimizer = create_optimizer(config, schedule)
+  optimizer = create_optimizer(config, schedule, mesh)
+  state = create_train_state(params, model_state, optimizer)
+  # Committed to its devices, as a restored state is: else XLA would compile for both.
+  where: Any = jax.devices()[0]
+  if mesh is not None:
+    where = state_shardings(state, mesh, config.mesh.fsdp)
+    state = jax.tree.map(np.asarray, state)  # The same on all hosts.
   return _Experiment(
     splits=splits,
     total=total,
     evaluate_every=max(1, round(config.evaluation.every_epochs * steps_per_epoch)),
-    # Committed to its device, as a restored state is: else XLA would compile for both.
-    initial_state=jax.device_put(
-      create_train_state(params, model_state, optimizer), jax.devices()[0]
-    ),
+    mesh=mesh,
+    initial_state=jax.device_put(state, where),
     train_step=create_train_step(
       config,
       apply,
@@ -184,8 +218,9 @@ def _create_experiment(
       schedule,
       warmup_steps=max(1, round(config.attack.warmup_epochs * steps_per_epoch)),
       max_value=splits.max_value,
+      mesh=mesh,
     ),
-    evaluate=create_evaluate(config, apply, splits.max_value),
+    evaluate=create_evaluate(config, apply, splits.max_value, mesh),
   )
 
 
@@ -193,10 +228,11 @@ def _run(
   experiment: _Experiment,
   config: ml_collections.ConfigDict,
   workdir: Path,
-  interrupted: Interruption,
+  interrupted: Callable[[], bool],
 ) -> dict[str, Any] | None:
   """Trains from the latest checkpoint to the end; the summary, None if interrupted."""
-  splits, total = experiment.splits, experiment.total
+  splits, total, mesh = experiment.splits, experiment.total, experiment.mesh
+  writer = distributed.is_writer()
   checkpoints = Checkpoints(workdir)
   # A copy, since a step donates its input.
   state = jax.tree.map(jnp.copy, experiment.initial_state)
@@ -207,22 +243,32 @@ def _run(
   start = int(state.step)
   began = time.monotonic() - progress["seconds"]
   num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-  print(
-    f"{config.method} on {config.data.name}: {len(splits.train)} training "
-    f"images, {config.model.name} with {num_params:,} parameters, steps {start} to "
-    f"{total} of batch {config.batch_size}, on {jax.default_backend()}.\n"
-    f"Workdir: {workdir}"
-  )
+  if writer:
+    devices = "" if mesh is None else f"{mesh.size} devices, "
+    print(
+      f"{config.method} on {config.data.name}: {len(splits.train)} training "
+      f"images, {config.model.name} with {num_params:,} parameters, steps {start} to "
+      f"{total} of batch {config.batch_size}, on {devices}{jax.default_backend()}.\n"
+      f"Workdir: {workdir}"
+    )
   validation_set = splits.validation.first(config.evaluation.validation_limit)
+  part, num_parts = meshes.host_share(mesh, meshes.DATA, config.batch_size)
   batches = data.training_batches(
-    splits.train, config.batch_size, config.seed, start=start, stop=total
+    splits.train,
+    config.batch_size,
+    config.seed,
+    start=start,
+    stop=total,
+    shard=part,
+    num_shards=num_parts,
   )
-  log = logs.MetricLog(workdir, resumed)
+  log = logs.MetricLog(workdir, resumed) if writer else logs.NoLog()
   bar = tqdm.tqdm(
     total=total,
     initial=start,
     unit="step",
     dynamic_ncols=True,
+    disable=not writer,
     mininterval=0.5 if sys.stderr.isatty() else 10.0,
   )
   validation_text = ""
@@ -249,7 +295,7 @@ def _run(
         return None
       if step == total:
         break
-      batch = next(batches)
+      batch = meshes.to_devices(mesh, meshes.DATA, next(batches))
       state, metrics = experiment.train_step(state, batch["image"], batch["label"])
       numbers = {name: float(value) for name, value in metrics.items()}
       log.write(step + 1, "train", numbers)

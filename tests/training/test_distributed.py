@@ -1,0 +1,248 @@
+"""Training by several real processes that speak over loopback."""
+
+import json
+import os
+from pathlib import Path
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from ddi_jax import training
+from ddi_jax.training import distributed, logs
+
+ROOT = Path(__file__).parents[2]
+WORKER = Path(__file__).with_name("host_worker.py")
+DEVICES = 4
+STEPS_PER_EPOCH = 4
+SETTINGS = {
+  "batch_size": 16,
+  "num_restarts": 2,
+  "num_epochs": 3.0,
+  "attack.steps": 2,
+  "data.limit": 64,
+  "evaluation.batch_size": 32,
+  "evaluation.every_epochs": 1.0,
+  "evaluation.steps": 2,
+  "model.width": 2,
+  "model.hidden": 8,
+  "model.normalization": "batch",
+  "mesh.restart": 2,
+  "mesh.data": 2,
+}
+
+
+def free_port():
+  with socket.socket() as server:
+    server.bind(("127.0.0.1", 0))
+    return server.getsockname()[1]
+
+
+def start(folder, num_processes, flags_of=lambda _: [], env_of=lambda _: {}):
+  """Processes that share `DEVICES` virtual devices and the workdir `folder / run`."""
+  environment = os.environ | {
+    "JAX_NUM_CPU_DEVICES": str(DEVICES // num_processes),
+    "JAX_PLATFORMS": "cpu",
+  }
+  settings = [f"--config.{name}={value}" for name, value in SETTINGS.items()]
+  return [
+    subprocess.Popen(
+      [
+        *(sys.executable, str(WORKER), str(folder / f"labels{process}.json")),
+        f"--config={ROOT / 'configs' / 'digits.py'}",
+        f"--workdir={folder / 'run'}",
+        *settings,
+        *flags_of(process),
+      ],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      cwd=folder,
+      env=environment | env_of(process),
+    )
+    for process in range(num_processes)
+  ]
+
+
+def finish(processes):
+  """Their standard outputs."""
+  try:
+    outputs = [process.communicate(timeout=600) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  for process, (_, errors) in zip(processes, outputs, strict=True):
+    assert process.returncode == 0, errors
+  return [output for output, _ in outputs]
+
+
+def explicit_flags(num_processes):
+  port = free_port()
+  return lambda process: [
+    "--distributed",
+    f"--coordinator=127.0.0.1:{port}",
+    f"--num_processes={num_processes}",
+    f"--process_id={process}",
+  ]
+
+
+def slurm_environment(num_processes):
+  """As `srun` sets it; jax makes the port of the job's number."""
+  job = next(job for job in range(os.getpid(), os.getpid() + 100) if is_free(job))
+  return lambda process: {
+    "SLURM_JOB_ID": str(job),
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_NTASKS": str(num_processes),
+    "SLURM_PROCID": str(process),
+    "SLURM_LOCALID": str(process),
+  }
+
+
+def is_free(job):
+  with socket.socket() as server:
+    return server.connect_ex(("127.0.0.1", 2**16 - 2**12 + job % 2**12)) != 0
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+  """One process with all devices."""
+  folder = tmp_path_factory.mktemp("alone")
+  finish(start(folder, 1))
+  return folder
+
+
+def parameters(folder):
+  directory = (folder / "run" / "checkpoints").absolute()
+  with ocp.CheckpointManager(directory) as manager:
+    step = manager.latest_step()
+  like = ocp.StandardCheckpointer().metadata(directory / str(step) / "state")
+  one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return ocp.StandardCheckpointer().restore(
+    directory / str(step) / "state",
+    jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one),
+      like.item_metadata.tree,
+    ),
+  )["params"]
+
+
+def assert_same_parameters(folder, alone):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+    parameters(folder),
+    parameters(alone),
+  )
+
+
+def check_same_run(folder, outputs, alone, num_shares):
+  """One result, one writer, and each process's own share of the data."""
+  assert_same_parameters(folder, alone)
+  records, expected = (
+    {(r.pop("step"), r.pop("split")): r for r in logs.read_metrics(path / "run")}
+    for path in (folder, alone)
+  )
+  assert records.keys() == expected.keys()
+  for key, record in records.items():
+    for name, value in record.items():
+      np.testing.assert_allclose(
+        value, expected[key][name], rtol=1e-3, atol=1e-5, err_msg=f"{key} {name}"
+      )
+  assert "this run, best on validation" in outputs[0]
+  assert not any(outputs[1:])
+  assert len(list((folder / "run" / "tensorboard").iterdir())) == 1
+  read = [
+    json.loads((folder / f"labels{process}.json").read_text())
+    for process in range(len(outputs))
+  ]
+  whole = json.loads((alone / "labels0.json").read_text())
+  size = SETTINGS["batch_size"] // num_shares
+  for process, batches in enumerate(read):
+    start_of_share = process * num_shares // len(outputs) * size
+    assert batches == [batch[start_of_share : start_of_share + size] for batch in whole]
+
+
+@pytest.mark.slow
+def test_two_processes_found_in_the_environment(alone, tmp_path):
+  processes = start(
+    tmp_path, 2, lambda process: ["--distributed"], slurm_environment(2)
+  )
+  check_same_run(tmp_path, finish(processes), alone, num_shares=2)
+
+
+@pytest.mark.slow
+def test_four_processes_with_parameters_split(alone, tmp_path):
+  """Two processes read the same half of each batch, for different restarts."""
+  flags = explicit_flags(4)
+  processes = start(
+    tmp_path, 4, lambda process: [*flags(process), "--config.mesh.fsdp=True"]
+  )
+  check_same_run(tmp_path, finish(processes), alone, num_shares=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("lost", "resumed_by"), [(0, 4), (1, 1)])
+def test_a_lost_process_ends_the_others_and_any_number_resumes(
+  alone, tmp_path, lost, resumed_by
+):
+  def killed(process):
+    return {"KILLED_AT": str(STEPS_PER_EPOCH + 1)} if process == lost else {}
+
+  processes = start(tmp_path, 2, explicit_flags(2), killed)
+  left = processes[1 - lost]
+  try:
+    assert processes[lost].wait(timeout=600) == -signal.SIGKILL
+    _, errors = left.communicate(timeout=60)
+  finally:
+    left.kill()
+  assert left.returncode == 1
+  assert "another process has ended" in errors
+  again = explicit_flags(resumed_by) if resumed_by > 1 else lambda _: []
+  outputs = finish(start(tmp_path, resumed_by, again))
+  assert f"steps {STEPS_PER_EPOCH} to" in outputs[0]
+  assert_same_parameters(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_what_one_process_cannot_do_stops_all(tmp_path):
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "thesis.tex").write_text("mine")
+  processes = start(tmp_path, 2, explicit_flags(2))
+  errors = [process.communicate(timeout=300)[1] for process in processes]
+  assert all(process.returncode == 1 for process in processes)
+  assert "holds something other than a run" in errors[0]
+  assert "another process has stopped" in errors[1]
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ({"coordinator": "a:1"}, "without --num_processes and --process_id"),
+    (
+      {"coordinator": "a:1", "num_processes": 2, "process_id": 2},
+      r"in \[0, num_processes\), got 2 of 2",
+    ),
+  ],
+)
+def test_impossible_settings_are_refused(settings, message):
+  with pytest.raises(training.ConfigError, match=message):
+    distributed.initialize(**settings)
+
+
+def test_a_failure_of_jax_is_the_others_only_where_there_are_others():
+  with pytest.raises(jax.errors.JaxRuntimeError), distributed.connection_errors():
+    raise jax.errors.JaxRuntimeError("out of memory")
+  with pytest.raises(KeyError), distributed.leaving_at_once():
+    raise KeyError
+
+
+def test_one_process_agrees_with_itself():
+  assert distributed.is_writer()
+  assert [distributed.any_process(flag) for flag in (True, False)] == [True, False]
+  assert distributed.together(lambda: 3) == 3
+  with pytest.raises(ZeroDivisionError):
+    distributed.together(lambda: 1 / 0)
