@@ -4,6 +4,7 @@ from pathlib import Path
 import subprocess
 import sys
 
+import jax
 import orbax.checkpoint as ocp
 
 from ddi_jax import training
@@ -28,11 +29,14 @@ def small_config(**changes):
   return config
 
 
-def command(workdir, *extra, config="configs/digits.py", **changes):
+def command(
+  workdir, *extra, program=("launch.py",), config="configs/digits.py", **changes
+):
   flags = [f"--config.{name}={value}" for name, value in (SETTINGS | changes).items()]
   return [
     sys.executable,
-    str(ROOT / "launch.py"),
+    str(ROOT / program[0]),
+    *program[1:],
     f"--config={ROOT / config}",
     f"--workdir={workdir}",
     *flags,
@@ -52,9 +56,15 @@ def launch(workdir, *extra, **options):
 
 def parameters(workdir):
   """All arrays of the latest checkpoint, read without the program."""
-  with ocp.CheckpointManager((workdir / "checkpoints").absolute()) as manager:
-    restored = manager.restore(
-      manager.latest_step(),
-      args=ocp.args.Composite(state=ocp.args.StandardRestore()),
-    )
-  return restored["state"]
+  directory = (workdir / "checkpoints").absolute()
+  with ocp.CheckpointManager(directory) as manager:
+    folder = directory / str(manager.latest_step()) / "state"
+  checkpointer = ocp.StandardCheckpointer()
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return checkpointer.restore(
+    folder,
+    jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+      checkpointer.metadata(folder).item_metadata.tree,
+    ),
+  )

@@ -2,39 +2,29 @@
 
 import json
 import os
-from pathlib import Path
 import signal
 import socket
 import subprocess
-import sys
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+import program
+from program import command, parameters
 import pytest
 
 from ddi_jax import training
 from ddi_jax.training import distributed, logs
 
-ROOT = Path(__file__).parents[2]
-WORKER = Path(__file__).with_name("host_worker.py")
+WORKER = "tests/training/host_worker.py"
 DEVICES = 4
-STEPS_PER_EPOCH = 4
+STEPS_PER_EPOCH = program.SETTINGS["data.limit"] // program.SETTINGS["batch_size"]
 SETTINGS = {
-  "batch_size": 16,
-  "num_restarts": 2,
-  "num_epochs": 3.0,
-  "attack.steps": 2,
-  "data.limit": 64,
   "evaluation.batch_size": 32,
   "evaluation.every_epochs": 1.0,
-  "evaluation.steps": 2,
-  "model.width": 2,
-  "model.hidden": 8,
-  "model.normalization": "batch",
   "mesh.restart": 2,
   "mesh.data": 2,
 }
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def free_port():
@@ -49,16 +39,14 @@ def start(folder, num_processes, flags_of=lambda _: [], env_of=lambda _: {}):
     "JAX_NUM_CPU_DEVICES": str(DEVICES // num_processes),
     "JAX_PLATFORMS": "cpu",
   }
-  settings = [f"--config.{name}={value}" for name, value in SETTINGS.items()]
   return [
     subprocess.Popen(
-      [
-        *(sys.executable, str(WORKER), str(folder / f"labels{process}.json")),
-        f"--config={ROOT / 'configs' / 'digits.py'}",
-        f"--workdir={folder / 'run'}",
-        *settings,
+      command(
+        folder / "run",
         *flags_of(process),
-      ],
+        program=(WORKER, str(folder / f"labels{process}.json")),
+        **SETTINGS,
+      ),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
@@ -109,33 +97,19 @@ def is_free(job):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(compiled_once, tmp_path_factory):
   """One process with all devices."""
+  del compiled_once
   folder = tmp_path_factory.mktemp("alone")
   finish(start(folder, 1))
   return folder
 
 
-def parameters(folder):
-  directory = (folder / "run" / "checkpoints").absolute()
-  with ocp.CheckpointManager(directory) as manager:
-    step = manager.latest_step()
-  like = ocp.StandardCheckpointer().metadata(directory / str(step) / "state")
-  one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return ocp.StandardCheckpointer().restore(
-    directory / str(step) / "state",
-    jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one),
-      like.item_metadata.tree,
-    ),
-  )["params"]
-
-
 def assert_same_parameters(folder, alone):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
-    parameters(folder),
-    parameters(alone),
+    parameters(folder / "run")["params"],
+    parameters(alone / "run")["params"],
   )
 
 
@@ -160,7 +134,7 @@ def check_same_run(folder, outputs, alone, num_shares):
     for process in range(len(outputs))
   ]
   whole = json.loads((alone / "labels0.json").read_text())
-  size = SETTINGS["batch_size"] // num_shares
+  size = program.SETTINGS["batch_size"] // num_shares
   for process, batches in enumerate(read):
     start_of_share = process * num_shares // len(outputs) * size
     assert batches == [batch[start_of_share : start_of_share + size] for batch in whole]

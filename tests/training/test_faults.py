@@ -31,16 +31,8 @@ SETTINGS = {
   "evaluation.validation_limit": 16,
   "model.hidden": 2000,
 }
+pytestmark = pytest.mark.usefixtures("compiled_once")
 MARK = "Workdir:"  # in the last line printed before the first step
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-  """One compilation cache for all runs of this file."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-    patch.setenv("PYTHONUNBUFFERED", "1")
-    yield
 
 
 def start(workdir):
@@ -98,7 +90,8 @@ def history(workdir):
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory):
+def reference(compiled_once, tmp_path_factory):
+  del compiled_once
   workdir = tmp_path_factory.mktemp("runs") / "reference"
   start(workdir).communicate()  # Fills the compilation cache.
   shutil.rmtree(workdir)
