@@ -58,7 +58,7 @@ def start(folder, num_processes, flags_of=lambda _: [], env_of=lambda _: {}):
 
 
 def finish(processes):
-  """Their standard outputs."""
+  """Their standard outputs, without those of the library that connects them."""
   try:
     outputs = [process.communicate(timeout=600) for process in processes]
   finally:
@@ -66,7 +66,10 @@ def finish(processes):
       process.kill()
   for process, (_, errors) in zip(processes, outputs, strict=True):
     assert process.returncode == 0, errors
-  return [output for output, _ in outputs]
+  return [
+    "\n".join(line for line in output.splitlines() if not line.startswith("[Gloo]"))
+    for output, _ in outputs
+  ]
 
 
 def explicit_flags(num_processes):
