@@ -9,6 +9,7 @@ srun python launch.py --config=configs/cifar10.py --config.mesh.data=64 --distri
 """
 
 from pathlib import Path
+import signal
 import sys
 from typing import Any
 
@@ -60,6 +61,7 @@ _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of all hosts.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's, from 0.")
 flags.mark_flag_as_required("config")
+_INTERRUPTED = 128 + signal.SIGTERM  # The exit status; what runs jobs starts it again.
 
 
 def main(argv: list[str]) -> None:
@@ -80,9 +82,9 @@ def _run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     _join_processes()
     if _EVALUATE.value is None:
       _refuse_evaluate_flags()
-      training.train(config, workdir)
+      result = training.train(config, workdir)
     else:
-      training.judge(config, workdir, _judging_settings(_EVALUATE.value))
+      result = training.judge(config, workdir, _judging_settings(_EVALUATE.value))
   except (
     training.CheckpointError,
     training.ConfigError,
@@ -91,6 +93,8 @@ def _run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     DataError,
   ) as error:
     sys.exit(f"launch.py: {error}")
+  if result is None:
+    sys.exit(_INTERRUPTED)
 
 
 def _refuse_evaluate_flags() -> None:

@@ -71,7 +71,8 @@ def pgd(
       that is much faster: on a CPU, for gradients of ordinary convolutions.
     batch_axis: inside `jax.shard_map`, the mesh axis (or axes) over which the batch is
       split: the attack is then that of the whole batch, in its random numbers and in
-      its end by `stop_below`.
+      its end by `stop_below`.  A function `random_start` sees its share only, and the
+      same key on every device.
 
   Returns:
     An `Attack`: (key, objective, inputs `[B, ...]`) -> adversarial inputs `[B, ...]`.

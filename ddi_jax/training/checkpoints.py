@@ -92,6 +92,8 @@ class Checkpoints:
       distributed.together(
         lambda: checksums.write_checksums(folder) if writer else None
       )
+    except (distributed.OtherProcessError, jax.errors.JaxRuntimeError):
+      raise
     except Exception as error:  # OSError, or whatever orbax's storage makes of one.
       raise CheckpointError(
         f"the checkpoint of step {step} could not be saved in {self.directory}: "
@@ -105,9 +107,9 @@ class Checkpoints:
       CheckpointError: if the checkpoint is not as it was saved.
     """
     folder = self.directory / str(step)
-    damage = checksums.find_damage(folder)
-    if damage is not None:
-      raise CheckpointError(f"the checkpoint {folder} is damaged: {damage}.")
+    distributed.together(
+      lambda: _check_sums(folder) if distributed.is_writer() else None
+    )
     restored = self._manager.restore(
       step,
       args=ocp.args.Composite(
@@ -177,6 +179,12 @@ def set_damaged_aside(workdir: Path) -> list[str]:
       f"{fallback}."
     )
   return messages
+
+
+def _check_sums(folder: Path) -> None:
+  damage = checksums.find_damage(folder)
+  if damage is not None:
+    raise CheckpointError(f"the checkpoint {folder} is damaged: {damage}.")
 
 
 def _steps(directory: Path) -> list[int]:

@@ -3,7 +3,10 @@
 from collections.abc import Callable, Iterator
 import contextlib
 import os
+import re
+import signal
 import sys
+import threading
 import time
 import traceback
 from typing import TypeVar
@@ -60,6 +63,8 @@ def initialize(
         f"--process_id must be in [0, num_processes), got {process_id} of "
         f"{num_processes}."
       )
+  if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
+    raise ConfigError(f"--coordinator must be HOST:PORT, got {coordinator!r}.")
   method = None if missing else "deactivate"  # The environment is not looked at.
   try:
     jax.distributed.initialize(
@@ -75,6 +80,9 @@ def initialize(
       "of SLURM, Open MPI, Kubernetes and Cloud TPU, give --coordinator=HOST:PORT, "
       "--num_processes and --process_id."
     ) from error
+  if threading.current_thread() is threading.main_thread():
+    # jax has taken it to itself, and does nothing upon it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -87,9 +95,12 @@ def leaving_at_once() -> Iterator[None]:
   try:
     yield
   except BaseException as error:
-    if jax.process_count() == 1:
+    if not jax.distributed.is_initialized():
       raise
-    if isinstance(error, SystemExit):
+    status = 1
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+      status = error.code
+    elif isinstance(error, SystemExit):
       print(error.code, file=sys.stderr)
     else:
       traceback.print_exc()
@@ -97,7 +108,7 @@ def leaving_at_once() -> Iterator[None]:
     sys.stderr.flush()
     if jax.process_index() == 0:
       time.sleep(_GRACE)  # Without the coordinator the others are aborted in mid-word.
-    os._exit(1)
+    os._exit(status)
 
 
 @contextlib.contextmanager
@@ -110,7 +121,7 @@ def connection_errors() -> Iterator[None]:
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
-    if jax.process_count() == 1:
+    if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
       raise
     raise OtherProcessError(
       "this process cannot go on, most likely because another process has ended "

@@ -33,14 +33,16 @@ def check_memory(
       them, so passing is no promise.
   """
   devices = config.mesh.restart * config.mesh.data
+  # Parameters are whole during a step; between steps `fsdp` splits both.
   restarts = num_candidates(config.method, config.num_restarts)
   image_bytes = 4 * math.prod(image_shape)
-  kept = min(restarts, config.gradients_at_a_time or restarts)
+  own_restarts = -(-restarts // config.mesh.restart)
+  kept = min(own_restarts, config.gradients_at_a_time or own_restarts)
   holders = devices if config.mesh.fsdp else 1
   candidate_bytes = restarts * config.batch_size * image_bytes
   sizes = {
-    "parameters": _num_bytes(params) // holders,
-    f"{kept} gradient(s) of them": kept * _num_bytes(params) // devices,
+    "parameters": _num_bytes(params),
+    f"{kept} gradient(s) of them": kept * _num_bytes(params),
     "optimizer state": _num_bytes(opt_state) // holders,
     f"{restarts} candidate(s) of the batch": candidate_bytes // devices,
   }
@@ -69,7 +71,7 @@ def _memory_limit(device: jax.Device) -> int | None:
 
 
 def _check(sizes: Mapping[str, int], purpose: str, settings: str) -> None:
-  device = jax.devices()[0]
+  device = jax.local_devices()[0]
   limit, total = _memory_limit(device), sum(sizes.values())
   if limit is None or total <= limit:
     return

@@ -30,7 +30,8 @@ def create_mesh(config: ml_collections.ConfigDict) -> Mesh | None:
   """The mesh of the config's devices, data by restart; None for one device.
 
   Raises:
-    ConfigError: if there are fewer devices, or, with several processes, others.
+    ConfigError: if there are fewer devices, or, with several processes, others, or the
+      processes would need unequal parts of a batch.
   """
   restart, data_size = config.mesh.restart, config.mesh.data
   wanted, present = restart * data_size, jax.device_count()
@@ -42,6 +43,12 @@ def create_mesh(config: ml_collections.ConfigDict) -> Mesh | None:
     raise ConfigError(
       f"config.mesh.restart * config.mesh.data must be {allowed}, got "
       f"{restart} * {data_size}."
+    )
+  local = jax.local_device_count()
+  if several and restart % local and local % restart:
+    raise ConfigError(
+      "config.mesh.restart must be a divisor or a multiple of "
+      f"{local}, the number of devices of a process, got {restart}."
     )
   if wanted == 1:
     return None
@@ -209,9 +216,6 @@ def host_share(mesh: Mesh | None, axes: Any, batch_size: int) -> tuple[int, int]
     mesh: from `create_mesh`.
     axes: the mesh axes that the batch is split over.
     batch_size: of the whole batch, a multiple of these axes' sizes.
-
-  Raises:
-    ConfigError: if it is no equal part.
   """
   if mesh is None:
     return 0, 1
@@ -221,12 +225,6 @@ def host_share(mesh: Mesh | None, axes: Any, batch_size: int) -> tuple[int, int]
   bounds = [part.indices(batch_size) for part in needed]
   start, stop = min(part[0] for part in bounds), max(part[1] for part in bounds)
   size = stop - start
-  if batch_size % size or start % size:
-    raise ConfigError(
-      f"config.mesh.restart must be a divisor or a multiple of "
-      f"{jax.local_device_count()}, the number of devices of a process, got "
-      f"{mesh.shape[RESTART]}."
-    )
   return start // size, batch_size // size
 
 

@@ -85,6 +85,11 @@ def restore_model(
     params,
     model_state,
   )
+  # Wherever it was trained.
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  like = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like
+  )
   with contextlib.closing(Checkpoints(workdir)) as checkpoints:
     latest, best = checkpoints.latest_step, checkpoints.best_step
     step = best if checkpoint == "best" else latest

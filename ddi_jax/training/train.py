@@ -69,8 +69,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
 
   SIGTERM and SIGINT end the run after the step in progress, with a checkpoint.  Where
   several processes train together (`distributed.initialize`), each calls this with the
-  same arguments and a workdir that all of them see; one writes all but the checkpoints,
-  which they write together.
+  same arguments and a workdir that all of them see, inside
+  `distributed.leaving_at_once`; one writes all but the checkpoints, which they write
+  together.
 
   Args:
     config: see `ddi_jax.training.default_config`.
@@ -91,7 +92,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
   """
   check_config(config)
   mesh = meshes.create_mesh(config)
-  splits = distributed.together(lambda: load_data(config))
+  with distributed.connection_errors():
+    splits = distributed.together(lambda: load_data(config))
   check_against_data(config, len(splits.train))
   _check_memory(config, splits)
   claim: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
@@ -285,12 +287,13 @@ def _run(
           f"robust {validation.robust_accuracy:.3f}"
         )
         progress["evaluated"] = step
-      if validation is not None or interrupted():
+      stop = interrupted()
+      if validation is not None or stop:
         log.flush()  # Before the checkpoint, which is resumed with its steps' records.
         progress["seconds"] = time.monotonic() - began
         # The untrained network does not compete for the best checkpoint.
         checkpoints.save(state, progress, validation if step else None)
-      if interrupted():
+      if stop:
         checkpoints.close()
         return None
       if step == total:

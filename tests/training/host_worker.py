@@ -1,6 +1,6 @@
 """launch.py, which also writes down the labels that this process read to train on.
 
-With KILLED_AT=N in the environment, the process is killed when it asks for batch N.
+With SIGNAL_AT=N in the environment, the process gets SIGNAL when it asks for batch N.
 """
 
 import json
@@ -19,12 +19,12 @@ def main():
   record = Path(sys.argv.pop(1))
   training_batches = data.training_batches
   labels: list[list[int]] = []
-  killed_at = os.environ.get("KILLED_AT")
+  signal_at = os.environ.get("SIGNAL_AT")
 
   def recorded(*args, **settings):
     for batch in training_batches(*args, **settings):
-      if str(len(labels)) == killed_at:
-        os.kill(os.getpid(), signal.SIGKILL)
+      if str(len(labels)) == signal_at:
+        os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL"]])
       labels.append(batch["label"].tolist())
       yield batch
 

@@ -107,7 +107,7 @@ def test_interrupted_and_resumed_is_bit_identical(
   process.send_signal(number)
   output, _ = process.communicate(timeout=60)
   if number == signal.SIGTERM:
-    assert process.returncode == 0
+    assert process.returncode == 128 + signal.SIGTERM
     assert "the same command resumes" in output
   else:
     assert process.returncode == -signal.SIGKILL
