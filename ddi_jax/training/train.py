@@ -15,6 +15,7 @@ import ml_collections
 from tqdm import auto as tqdm
 
 from ddi_jax import data, models
+from ddi_jax.models.functional import Apply
 from ddi_jax.training import figures, logs, report
 from ddi_jax.training.checkpoints import (
   CheckpointError,
@@ -37,8 +38,8 @@ from ddi_jax.training.step import (
   TrainState,
   create_optimizer,
   create_schedule,
+  create_shared_step,
   create_train_state,
-  create_train_step,
 )
 from ddi_jax.training.workdir import claim_workdir
 
@@ -47,12 +48,23 @@ class TrainingError(RuntimeError):
   """Training cannot go on; the message says why and what is left."""
 
 
-class _Experiment(NamedTuple):
-  """What a config describes, ready to run."""
+class Experiment(NamedTuple):
+  """What a config describes, ready to run.
+
+  Attributes:
+    splits: the data.
+    total: number of steps.
+    evaluate_every: number of steps between evaluations.
+    apply: the network, see `ddi_jax.models.functional`.
+    initial_state: before the first step.  A step donates its input: copy this one.
+    train_step: see `ddi_jax.training.step`.
+    evaluate: see `ddi_jax.training.evaluation`.
+  """
 
   splits: data.Splits
-  total: int  # steps
-  evaluate_every: int  # steps
+  total: int
+  evaluate_every: int
+  apply: Apply
   initial_state: TrainState
   train_step: StepFn
   evaluate: EvaluateFn
@@ -105,7 +117,7 @@ def _train_in(
     for message in set_damaged_aside(workdir):
       print(message)
     with compilation_cache_in(workdir), Interruption() as interrupted:
-      summary = _run(_create_experiment(config, splits), config, workdir, interrupted)
+      summary = _run(create_experiment(config, splits), config, workdir, interrupted)
     if summary is None:
       print(f"Interrupted and saved in {workdir}; the same command resumes.")
       return None
@@ -160,28 +172,28 @@ def _check_memory(config: ml_collections.ConfigDict, splits: data.Splits) -> Non
   check_memory(config, splits.train.image_shape, params, opt_state)
 
 
-def _create_experiment(
+def create_experiment(
   config: ml_collections.ConfigDict, splits: data.Splits
-) -> _Experiment:
+) -> Experiment:
+  """The parts of a checked config's run, on its data."""
   steps_per_epoch = len(splits.train) // config.batch_size
   total = max(1, round(config.num_epochs * steps_per_epoch))
   model = create_model(config, splits)
   apply, params, model_state = models.functional(model)
-  schedule = create_schedule(config, total)
-  optimizer = create_optimizer(config, schedule)
-  return _Experiment(
+  optimizer = create_optimizer(config, create_schedule(config, total))
+  return Experiment(
     splits=splits,
     total=total,
     evaluate_every=max(1, round(config.evaluation.every_epochs * steps_per_epoch)),
+    apply=apply,
     # Committed to its device, as a restored state is: else XLA would compile for both.
     initial_state=jax.device_put(
       create_train_state(params, model_state, optimizer), jax.devices()[0]
     ),
-    train_step=create_train_step(
+    train_step=create_shared_step(
       config,
       apply,
-      optimizer,
-      schedule,
+      total,
       warmup_steps=max(1, round(config.attack.warmup_epochs * steps_per_epoch)),
       max_value=splits.max_value,
     ),
@@ -190,7 +202,7 @@ def _create_experiment(
 
 
 def _run(
-  experiment: _Experiment,
+  experiment: Experiment,
   config: ml_collections.ConfigDict,
   workdir: Path,
   interrupted: Interruption,
