@@ -60,6 +60,7 @@ def step_effects(
   num_restarts: int,
   judge: Attack,
   judge_restarts: int,
+  restarts_at_a_time: int | None = None,
 ) -> Callable[..., StepEffects]:
   """Compares directions by the robust loss after a step, attacked again.
 
@@ -76,11 +77,13 @@ def step_effects(
     num_restarts: K >= 1.
     judge: a stronger attack, which measures the robust loss.
     judge_restarts: how many runs of it, the worst of which counts per example.
+    restarts_at_a_time: of either attack, see `ddi_jax.restart_candidates`.
 
   Returns:
     Fn(params, batch, tests, key) -> `StepEffects`, to be called under `jax.jit`: batch
-    (inputs `[B, ...]`, labels), from which the directions are made; tests, a sequence
-    of such pairs, on which the robust loss is measured.  The key is consumed.
+    (inputs `[B, ...]`, labels), from which the directions are made; tests (inputs
+    `[T, B, ...]`, labels with leaves `[T, ...]`), on which the robust loss is measured.
+    The key is consumed.
 
   Raises:
     ValueError: if there is no direction or no step length, or a number of restarts is
@@ -102,7 +105,8 @@ def step_effects(
     ...     judge_restarts=2,
     ... )
     >>> batch = (jnp.full((2, 3), 0.5), jnp.zeros(2))
-    >>> effects = effects_fn({"w": jnp.ones(3)}, batch, [batch], jax.random.key(0))
+    >>> tests = jax.tree.map(lambda leaf: leaf[None], batch)
+    >>> effects = effects_fn({"w": jnp.ones(3)}, batch, tests, jax.random.key(0))
     >>> effects.after.shape, bool(jnp.all(effects.after < effects.before))
     ((2, 2, 1), True)
   """
@@ -120,54 +124,51 @@ def step_effects(
 
   def robust_loss(params, inputs, labels, key):
     points = restart_candidates(
-      judge, lambda x, y: loss_fn(params, x, y), inputs, labels, key, judge_restarts
+      judge,
+      lambda x, y: loss_fn(params, x, y),
+      inputs,
+      labels,
+      key,
+      judge_restarts,
+      at_a_time=restarts_at_a_time,
     )
-    found = jnp.stack([loss_fn(params, x, labels) for x in points])
+    found = jax.lax.map(lambda x: loss_fn(params, x, labels), points)
     return jnp.max(found, axis=0).mean()
 
   def effects_fn(
     params: chex.ArrayTree,
     batch: tuple[jax.Array, Any],
-    tests: Sequence[tuple[jax.Array, Any]],
+    tests: tuple[jax.Array, Any],
     key: jax.Array,
   ) -> StepEffects:
-    key, *test_keys = jax.random.split(key, 1 + len(tests))
-    gradients_fn = restart_gradients(loss_fn, attack, num_restarts)
-    gradients, info = gradients_fn(params, *batch, key)
-    losses = info.losses.mean(axis=1)
+    key, test_key = jax.random.split(key)
+    gradients, info = restart_gradients(
+      loss_fn, attack, num_restarts, restarts_at_a_time=restarts_at_a_time
+    )(params, *batch, key)
     worst = worst_candidate(info.candidates, info.losses)[None]
     worst_gradient, worst_info = candidate_gradients(loss_fn, params, worst, batch[1])
-    made = [
-      _unit_direction(
-        tried.transformation,
-        *(
-          (worst_gradient, worst_info.losses.mean(axis=1))
-          if tried.select_worst
-          else (gradients, losses)
-        ),
-        params,
-      )
-      for tried in directions.values()
-    ]
+    made = []
+    for transformation, select_worst in directions.values():
+      seen, losses = (worst_gradient, worst_info) if select_worst else (gradients, info)
+      made.append(_unit_direction(transformation, seen, losses.losses, params))
     units, states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
 
-    def robust_losses(params):
-      pairs = zip(tests, test_keys, strict=True)
-      return jnp.stack([robust_loss(params, *test, key) for test, key in pairs])
+    # One program for all that is measured: no step is a step of length 0.
+    which = jnp.repeat(jnp.arange(len(directions)), len(step_lengths))
+    which = jnp.concatenate([jnp.zeros(1, which.dtype), which])
+    lengths = jnp.tile(jnp.asarray(step_lengths, jnp.float32), len(directions))
+    lengths = jnp.concatenate([jnp.zeros(1), lengths])
+    keys = jax.random.split(test_key, len(tests[0]))
 
     def after(which_and_length):
       which, length = which_and_length
-      return robust_losses(
-        jax.tree.map(lambda p, unit: p - length * unit[which], params, units)
-      )
+      moved = jax.tree.map(lambda p, unit: p - length * unit[which], params, units)
+      return jax.lax.map(lambda test: robust_loss(moved, *test), (*tests, keys))
 
-    which, lengths = jnp.meshgrid(
-      jnp.arange(len(directions)), jnp.asarray(step_lengths), indexing="ij"
-    )
-    moved = jax.lax.map(after, (which.ravel(), lengths.ravel()))
+    measured = jax.lax.map(after, (which, lengths))
     return StepEffects(
-      before=robust_losses(params),
-      after=moved.reshape(*which.shape, len(tests)),
+      before=measured[0],
+      after=measured[1:].reshape(len(directions), len(step_lengths), -1),
       cosines=gram_matrix(units),
       states=states,
       losses=info.losses,
@@ -178,7 +179,9 @@ def step_effects(
 
 def _unit_direction(transformation, gradients, losses, params):
   state = transformation.init(params)
-  direction, state = transformation.update(gradients, state, params, losses=losses)
+  direction, state = transformation.update(
+    gradients, state, params, losses=losses.mean(axis=1)
+  )
   norm = optax.tree_utils.tree_norm(direction)
   divisor = jnp.where(norm > 0, norm, 1)
   return jax.tree.map(lambda leaf: leaf / divisor, direction), state

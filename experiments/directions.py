@@ -170,20 +170,18 @@ def _create_measurement(config: ml_collections.ConfigDict, experiment: Experimen
       num_restarts=config.num_restarts,
       judge=judging_attack(config),
       judge_restarts=config.evaluation.restarts,
+      restarts_at_a_time=config.restarts_at_a_time,
     )
-    batches = [
-      (images.astype(jnp.float32) / splits.max_value, labels)
-      for images, labels in batches
-    ]
-    return effects_fn(params, batches[0], batches, key)
-
-  def read(examples, index):
-    first = index * settings.batch_size
-    batch = examples.read(np.arange(first, first + settings.batch_size))
-    return batch["image"], batch["label"]
+    images, labels = batches
+    inputs = images.astype(jnp.float32) / splits.max_value
+    return effects_fn(params, (inputs[0], labels[0]), (inputs, labels), key)
 
   def measure_batch(state, index):
-    batches = [read(examples, index) for examples in (splits.train, splits.validation)]
+    rows = index * settings.batch_size + np.arange(settings.batch_size)
+    read = [examples.read(rows) for examples in (splits.train, splits.validation)]
+    batches = [
+      np.stack([batch[field] for batch in read]) for field in ("image", "label")
+    ]
     key = jax.random.fold_in(jax.random.key(config.seed), index)
     effects = effects_of(state.params, state.model_state, batches, key)
     effects = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), effects)

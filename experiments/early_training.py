@@ -33,12 +33,12 @@ ARMS = {  # Name -> (method, unit_norm).
 
 def stages(config: ml_collections.ConfigDict, folder: Path) -> Iterator[sweep.Runs]:
   """For each setting the sweep of learning rates, then the best on other seeds."""
-  for setting in config.training:
+  for setting in config.settings:
     swept = sweep.named(
       run
       for arm in config.arms
       for run in arm_runs(
-        config, setting, arm, config.learning_rates, (config.sweep_seed,)
+        config, setting, arm, config.learning_rates[setting], (config.sweep_seed,)
       )
     )
     yield swept

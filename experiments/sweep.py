@@ -125,6 +125,7 @@ def _run_one(task, name, config, folder, provenance) -> tuple[str, float, str]:
   """Name, seconds, and what went wrong."""
   if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
     jax.config.update("jax_compilation_cache_dir", str((folder / _CACHE).absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
   logging.set_verbosity(logging.ERROR)
   began = time.monotonic()
   reason = ""

@@ -45,6 +45,7 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
     bases["mnist"].attack.warmup_epochs = 1.0
     for settings in bases.values():
       settings.data.limit = 6000
+      settings.restarts_at_a_time = 1  # One core, and less to compile.
       settings.batch_size = 64
       settings.model.width = 8
       settings.model.hidden = 64
@@ -71,6 +72,7 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
     config.measurement.batch_size = 16
     bases = {"digits": digits.get_config("debug")}
     bases["digits"].num_restarts = 2
+    bases["digits"].restarts_at_a_time = 1
     bases["digits"].model.width = 2
     networks = {"celu_none": NETWORKS["celu_none"]}
   config.training = ml_collections.ConfigDict()  # by setting: a training config each
