@@ -5,7 +5,7 @@ python -m experiments.directions --config=experiments/configs/directions.py \
 
 Budgets, after the colon:
 
-- "small" (without one): small nets, a few thousand images, 8 batches a phase: 8 runs of
+- "small" (without one): small nets, a few thousand images, 6 batches a phase: 8 runs of
   about two minutes on one core of a CPU.
 - "full": the configs' own widths, more restarts, batches, phases and data.
 - "resnet18": the paper's own ResNet-18, CIFAR-10 alone.  For a GPU; not run here.
@@ -33,9 +33,9 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
   config.name = "directions" if budget == "small" else f"directions_{budget}"
   config.seeds = (0,)
   config.measurement = ml_collections.ConfigDict()
-  config.measurement.phases = (0.0, 0.25, 1.0, 4.0)  # epochs of PGD training
-  config.measurement.batches = 8  # from each of which directions are made
-  config.measurement.batch_size = 32
+  config.measurement.phases = (0.0, 0.25, 1.0, 3.0)  # epochs of PGD training
+  config.measurement.batches = 6  # from each of which directions are made
+  config.measurement.batch_size = 24
   config.measurement.step_lengths = (0.03, 0.1, 0.3)  # of unit directions
   config.measurement.loss_tolerance = 0.003  # of DDi's two inexact forms,
   config.measurement.bundle_step = 0.1  # see `ddi_jax.danskin_direction`
@@ -44,16 +44,16 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
   if budget == "small":
     bases["mnist"].attack.warmup_epochs = 1.0
     for settings in bases.values():
-      settings.data.limit = 6000
+      settings.data.limit = 4000
       settings.restarts_at_a_time = 1  # One core, and less to compile.
       settings.batch_size = 64
       settings.model.width = 8
       settings.model.hidden = 64
       settings.model.norm_groups = 4
       settings.num_restarts = 4
-      settings.attack.steps = 7
+      settings.attack.steps = 5
       settings.attack.step_size = None  # 2.5 epsilon / steps
-      settings.evaluation.steps = 20  # of the attack that measures the robust loss
+      settings.evaluation.steps = 10  # of the attack that measures the robust loss
   elif budget == "full":
     config.measurement.phases = (0.0, 0.25, 1.0, 3.0, 10.0)
     config.measurement.batches = 32

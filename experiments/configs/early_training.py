@@ -40,6 +40,9 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
     config.training.mnist.num_restarts = 3
     config.learning_rates.mnist = (0.015, 0.05, 0.15)
     config.training.cifar10_small = _small(cifar10_small.get_config())
+    config.training.cifar10_small.data.limit = 1000
+    config.training.cifar10_small.num_epochs = 4.0
+    config.training.cifar10_small.evaluation.validation_limit = 256
     config.learning_rates.cifar10_small = (0.005, 0.015)
   elif budget == "full":
     config.seeds = (1, 2, 3, 4, 5)
