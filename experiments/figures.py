@@ -33,13 +33,6 @@ COLORS = {
 }
 MARKERS = dict(zip(COLORS, "^svDoP", strict=True))
 TESTS = {"batch": "the batch itself", "held_out": "a held-out batch"}
-STYLE = {
-  "axes.spines.top": False,
-  "axes.spines.right": False,
-  "figure.constrained_layout.use": True,
-  "font.size": 9,
-  "legend.frameon": False,
-}
 _UNIT = ", unit norm"
 
 
@@ -333,7 +326,16 @@ def main(argv: list[str]) -> None:
   del argv
   data, images = Path(_DATA.value), Path(_IMAGES.value)
   images.mkdir(parents=True, exist_ok=True)
-  with matplotlib.rc_context(STYLE):
+  style = matplotlib.rc_context(
+    {
+      "axes.spines.top": False,
+      "axes.spines.right": False,
+      "figure.constrained_layout.use": True,
+      "font.size": 9,
+      "legend.frameon": False,
+    }
+  )
+  with style:
     for name in _NAMES.value:
       if name.startswith("directions"):
         _report_directions(data, images, name)
