@@ -82,7 +82,13 @@ def main(task: sweep.Task, stages: Stages, tables: Tables) -> None:
       write_tables(tables(finished, folder), config.name, output)
     sweep.exit_with(failures, folder)
 
-  app.run(run)
+  def run_until_interrupted(argv: list[str]) -> None:
+    try:
+      run(argv)
+    except KeyboardInterrupt:
+      sys.exit("Interrupted; the same command goes on from here.")
+
+  app.run(run_until_interrupted)
 
 
 def write_tables(tables: dict[str, pd.DataFrame], name: str, output: Path) -> None:
