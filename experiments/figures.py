@@ -34,6 +34,7 @@ COLORS = {
 MARKERS = dict(zip(COLORS, "^svDoP", strict=True))
 TESTS = {"batch": "the batch itself", "held_out": "a held-out batch"}
 _UNIT = ", unit norm"
+_ONE_GRADIENT = ("pgd", "worst_restart")  # No pairs to compare.
 
 
 def t_interval(samples: pd.Series) -> pd.Series:
@@ -165,7 +166,7 @@ def draw_early_training(curves: pd.DataFrame, setting: str) -> Figure:
         by_place = shown[shown["arm"] == arm].groupby(axis)["robust_accuracy"]
         color = COLORS[arm.removesuffix(_UNIT)]
         low, mean, high = by_place.min(), by_place.mean(), by_place.max()
-        scale = 1 if axis == "epoch" else 1e6
+        scale = 1 if axis == "epoch" else 1000
         panel.fill_between(
           mean.index / scale, low, high, color=color, alpha=0.15, linewidth=0
         )
@@ -179,11 +180,11 @@ def draw_early_training(curves: pd.DataFrame, setting: str) -> Figure:
           label=arm,
         )
       panel.set_xlabel(
-        "epoch" if axis == "epoch" else "gradient evaluations (millions of images)"
+        "epoch" if axis == "epoch" else "gradient evaluations (thousands)"
       )
       if column == 0:
         panel.set_ylabel("validation robust accuracy")
-        panel.legend(loc="lower right")
+        panel.legend(loc="upper left")
   figure.suptitle(
     f"{setting}: mean and range of the seeds; above the direction as it is, below "
     "scaled to unit norm",
@@ -220,7 +221,8 @@ def early_training_tables(
       cells.append(_mean_and_deviation(of_arm["robust_accuracy"]))
       cells.append(_mean_and_deviation(of_arm["mean_confidence"]))
       cosines = compared[compared["arm"] == arm]["cosine"].dropna()
-      cells.append(f"{cosines.min():.5f} to {cosines.max():.5f}")
+      several = arm.removesuffix(_UNIT) not in _ONE_GRADIENT
+      cells.append(f"{cosines.min():.4f} to {cosines.max():.4f}" if several else "")
       lines.append("| " + " | ".join(cells) + " |")
     yield setting, "\n".join(lines)
 
