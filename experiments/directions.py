@@ -25,6 +25,7 @@ import pandas as pd
 import ddi_jax
 from ddi_jax import data, losses
 from ddi_jax.training import logs, report
+from ddi_jax.training.compilation import compilation_cache_in
 from ddi_jax.training.config import (
   ConfigError,
   check_against_data,
@@ -109,7 +110,11 @@ def measure(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] 
       f"config.measurement needs {needed} images (batches * batch_size) of the "
       f"training and of the validation set, which have {len(splits.train)} and {there}."
     )
-  with claim_workdir(workdir, config), Interruption() as interrupted:
+  with (
+    claim_workdir(workdir, config),
+    compilation_cache_in(workdir),
+    Interruption() as interrupted,
+  ):
     path = workdir / EFFECTS_FILE
     records = list(logs.read_lines(path))
     logs.write_atomically(path, "".join(json.dumps(r) + "\n" for r in records))
