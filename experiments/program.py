@@ -52,6 +52,7 @@ def main(task: sweep.Task, stages: Stages, tables: Tables) -> None:
   def run(argv: list[str]) -> None:
     if len(argv) > 1:
       raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    sweep.describe_provenance()
     config, folder = _CONFIG.value, Path(_FOLDER.value)
     for settings in config.training.values():
       settings.data.data_dir = _DATA_DIR.value

@@ -7,6 +7,7 @@ the same command.  All share one compilation cache.
 
 from collections.abc import Callable, Iterable, Mapping
 import contextlib
+import functools
 import json
 import os
 from pathlib import Path
@@ -99,8 +100,12 @@ def finished(runs: Runs, folder: Path) -> Runs:
   return {name: run for name, run in runs.items() if name not in missing}
 
 
+@functools.cache
 def describe_provenance() -> dict[str, str]:
-  """The commit, the machine and the versions of what is running now."""
+  """The commit, the machine and the versions of what is running now.
+
+  Called first when the program starts: later the commit may be another.
+  """
   described = subprocess.run(
     ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
     cwd=Path(__file__).parent,
