@@ -85,6 +85,7 @@ def draw_directions(changes: pd.DataFrame, test: str, title: str) -> Figure:
     for column, setting in enumerate(settings):
       panel = panels[row, column]
       panel.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+      panel.set_yscale("symlog", linthresh=1e-3)
       for which, direction in enumerate(others):
         of_phase = [
           found.loc[(setting, epoch, length, test, direction), "gap"]
@@ -120,8 +121,8 @@ def draw_relations(relations: pd.DataFrame) -> Figure:
   FigureCanvasAgg(figure)
   left, right = figure.subplots(1, 2, sharex=True)
   panels = {
-    "cosine": (left, "mean cosine of pairs of restarts' gradients"),
-    "cosine_to_pgd": (right, "cosine of DDi with PGD's direction"),
+    "cosine": (left, "mean cosine of pairs"),
+    "cosine_to_pgd": (right, "cosine of DDi with PGD"),
   }
   danskin = relations[relations["direction"] == "danskin"]
   settings = list(dict.fromkeys(danskin["setting"]))
@@ -247,45 +248,62 @@ def _interval(samples: pd.Series) -> str:
   return f"{found['mean']:+.3f} ± {found['half']:.3f}"
 
 
-def directions_table(changes: pd.DataFrame, test: str) -> str:
-  """Markdown: the change along PGD, and the others' difference, mean over phases.
+def directions_summary(changes: pd.DataFrame) -> str:
+  """Markdown: in how many cases a direction differs from PGD, and by how much.
 
-  At each step length the mean over all phases and batches of a setting.
+  A case is a network, phase and step length; it differs where the 95 % interval of the
+  difference excludes 0.
   """
-  place = ["setting", "epoch", "batch", "step", "length", "test"]
-  changes = changes[changes["test"] == test]
-  changes = changes.assign(gap=minus_pgd(changes, "change", place))
-  others = [name for name in COLORS if name != "pgd"]
+  found = intervals(changes)
+  gap, own = found["gap"], found["change", "mean"]
+  pgd = own.xs("pgd", level="direction").abs()
+  keys = found.index.droplevel("direction")
+  relative = gap["mean"] / pgd.reindex(keys).to_numpy()
+  cases = pd.DataFrame(
+    {
+      "better": gap["mean"] + gap["half"] < 0,
+      "worse": gap["mean"] - gap["half"] > 0,
+      "relative": relative,
+    }
+  )
   lines = [
-    "| network | step | PGD's change | " + " | ".join(others) + " |",
-    "|---" * (3 + len(others)) + "|",
+    "| direction | measured on | cases | better than PGD | worse | median difference |",
+    "|---|---|---|---|---|---|",
   ]
-  for (setting, length), rows in changes.groupby(["setting", "length"], sort=False):
-    # One number a batch: the phases of a batch are no independent samples.
-    means = rows.groupby(["direction", "batch"])[["change", "gap"]].mean()
-    cells = [setting, f"{length:g}"]
-    own = t_interval(means.loc["pgd", "change"])
-    cells.append(f"{own['mean']:+.4f} ± {own['half']:.4f}")
-    for direction in others:
-      gap = t_interval(means.loc[direction, "gap"])
-      cells.append(f"{gap['mean']:+.4f} ± {gap['half']:.4f}")
-    lines.append("| " + " | ".join(cells) + " |")
+  groups = cases.groupby(["direction", "test"], sort=False)
+  for direction in list(COLORS)[1:]:
+    for test, where in TESTS.items():
+      rows = groups.get_group((direction, test))
+      lines.append(
+        f"| {direction} | {where} | {len(rows)} | {rows['better'].sum()} | "
+        f"{rows['worse'].sum()} | {100 * rows['relative'].median():+.2f} % of PGD's |"
+      )
   return "\n".join(lines)
 
 
-def relations_table(relations: pd.DataFrame) -> str:
-  """Markdown: how nearly the restarts agree, by network and phase."""
+def directions_table(changes: pd.DataFrame, relations: pd.DataFrame) -> str:
+  """Markdown: by network and phase, how nearly directions agree and what they do.
+
+  The changes are on held-out batches, at the middle one of the step lengths.
+  """
+  found = intervals(changes)
+  lengths = sorted(set(changes["length"]))
+  length = lengths[len(lengths) // 2]
   lines = [
-    "| network | epochs | cosine of pairs | least | DDi with PGD | DDi's support |",
-    "|---|---|---|---|---|---|",
+    f"| network | epochs | cosine of pairs | least | DDi with PGD | PGD's change, step "
+    f"{length:g} | average - PGD | DDi - PGD |",
+    "|---|---|---|---|---|---|---|---|",
   ]
   danskin = relations[relations["direction"] == "danskin"]
   for (setting, epoch), rows in danskin.groupby(["setting", "epoch"], sort=False):
-    lines.append(
-      f"| {setting} | {epoch:.2g} | {rows['cosine'].mean():.5f} | "
-      f"{rows['min_cosine'].min():.5f} | {rows['cosine_to_pgd'].mean():.5f} | "
-      f"{rows['support'].mean():.1f} |"
-    )
+    cells = [setting, f"{epoch:.2g}", f"{rows['cosine'].mean():.5f}"]
+    cells.append(f"{rows['min_cosine'].min():.5f}")
+    cells.append(f"{rows['cosine_to_pgd'].mean():.5f}")
+    of_phase = found.loc[(setting, epoch, length, "held_out")]
+    for direction, field in (("pgd", "change"), ("average", "gap"), ("danskin", "gap")):
+      interval = of_phase.loc[direction, field]
+      cells.append(f"{interval['mean']:+.4f} ± {interval['half']:.4f}")
+    lines.append("| " + " | ".join(cells) + " |")
   return "\n".join(lines)
 
 
@@ -303,9 +321,8 @@ def _report_directions(data: Path, images: Path, name: str) -> None:
         draw_directions(changes[families == family], test, title),
         images / f"{name}-{family}-{test}.png",
       )
-    print(f"\n### {where}\n\n{directions_table(changes, test)}")
   _save(draw_relations(relations), images / f"{name}-relations.png")
-  print(f"\n### How much the restarts differ\n\n{relations_table(relations)}")
+  print(f"\n{directions_summary(changes)}\n\n{directions_table(changes, relations)}")
 
 
 def _report_early_training(data: Path, images: Path, name: str) -> None:
