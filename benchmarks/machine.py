@@ -1,4 +1,4 @@
-"""What every benchmark says of where it ran."""
+"""What every benchmark and experiment says of where it ran."""
 
 import importlib.metadata
 import os
@@ -10,13 +10,17 @@ import jax
 
 def describe_machine(*packages: str) -> str:
   """The device, the versions of some packages, and the date."""
-  versions = ", ".join(
-    f"{name} {importlib.metadata.version(name)}" for name in packages
-  )
-  return (
-    f"{jax.devices()[0].device_kind}, {_num_cores()} cores, {platform.machine()}, "
-    f"{versions}, {time.strftime('%Y-%m-%d')}"
-  )
+  return f"{device()}, {versions(*packages)}, {time.strftime('%Y-%m-%d')}"
+
+
+def device() -> str:
+  """What jax computes on."""
+  return f"{jax.devices()[0].device_kind}, {_num_cores()} cores, {platform.machine()}"
+
+
+def versions(*packages: str) -> str:
+  """Of some packages."""
+  return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
 
 
 def _num_cores() -> int | None:

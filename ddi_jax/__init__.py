@@ -35,6 +35,7 @@ from ddi_jax.restarts import (
   worst_candidate,
 )
 from ddi_jax.robustness_curve import RobustnessCurve, robustness_curve
+from ddi_jax.step_effects import StepEffects, TriedDirection, step_effects
 from ddi_jax.threat_models import ThreatModel, l1, l2, linf
 
 __all__ = [
@@ -50,7 +51,9 @@ __all__ = [
   "RestartInfo",
   "RobustnessCurve",
   "RobustnessEvaluation",
+  "StepEffects",
   "ThreatModel",
+  "TriedDirection",
   "attacks",
   "autoattack",
   "average_direction",
@@ -72,6 +75,7 @@ __all__ = [
   "restart_candidates",
   "restart_gradients",
   "robustness_curve",
+  "step_effects",
   "upgrad_direction",
   "wilson_interval",
   "worst_candidate",

@@ -15,7 +15,10 @@ hypothesis.settings.load_profile("tests")
 @pytest.fixture(autouse=True)
 def strict_rank_promotion(request):
   """In the core, arrays of different rank meet only where it is written so."""
-  folders = [Path(__file__).parent / name for name in ("models", "data", "training")]
+  folders = [
+    Path(__file__).parent / name
+    for name in ("models", "data", "training", "experiments")
+  ]
   below_core = any(folder in request.path.parents for folder in folders)
   with jax.numpy_rank_promotion("allow" if below_core else "raise"):
     yield

@@ -1,6 +1,7 @@
 """One training step, of every method, as a pure jitted function."""
 
 from collections.abc import Callable
+import functools
 from typing import NamedTuple
 
 import chex
@@ -121,7 +122,87 @@ def create_train_step(
   max_value: int,
   mesh: Mesh | None = None,
 ) -> StepFn:
-  """The training step of `config.method`.
+  """The training step of `config.method`, see `create_pure_step`.
+
+  Returns:
+    Jitted fn(state, images, labels) -> (state, metrics).  The state is donated.
+  """
+  train_step = create_pure_step(
+    config,
+    apply,
+    optimizer,
+    schedule,
+    warmup_steps=warmup_steps,
+    max_value=max_value,
+    mesh=mesh,
+  )
+  return jax.jit(
+    train_step, donate_argnums=0, compiler_options=compiler_options(config)
+  )
+
+
+def create_shared_step(
+  config: ml_collections.ConfigDict,
+  apply: Apply,
+  total: int,
+  *,
+  warmup_steps: int,
+  max_value: int,
+  mesh: Mesh | None = None,
+) -> StepFn:
+  """As `create_train_step`, compiled to a program without seed and learning rate.
+
+  They are arguments of the program, so that runs which differ in nothing else find it
+  in a compilation cache that they share.
+
+  Args:
+    config: a checked config.
+    apply: see `ddi_jax.models.functional`.
+    total: the run's number of steps, for the schedule.
+    warmup_steps: see `create_pure_step`, as are the others.
+    max_value: the images' full scale.
+    mesh: of several devices, or None.
+
+  Returns:
+    fn(state, images, labels) -> (state, metrics).  The state is donated.
+  """
+
+  @functools.partial(
+    jax.jit, donate_argnums=0, compiler_options=compiler_options(config)
+  )
+  def train_step(state, images, labels, seed, learning_rate):
+    of_run = config.copy_and_resolve_references()
+    with of_run.ignore_type():  # They are tracers here.
+      of_run.seed, of_run.optimizer.learning_rate = seed, learning_rate
+    schedule = create_schedule(of_run, total)
+    return create_pure_step(
+      of_run,
+      apply,
+      create_optimizer(of_run, schedule, mesh),
+      schedule,
+      warmup_steps=warmup_steps,
+      max_value=max_value,
+      mesh=mesh,
+    )(state, images, labels)
+
+  def step(state: TrainState, images: jax.Array, labels: jax.Array):
+    seed, learning_rate = config.seed, config.optimizer.learning_rate
+    return train_step(state, images, labels, seed, learning_rate)
+
+  return step
+
+
+def create_pure_step(
+  config: ml_collections.ConfigDict,
+  apply: Apply,
+  optimizer: optax.GradientTransformationExtraArgs,
+  schedule: optax.Schedule,
+  *,
+  warmup_steps: int,
+  max_value: int,
+  mesh: Mesh | None = None,
+) -> StepFn:
+  """The training step of `config.method`, to be compiled.
 
   Args:
     config: a checked config.
@@ -134,8 +215,8 @@ def create_train_step(
       `apply` with its `batch_axis`.
 
   Returns:
-    Jitted fn(state, images uint8 `[B, H, W, C]`, labels `[B]`) -> (state, metrics).
-    The state is donated.  Its randomness is a function of (config.seed, step).
+    Fn(state, images uint8 `[B, H, W, C]`, labels `[B]`) -> (state, metrics).  Its
+    randomness is a function of (config.seed, step).
   """
   method = METHODS[config.method]
   restarts = num_candidates(config.method, config.num_restarts)
@@ -243,6 +324,4 @@ def create_train_step(
       metrics = meshes.constrain(metrics, meshes.shardings(metrics, mesh, split=False))
     return state, metrics
 
-  return jax.jit(
-    train_step, donate_argnums=0, compiler_options=compiler_options(config)
-  )
+  return train_step

@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import auto as tqdm
 
 from ddi_jax import data, models
+from ddi_jax.models.functional import Apply
 from ddi_jax.training import distributed, figures, logs, report
 from ddi_jax.training import mesh as meshes
 from ddi_jax.training.checkpoints import (
@@ -41,8 +42,8 @@ from ddi_jax.training.step import (
   TrainState,
   create_optimizer,
   create_schedule,
+  create_shared_step,
   create_train_state,
-  create_train_step,
   state_shardings,
 )
 from ddi_jax.training.workdir import claim_workdir
@@ -52,13 +53,25 @@ class TrainingError(RuntimeError):
   """Training cannot go on; the message says why and what is left."""
 
 
-class _Experiment(NamedTuple):
-  """What a config describes, ready to run."""
+class Experiment(NamedTuple):
+  """What a config describes, ready to run.
+
+  Attributes:
+    splits: the data.
+    total: number of steps.
+    evaluate_every: number of steps between evaluations.
+    mesh: of several devices, None for one.
+    apply: the network, see `ddi_jax.models.functional`.
+    initial_state: before the first step.  A step donates its input: copy this one.
+    train_step: see `ddi_jax.training.step`.
+    evaluate: see `ddi_jax.training.evaluation`.
+  """
 
   splits: data.Splits
-  total: int  # steps
-  evaluate_every: int  # steps
+  total: int
+  evaluate_every: int
   mesh: Mesh | None
+  apply: Apply
   initial_state: TrainState
   train_step: StepFn
   evaluate: EvaluateFn
@@ -131,7 +144,7 @@ def _train_in(
       print(message)
     with compilation_cache_in(workdir), Interruption() as interruption:
       interrupted = distributed.agreed(interruption)
-      experiment = _create_experiment(config, splits, mesh)
+      experiment = create_experiment(config, splits, mesh)
       summary = _run(experiment, config, workdir, interrupted)
     if summary is None:
       if writer:
@@ -190,34 +203,34 @@ def _check_memory(config: ml_collections.ConfigDict, splits: data.Splits) -> Non
   check_memory(config, splits.train.image_shape, params, opt_state)
 
 
-def _create_experiment(
-  config: ml_collections.ConfigDict, splits: data.Splits, mesh: Mesh | None
-) -> _Experiment:
+def create_experiment(
+  config: ml_collections.ConfigDict, splits: data.Splits, mesh: Mesh | None = None
+) -> Experiment:
+  """The parts of a checked config's run, on its data and, if there is one, its mesh."""
   steps_per_epoch = len(splits.train) // config.batch_size
   total = max(1, round(config.num_epochs * steps_per_epoch))
   model = create_model(config, splits)
   apply, params, model_state = models.functional(
     model, batch_axis=meshes.batch_axis(mesh)
   )
-  schedule = create_schedule(config, total)
-  optimizer = create_optimizer(config, schedule, mesh)
+  optimizer = create_optimizer(config, create_schedule(config, total), mesh)
   state = create_train_state(params, model_state, optimizer)
   # Committed to its devices, as a restored state is: else XLA would compile for both.
   where: Any = jax.devices()[0]
   if mesh is not None:
     where = state_shardings(state, mesh, config.mesh.fsdp)
     state = jax.tree.map(np.asarray, state)  # The same on all hosts.
-  return _Experiment(
+  return Experiment(
     splits=splits,
     total=total,
     evaluate_every=max(1, round(config.evaluation.every_epochs * steps_per_epoch)),
     mesh=mesh,
+    apply=apply,
     initial_state=jax.device_put(state, where),
-    train_step=create_train_step(
+    train_step=create_shared_step(
       config,
       apply,
-      optimizer,
-      schedule,
+      total,
       warmup_steps=max(1, round(config.attack.warmup_epochs * steps_per_epoch)),
       max_value=splits.max_value,
       mesh=mesh,
@@ -227,7 +240,7 @@ def _create_experiment(
 
 
 def _run(
-  experiment: _Experiment,
+  experiment: Experiment,
   config: ml_collections.ConfigDict,
   workdir: Path,
   interrupted: Callable[[], bool],

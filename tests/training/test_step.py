@@ -2,6 +2,7 @@
 
 import chex
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -221,6 +222,38 @@ def test_no_pass_through_the_network_is_wasted():
   counted = flops(step, state, IMAGES, LABELS)
   expected = config.num_restarts * (config.attack.steps * of_inputs + of_parameters)
   assert 0.9 < counted / expected < 1.1
+
+
+@pytest.mark.slow
+def test_runs_of_other_seeds_and_learning_rates_share_a_program(tmp_path):
+  hits = []
+
+  def count(event, **details):
+    del details
+    hits.append(event == "/jax/compilation_cache/cache_hits")
+
+  jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+  compilation_cache.reset_cache()
+  jax.monitoring.register_event_listener(count)
+  try:
+    for seed, learning_rate in ((0, 0.1), (7, 0.3)):
+      config = small_config(seed=seed, **{"optimizer.learning_rate": learning_rate})
+      apply, state, step = build(config)
+      shared = step_lib.create_shared_step(
+        config, apply, 10, warmup_steps=1, max_value=16
+      )
+      expected, _ = step(copy(state), IMAGES, LABELS)
+      hits.clear()
+      found, metrics = shared(state, IMAGES, LABELS)
+      assert any(hits) == (seed == 7)
+      assert metrics["learning_rate"] == np.float32(learning_rate)
+      chex.assert_trees_all_close(found, expected, atol=1e-5)
+  finally:
+    jax.monitoring.unregister_event_listener(count)
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    compilation_cache.reset_cache()
 
 
 def test_warm_up_scales_the_radius():

@@ -1,0 +1,1 @@
+"""Experiments: sweeps of runs, their tables and their figures."""

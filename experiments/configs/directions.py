@@ -1,0 +1,90 @@
+"""Directions: the question is which one lowers the robust loss more.
+
+python -m experiments.directions --config=experiments/configs/directions.py \
+  --data_dir=DIR
+
+Budgets, after the colon:
+
+- "small" (without one): small nets, a few thousand images, 6 batches a phase: 8 runs of
+  about two minutes on one core of a CPU.
+- "full": the configs' own widths, more restarts, batches, phases and data.
+- "resnet18": the paper's own ResNet-18, CIFAR-10 alone.  For a GPU; not run here.
+- "debug": digits, seconds, to see it work.
+"""
+
+import ml_collections
+
+from configs import cifar10, cifar10_small, digits, mnist
+
+BUDGETS = ("small", "full", "resnet18", "debug")
+NETWORKS = {
+  "celu_group": ("celu", "group"),
+  "relu_group": ("relu", "group"),
+  "relu_batch": ("relu", "batch"),
+  "celu_none": ("celu", "none"),
+}
+
+
+def get_config(budget: str = "small") -> ml_collections.ConfigDict:
+  """The experiment with a budget."""
+  if budget not in BUDGETS:
+    raise ValueError(f"the budget must be one of {', '.join(BUDGETS)}; got {budget!r}.")
+  config = ml_collections.ConfigDict()
+  config.name = "directions" if budget == "small" else f"directions_{budget}"
+  config.seeds = (0,)
+  config.measurement = ml_collections.ConfigDict()
+  config.measurement.phases = (0.0, 0.25, 1.0, 3.0)  # epochs of PGD training
+  config.measurement.batches = 6  # from each of which directions are made
+  config.measurement.batch_size = 24
+  config.measurement.step_lengths = (0.03, 0.1, 0.3)  # of unit directions
+  config.measurement.loss_tolerance = 0.003  # of DDi's two inexact forms,
+  config.measurement.bundle_step = 0.1  # see `ddi_jax.danskin_direction`
+  bases = {"mnist": mnist.get_config(), "cifar10": cifar10_small.get_config()}
+  networks = NETWORKS
+  if budget == "small":
+    bases["mnist"].attack.warmup_epochs = 1.0
+    for settings in bases.values():
+      settings.data.limit = 4000
+      settings.restarts_at_a_time = 1  # One core, and less to compile.
+      settings.batch_size = 64
+      settings.model.width = 8
+      settings.model.hidden = 64
+      settings.model.norm_groups = 4
+      settings.num_restarts = 4
+      settings.attack.steps = 5
+      settings.attack.step_size = None  # 2.5 epsilon / steps
+      settings.evaluation.steps = 10  # of the attack that measures the robust loss
+  elif budget == "full":
+    config.measurement.phases = (0.0, 0.25, 1.0, 3.0, 10.0)
+    config.measurement.batches = 32
+    config.measurement.batch_size = 128
+    for settings in bases.values():
+      settings.num_restarts = 10
+      settings.evaluation.steps = 40
+  elif budget == "resnet18":
+    config.measurement.phases = (0.0, 0.25, 1.0, 3.0, 10.0)
+    config.measurement.batches = 16
+    config.measurement.batch_size = 128
+    bases = {"cifar10": cifar10.get_config()}
+  else:
+    config.measurement.phases = (0.0, 1.0)
+    config.measurement.batches = 2
+    config.measurement.batch_size = 16
+    bases = {"digits": digits.get_config("debug")}
+    bases["digits"].num_restarts = 2
+    bases["digits"].restarts_at_a_time = 1
+    bases["digits"].model.width = 2
+    networks = {"celu_none": NETWORKS["celu_none"]}
+  config.training = ml_collections.ConfigDict()  # by setting: a training config each
+  for data, base in bases.items():
+    base.method = "pgd"
+    base.unit_norm = False
+    base.optimizer.schedule = "constant"
+    base.num_epochs = max(config.measurement.phases)
+    base.evaluation.restarts = 2
+    for name, (activation, normalization) in networks.items():
+      settings = base.copy_and_resolve_references()
+      settings.model.activation = activation
+      settings.model.normalization = normalization
+      config.training[f"{data}_{name}"] = settings
+  return config.lock()

@@ -1,0 +1,141 @@
+"""What the experiments' commands share: flags, stages, tables.
+
+  python -m experiments.NAME --config=experiments/configs/NAME.py --data_dir=DIR
+
+or, spread over a cluster's array or several shells that see the same folder:
+
+  python -m experiments.NAME ... --list > names.txt
+  xargs -P 8 -I{} python -m experiments.NAME ... --run={} < names.txt
+"""
+
+from collections.abc import Callable, Iterator
+import json
+from pathlib import Path
+import sys
+from typing import Any
+
+from absl import app, flags
+import ml_collections
+from ml_collections import config_flags
+import pandas as pd
+
+from ddi_jax import training
+from ddi_jax.training import report
+from experiments import sweep
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", help_string="experiments/configs/NAME.py or .../NAME.py:BUDGET."
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS' data sets are.")
+_FOLDER = flags.DEFINE_string("folder", "runs/experiments", "Of the runs' folders.")
+_OUTPUT = flags.DEFINE_string("output", None, "Of the tables; by default the folder.")
+_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
+_LIST = flags.DEFINE_bool("list", False, "Print the names of the next runs to make.")
+_RUN = flags.DEFINE_string("run", None, "Make only the run of this name.")
+
+# config, folder -> runs to make, and then, with their results at hand, more.
+Stages = Callable[[ml_collections.ConfigDict, Path], Iterator[sweep.Runs]]
+# finished runs, folder -> tables by name.
+Tables = Callable[[sweep.Runs, Path], dict[str, pd.DataFrame]]
+
+
+def main(task: sweep.Task, stages: Stages, tables: Tables) -> None:
+  """Runs an experiment's command.
+
+  Args:
+    task: see `sweep.run_all`.
+    stages: the runs; of several stages, each is made when those before are finished.
+    tables: written as CSV files to `--output`, whose names start with `config.name`.
+  """
+  flags.mark_flag_as_required("config")
+
+  def run(argv: list[str]) -> None:
+    if len(argv) > 1:
+      raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    sweep.describe_provenance()
+    config, folder = _CONFIG.value, Path(_FOLDER.value)
+    for settings in config.training.values():
+      settings.data.data_dir = _DATA_DIR.value
+    runs: dict[str, sweep.Run] = {}
+    failures: dict[str, str] = {}
+    for stage in stages(config, folder):
+      runs.update(stage)
+      if _LIST.value:
+        names = sweep.unfinished(stage, folder)
+        if names:
+          print("\n".join(names))
+          return
+        continue
+      if _RUN.value is not None:
+        if _RUN.value in stage:
+          only = {_RUN.value: stage[_RUN.value]}
+          sweep.exit_with(sweep.run_all(task, only, folder), folder)
+          return
+        continue
+      failures |= sweep.run_all(task, stage, folder, jobs=_JOBS.value)
+    if _RUN.value is not None:
+      sys.exit(f"--run: no run {_RUN.value!r}; --list prints the names.")
+    if _LIST.value:
+      return
+    output = Path(_OUTPUT.value) if _OUTPUT.value else folder
+    finished = sweep.finished(runs, folder)
+    if finished:
+      write_tables(tables(finished, folder), config.name, output)
+    sweep.exit_with(failures, folder)
+
+  def run_until_interrupted(argv: list[str]) -> None:
+    try:
+      run(argv)
+    except KeyboardInterrupt:
+      sys.exit("Interrupted; the same command goes on from here.")
+
+  app.run(run_until_interrupted)
+
+
+def write_tables(tables: dict[str, pd.DataFrame], name: str, output: Path) -> None:
+  """Writes `NAME-TABLE.csv` files."""
+  output.mkdir(parents=True, exist_ok=True)
+  for title, table in tables.items():
+    path = output / f"{name}-{title}.csv"
+    table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+    print(f"{path}: {len(table)} rows.")
+
+
+def runs_table(runs: sweep.Runs, folder: Path) -> pd.DataFrame:
+  """One row per run: its settings, its results, and where they come from.
+
+  The column `config` holds all settings that differ from `default_config()`, as JSON.
+  """
+  return pd.DataFrame(
+    [
+      {
+        "run": name,
+        "setting": setting,
+        "method": config.method,
+        "unit_norm": config.unit_norm,
+        "learning_rate": config.optimizer.learning_rate,
+        "seed": config.seed,
+        **_results(folder / name),
+        **sweep.read_provenance(folder / name),
+        "config": json.dumps(_changes(config)),
+      }
+      for name, (setting, config) in runs.items()
+    ]
+  )
+
+
+def _results(folder: Path) -> dict[str, Any]:
+  """The numbers of a run's summary, on the test set where it has been tested."""
+  summary = json.loads((folder / report.SUMMARY_FILE).read_text())
+  names = ("steps", "seconds", "clean_accuracy", "robust_accuracy", "mean_confidence")
+  return {name: summary[name] for name in names if name in summary}
+
+
+def _changes(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  default = pd.json_normalize(training.default_config().to_dict()).to_dict("records")[0]
+  settings = pd.json_normalize(config.to_dict()).to_dict("records")[0]
+  return {
+    name: value
+    for name, value in settings.items()
+    if name != "data.data_dir" and (name not in default or value != default[name])
+  }

@@ -1,0 +1,158 @@
+"""Many runs, each in a folder of its own: what is finished stays, what fails is told.
+
+The runs are handed to `joblib`, one after another or in several processes; a run
+resumes by itself (`ddi_jax.training`), so a sweep that was cut off is started again by
+the same command.  All share one compilation cache.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import functools
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+import time
+import traceback
+from typing import Any, NamedTuple
+
+from absl import logging
+import jax
+import joblib
+import ml_collections
+
+from benchmarks import machine
+from ddi_jax.training import logs, workdir
+
+Task = Callable[[ml_collections.ConfigDict, Path], Mapping[str, Any] | None]
+PROVENANCE_FILE = "provenance.json"
+_CACHE = "compilation_cache"
+_LOGS = "logs"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "ddi_jax")
+
+
+class Run(NamedTuple):
+  """One run of a sweep.
+
+  Attributes:
+    setting: what it is about, the data set and network say.
+    config: of the run.
+  """
+
+  setting: str
+  config: ml_collections.ConfigDict
+
+
+Runs = Mapping[str, Run]  # by the names of their folders
+
+
+def named(runs: Iterable[Run]) -> Runs:
+  """Runs by the names of their folders, which no two configs share."""
+  return {workdir.default_workdir(run.config, run.setting).name: run for run in runs}
+
+
+def run_all(task: Task, runs: Runs, folder: Path, *, jobs: int = 1) -> dict[str, str]:
+  """Runs what is not finished yet.
+
+  Args:
+    task: (config, folder of the run) -> the content of its summary.json, or None if it
+      was interrupted.  A function of a module, if `jobs` > 1.
+    runs: all of them.
+    folder: of all of them.  What a run prints goes to `logs/NAME.txt` in it.
+    jobs: number of processes.
+
+  Returns:
+    Why runs have failed, by name; the others have finished.
+
+  Raises:
+    KeyboardInterrupt: if a run was interrupted; the same call goes on from there.
+  """
+  waiting = unfinished(runs, folder)
+  print(f"{len(runs)} runs in {folder}, {len(runs) - len(waiting)} finished before.")
+  (folder / _LOGS).mkdir(parents=True, exist_ok=True)
+  provenance = describe_provenance()
+  outcomes = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(
+    joblib.delayed(_run_one)(task, name, runs[name].config, folder, provenance)
+    for name in waiting
+  )
+  failures = {}
+  for number, (name, seconds, reason) in enumerate(outcomes, 1):
+    outcome = f"FAILED: {reason}" if reason else "done"
+    print(
+      f"{time.strftime('%H:%M:%S')} {number}/{len(waiting)} {name}: {outcome} "
+      f"({seconds:.0f} s)",
+      flush=True,
+    )
+    if reason:
+      failures[name] = reason
+  return failures
+
+
+def unfinished(runs: Runs, folder: Path) -> list[str]:
+  """The names of the runs that are not finished yet."""
+  return [name for name in runs if not (folder / name / PROVENANCE_FILE).exists()]
+
+
+def finished(runs: Runs, folder: Path) -> Runs:
+  """The other runs."""
+  missing = unfinished(runs, folder)
+  return {name: run for name, run in runs.items() if name not in missing}
+
+
+@functools.cache
+def describe_provenance() -> dict[str, str]:
+  """The commit, the machine and the versions of what is running now.
+
+  Called first when the program starts: later the commit may be another.
+  """
+  described = subprocess.run(
+    ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+    cwd=Path(__file__).parent,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  return {
+    "commit": described.stdout.strip() or "unknown",
+    "machine": machine.device(),
+    "versions": machine.versions(*_PACKAGES),
+    "date": time.strftime("%Y-%m-%d"),
+  }
+
+
+def read_provenance(folder: Path) -> dict[str, str]:
+  """What a run was made with, as its last process found it."""
+  return json.loads((folder / PROVENANCE_FILE).read_text())
+
+
+def _run_one(task, name, config, folder, provenance) -> tuple[str, float, str]:
+  """Name, seconds, and what went wrong."""
+  if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+    jax.config.update("jax_compilation_cache_dir", str((folder / _CACHE).absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+  logging.set_verbosity(logging.ERROR)
+  began = time.monotonic()
+  reason = ""
+  with (folder / _LOGS / f"{name}.txt").open("w") as log:
+    try:
+      with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        summary = task(config, folder / name)
+    except Exception as error:  # Whatever it is, the other runs are not to blame.
+      traceback.print_exc(file=log)
+      reason = f"{type(error).__name__}: {error}"
+    else:
+      if summary is None:
+        raise KeyboardInterrupt
+      logs.write_json(folder / name / PROVENANCE_FILE, provenance)
+  return name, time.monotonic() - began, reason
+
+
+def exit_with(failures: Mapping[str, str], folder: Path) -> None:
+  """Ends the program: with an error if a run has failed."""
+  if failures:
+    listed = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
+    sys.exit(
+      f"{len(failures)} runs have failed (see {folder / _LOGS}{os.sep}):\n{listed}\n"
+      "The same command tries them again."
+    )
