@@ -128,7 +128,7 @@ def here(case: Case) -> Run:
     "apgd-t": attacks.apgd(
       threat_model, loss="targeted_dlr", steps=steps, targets=5 if sparse else 9
     ),
-    "fab-t": attacks.fab(threat_model, steps=steps),
+    "fab-t": attacks.fab(threat_model, steps=steps, nearest=False),
     "square": attacks.square(threat_model, queries=_QUERIES.value),
   }
   evaluates: dict[tuple[str, ...], Callable] = {}

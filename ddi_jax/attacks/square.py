@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddi_jax import losses
 from ddi_jax.attacks import classifier
 from ddi_jax.attacks.classifier import ClassifierAttack, Found
 from ddi_jax.threat_models import Bounds, ThreatModel
@@ -65,8 +64,7 @@ def square(
       points = inputs + perturbations.reshape(inputs.shape)
       points = threat_model.project(points, inputs, bounds).astype(inputs.dtype)
       logits = logits_fn(points)
-      margins = losses.margin(logits, labels)
-      return Found(points, classifier.misclassified(logits, labels), margins)
+      return classifier.by_margin(points, logits, labels)
 
     if power is None:
       start, propose = _stripes, _square
@@ -91,7 +89,7 @@ def square(
       step,
       (jnp.int32(1), evaluate(first)),
     )
-    return found.points
+    return found
 
   return classifier.repeated(run, lambda num_classes: restarts)
 
