@@ -121,7 +121,8 @@ def apgd(
 
       found = classifier.by_margin(inputs, clean_logits, labels)
       found = found._replace(scores=LOSSES[loss](clean_logits, *chosen))
-      return ascend(evaluate, classifier.fold_in(keys, 0), inputs, found)
+      start_keys = keys if eot_samples is None else classifier.fold_in(keys, 0)
+      return ascend(evaluate, start_keys, inputs, found)
 
     def num_runs(num_classes):
       return restarts * (min(targets, num_classes - 1) if targeted else 1)

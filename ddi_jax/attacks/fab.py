@@ -103,12 +103,14 @@ def fab(
     def run(index, arguments, found):
       keys, inputs, labels, clean_logits = arguments
       rank, restart = index // restarts, index % restarts
-      least = jnp.where(found.broken, -found.scores, jnp.inf)
-      radii = jnp.where(restart > 0, jnp.minimum(least, threat_model.epsilon) / 2, 0)
-      directions = classifier.random_directions(
-        classifier.fold_in(keys, index), threat_model, inputs
-      )
-      start = clip(inputs + classifier.expand(radii, inputs) * directions)
+      start = inputs
+      if restarts > 1:
+        least = jnp.where(found.broken, -found.scores, jnp.inf)
+        radii = jnp.where(restart > 0, jnp.minimum(least, threat_model.epsilon) / 2, 0)
+        directions = classifier.random_directions(
+          classifier.fold_in(keys, index), threat_model, inputs
+        )
+        start = clip(inputs + classifier.expand(radii, inputs) * directions)
 
       def step(_, state):
         points, found = state

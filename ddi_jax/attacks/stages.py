@@ -159,7 +159,7 @@ def attack_and_measure(
   labels: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   """(points, sizes `[B]`), for a `Stage`."""
-  points = attack(classifier.fold_in(keys, 0), logits_fn, inputs, labels)
+  points = attack(keys, logits_fn, inputs, labels)
   return points, threat_model.size(points - inputs)
 
 
