@@ -10,10 +10,16 @@ other in one process, once for each seed.  torchattacks runs with --steps too; i
 default is 10.  PyTorch judges all points, and one outside the ball or the box breaks
 nothing.
 
+With --journal each outcome is added to a file when it is there, and taken from it when
+the same command runs again; --ensemble=union spares the ensemble's own run and takes
+each image's worst case over its attacks.
+
 Prints two Markdown tables: robust accuracies with their differences, and speed.
 """
 
 from collections.abc import Callable, Mapping
+import functools
+import json
 import os
 from pathlib import Path
 import sys
@@ -50,6 +56,8 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 250, "Images at a time.")
 _SEEDS = flags.DEFINE_integer("seeds", 2, "Runs of each attack.")
 _STEPS = flags.DEFINE_integer("steps", 100, "Of APGD and FAB.")
 _QUERIES = flags.DEFINE_integer("queries", 5000, "Of Square.")
+_JOURNAL = flags.DEFINE_string("journal", None, "A file to add to and resume from.")
+_TOTAL = flags.DEFINE_enum("ensemble", "run", ["run", "union"], "How it is judged.")
 _CPU_TIME = flags.DEFINE_bool(
   "cpu_time", False, "Seconds of the process, not of the wall: for one busy core."
 )
@@ -128,7 +136,7 @@ def here(case: Case) -> Run:
     "apgd-t": attacks.apgd(
       threat_model, loss="targeted_dlr", steps=steps, targets=5 if sparse else 9
     ),
-    "fab-t": attacks.fab(threat_model, steps=steps),
+    "fab-t": attacks.fab(threat_model, steps=steps, nearest=False),
     "square": attacks.square(threat_model, queries=_QUERIES.value),
   }
   evaluates: dict[tuple[str, ...], Callable] = {}
@@ -219,27 +227,75 @@ def judge(case: Case, points: np.ndarray) -> np.ndarray:
   return case.network(inputs).argmax(1).numpy() == case.labels
 
 
+def recorded(case: Case, library: str, name: str, seed: int, measure: Callable):
+  """(robust, seconds) from the journal, or else measured and added to it."""
+  what = {
+    "norm": case.threat_model.norm,
+    "epsilon": case.threat_model.epsilon,
+    "attack": name,
+    "library": library,
+    "seed": seed,
+    "images": len(case.images),
+    "settings": [
+      _WORKDIR.value,
+      _ATTACKS.value if name == _ENSEMBLE else [],
+      _BATCH_SIZE.value,
+      _STEPS.value,
+      _QUERIES.value,
+      _CPU_TIME.value,
+    ],
+  }
+  path = None if _JOURNAL.value is None else Path(_JOURNAL.value)
+  if path is not None and path.exists():
+    for line in path.read_text().splitlines():
+      entry = json.loads(line)
+      if all(entry[key] == value for key, value in what.items()):
+        return np.array(entry["robust"], bool), entry["seconds"]
+  robust, seconds = measure()
+  if path is not None:
+    entry = what | {"seconds": seconds, "robust": robust.astype(int).tolist()}
+    with path.open("a") as file:
+      file.write(json.dumps(entry) + "\n")
+  return robust, seconds
+
+
 def compare(case: Case, runs: Mapping[str, Run]) -> dict[tuple[str, str], Outcome]:
   """(attack, library) -> outcome; the libraries take turns."""
   clock = time.process_time if _CPU_TIME.value else time.perf_counter
+
+  def measure(run, chosen, seed):
+    began = clock()
+    points = run(chosen, seed)
+    seconds = clock() - began
+    return judge(case, points), seconds
+
   names = _ATTACKS.value
-  sets = {name: [name] for name in names} | {_ENSEMBLE: names}
+  sets = {name: [name] for name in names}
+  if _TOTAL.value == "run":
+    sets[_ENSEMBLE] = names
   outcomes = {(name, library): Outcome([], []) for name in sets for library in runs}
   for seed in range(_SEEDS.value):
     for name, chosen in sets.items():
       for library, run in runs.items():
-        began = clock()
-        points = run(chosen, seed)
-        seconds = clock() - began
         outcome = outcomes[name, library]
+        robust, seconds = recorded(
+          case, library, name, seed, functools.partial(measure, run, chosen, seed)
+        )
+        outcome.robust.append(robust)
         outcome.seconds.append(seconds)
-        outcome.robust.append(judge(case, points))
         print(
           f"{case.threat_model.norm} {name} seed {seed} {library}: "
           f"{outcome.robust[-1].mean():.4f}, {seconds:.1f} s",
           file=sys.stderr,
           flush=True,
         )
+  if _TOTAL.value == "union":
+    for library in runs:
+      alone = [outcomes[name, library].robust for name in names]
+      seconds = [outcomes[name, library].seconds for name in names]
+      outcomes[_ENSEMBLE, library] = Outcome(
+        list(np.all(alone, axis=0)), list(np.sum(seconds, axis=0))
+      )
   return outcomes
 
 

@@ -19,7 +19,7 @@ from ddi_jax.attacks.stages import (
   AutoAttackResult,
   Batches,
   Stage,
-  attack_and_judge,
+  attack_and_measure,
   judge,
   not_attacked,
   run_stages,
@@ -175,7 +175,7 @@ def evaluate(
       return losses.cross_entropy(logits / temperature, labels)
 
     attack = classifier_attack(pgd_attack, loss, restarts=pgd_restarts)
-    return attack_and_judge(attack, threat_model, keys, logits_fn, inputs, labels)
+    return attack_and_measure(attack, threat_model, keys, logits_fn, inputs, labels)
 
   stopped = False
 

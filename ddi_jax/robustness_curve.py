@@ -16,7 +16,7 @@ from ddi_jax.attacks.stages import (
   AutoAttackResult,
   Batches,
   Stage,
-  attack_and_judge,
+  attack_and_measure,
   judge,
   run_stages,
 )
@@ -115,7 +115,7 @@ def robustness_curve(
   def attack_at(name, epsilon, keys, logits_fn, inputs, labels):
     threat_model = make_threat_model(epsilon)
     attack = named_attacks(threat_model, [name], bounds=bounds)[name]
-    return attack_and_judge(attack, threat_model, keys, logits_fn, inputs, labels)
+    return attack_and_measure(attack, threat_model, keys, logits_fn, inputs, labels)
 
   stages = [
     Stage(name, epsilon, functools.partial(attack_at, attack, jnp.float32(epsilon)))

@@ -93,10 +93,10 @@ def l2(epsilon: float | jax.Array) -> ThreatModel:
     return jnp.linalg.norm(_flat(perturbations), axis=1)
 
   def project(points, centers, bounds):
-    def shrink(lengths, rooms):
-      return jnp.minimum(_l2_scale(lengths, rooms, epsilon) * lengths, rooms)
-
-    return _project_by_coordinate(shrink, points, centers, bounds)
+    flat_centers = _flat(centers)
+    moves = _flat(points) - flat_centers
+    scale = _l2_scale(moves, flat_centers, epsilon, bounds)
+    return _clip(flat_centers + scale * moves, bounds).reshape(centers.shape)
 
   def random_start(key, centers, bounds):
     direction_key, radius_key = jax.random.split(key)
@@ -215,21 +215,30 @@ def _project_by_coordinate(shrink, points, centers, bounds):
   return _clip(centers + moved.reshape(centers.shape), bounds)
 
 
-def _l2_scale(lengths, rooms, radius):
-  """The largest s <= 1 for which `min(s lengths, rooms)` has norm <= radius; [B, 1]."""
+def _l2_scale(moves, centers, radius, bounds):
+  """The largest s <= 1, `[B, 1]`: `clip(centers + s moves)` is within the radius."""
 
-  def larger(scale):
-    # Coordinates at the wall spend their share of the radius; the others scale.
-    free = scale * lengths < rooms
-    spent = jnp.sum(jnp.where(free, 0, jnp.square(rooms)), axis=1, keepdims=True)
-    square = jnp.sum(jnp.where(free, jnp.square(lengths), 0), axis=1, keepdims=True)
-    left = jnp.maximum(jnp.square(radius) - spent, 0)
+  def fit(square, left):
     return jnp.where(
       square > left, jnp.sqrt(left / jnp.where(square > 0, square, 1)), 1
     )
 
-  rounding = 1 + 8 * jnp.finfo(lengths.dtype).eps
-  zero = jnp.zeros((len(lengths), 1), lengths.dtype)
+  if bounds is None:
+    square = jnp.sum(jnp.square(moves), axis=1, keepdims=True)
+    return fit(square, jnp.square(radius).astype(square.dtype))
+  low, high = bounds
+
+  def larger(scale):
+    # Coordinates at the wall spend their share of the radius; the others scale.
+    reached = centers + scale * moves
+    free = jnp.where(moves < 0, reached > low, reached < high)
+    rooms = jnp.where(moves < 0, low, high) - centers
+    spent = jnp.sum(jnp.where(free, 0, jnp.square(rooms)), axis=1, keepdims=True)
+    square = jnp.sum(jnp.where(free, jnp.square(moves), 0), axis=1, keepdims=True)
+    return fit(square, jnp.maximum(jnp.square(radius) - spent, 0))
+
+  rounding = 1 + 8 * jnp.finfo(moves.dtype).eps
+  zero = jnp.zeros((len(moves), 1), moves.dtype)
   _, scale = jax.lax.while_loop(
     lambda scales: jnp.any(scales[1] > scales[0] * rounding),
     lambda scales: (scales[1], larger(scales[1])),

@@ -87,14 +87,14 @@ def apgd(
 
   def attack(key, logits_fn, inputs, labels):
     keys = classifier.example_keys(key, inputs)
-    mean_logits = logits_fn
+    clean_logits_fn = logits_fn
     if eot_samples is not None:
 
-      def mean_logits(points):
+      def clean_logits_fn(points):
         return _mean(lambda k: logits_fn(points, k), keys[0], eot_samples)
 
-    def run(index, keys, mean_logits, inputs, labels, clean_logits):
-      del mean_logits
+    def run(index, keys, clean_logits_fn, inputs, labels, clean_logits):
+      del clean_logits_fn
       if targeted:
         rank = index // restarts
         chosen = (labels, classifier.targets_by_rank(clean_logits, labels, rank))
@@ -116,21 +116,19 @@ def apgd(
           gradients, (each, logits) = _mean(
             lambda draw: gradient(points, draw), key, eot_samples
           )
-        broken = classifier.misclassified(logits, labels)
-        return Found(points, broken, each), gradients
+        found = classifier.by_margin(points, logits, labels)
+        return found._replace(scores=each), gradients
 
-      found = Found(
-        inputs,
-        classifier.misclassified(clean_logits, labels),
-        LOSSES[loss](clean_logits, *chosen),
-      )
-      return ascend(evaluate, classifier.fold_in(keys, 0), inputs, found)
+      found = classifier.by_margin(inputs, clean_logits, labels)
+      found = found._replace(scores=LOSSES[loss](clean_logits, *chosen))
+      start_keys = keys if eot_samples is None else classifier.fold_in(keys, 0)
+      return ascend(evaluate, start_keys, inputs, found)
 
     def num_runs(num_classes):
       return restarts * (min(targets, num_classes - 1) if targeted else 1)
 
-    repeated = classifier.repeated(run, num_runs)
-    return repeated(keys, mean_logits, inputs, labels)
+    repeated = classifier.repeated(run, num_runs, at_once=eot_samples is not None)
+    return repeated(keys, clean_logits_fn, inputs, labels)
 
   return attack
 
@@ -186,7 +184,7 @@ def _ascend(evaluate, threat_model, keys, inputs, found, *, steps, rho, bounds):
     stuck = ~s.halved & (best.scores <= s.best_at_checkpoint)
     halve = here & (few | stuck)
     step_sizes = jnp.where(halve, s.step_sizes / 2, s.step_sizes)
-    (points, _, losses), gradients = classifier.select(
+    (points, _, losses, _), gradients = classifier.select(
       halve, (best, best_gradients), (current, gradients)
     )
 
@@ -215,7 +213,7 @@ def _ascend(evaluate, threat_model, keys, inputs, found, *, steps, rho, bounds):
     points=start,
     previous=start,
     losses=-low,
-    best=Found(start, jnp.zeros_like(found.broken), low),
+    best=found._replace(points=start, scores=low),
     best_gradients=jnp.zeros_like(start),
     found=found,
     step_sizes=jnp.full(len(inputs), 2 * threat_model.epsilon, inputs.dtype),
@@ -224,7 +222,7 @@ def _ascend(evaluate, threat_model, keys, inputs, found, *, steps, rho, bounds):
     best_at_checkpoint=low,
   )
   # The last of these steps + 1 evaluations is of the last step's result.
-  return jax.lax.fori_loop(0, steps + 1, body, state).found.points
+  return jax.lax.fori_loop(0, steps + 1, body, state).found
 
 
 def _mean(fn: Callable[[jax.Array], Any], key: jax.Array, draws: int) -> Any:

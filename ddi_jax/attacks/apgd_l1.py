@@ -67,7 +67,7 @@ def ascend_l1(
   *,
   steps: int,
   bounds: Bounds,
-) -> jax.Array:
+) -> Found:
   """One run of l1-APGD, through the radii 3, 2 and 1 epsilon.
 
   Each step adds the signs of the largest gradients, scaled to the l1 norm of the step
@@ -88,7 +88,7 @@ def ascend_l1(
     bounds: the box, or None.
 
   Returns:
-    The best points `[B, ...]` at the last radius, the clean inputs included.
+    The best points at the last radius, the clean inputs included.
   """
   plan = schedule(steps)
   ends, updates = jnp.asarray(plan.ends), jnp.asarray(plan.updates)
@@ -156,14 +156,14 @@ def ascend_l1(
   low = jnp.full_like(found.scores, -jnp.inf)
   state = _State(
     points=start,
-    best=Found(start, jnp.zeros_like(found.broken), low),
+    best=found._replace(points=start, scores=low),
     best_gradients=jnp.zeros_like(start),
     found=found,
     step_sizes=jnp.full(len(inputs), radii[0], inputs.dtype),
     counts=jnp.full(len(inputs), _FIRST_SPARSITY * size, float),
     changed=jnp.full(len(inputs), size, float),
   )
-  return jax.lax.fori_loop(0, len(plan.radii), body, state).found.points
+  return jax.lax.fori_loop(0, len(plan.radii), body, state).found
 
 
 def _sparse_signs(gradients, counts):

@@ -19,7 +19,7 @@ from ddi_jax.attacks.stages import (
   AutoAttackResult,
   Batches,
   Stage,
-  attack_and_judge,
+  attack_and_measure,
   judge,
   run_stages,
 )
@@ -126,9 +126,7 @@ def autoattack(
     Stage(
       name,
       float(threat_model.epsilon),
-      jax.jit(
-        functools.partial(attack_and_judge, attack, threat_model, randomised=randomised)
-      ),
+      jax.jit(functools.partial(attack_and_measure, attack, threat_model)),
     )
     for name, attack in attacks.items()
   ]
@@ -194,8 +192,8 @@ def standard_attacks(
     "apgd-ce": make(loss="ce", restarts=restarts),
     "apgd-dlr": make(loss="dlr", restarts=restarts),
     "apgd-t": make(loss="targeted_dlr", targets=targets),
-    "fab": fab(threat_model, targets=None, restarts=5, bounds=bounds),
-    "fab-t": fab(threat_model, bounds=bounds),
+    "fab": fab(threat_model, targets=None, restarts=5, nearest=False, bounds=bounds),
+    "fab-t": fab(threat_model, nearest=False, bounds=bounds),
     "square": square(threat_model, bounds=bounds),
   }
   return {name: attacks[name] for name in _VERSIONS[version]}
@@ -212,7 +210,7 @@ def named_attacks(
   known = standard_attacks(threat_model, "standard", bounds=bounds)
   known |= {
     "apgd-dlr": apgd(threat_model, loss="dlr", bounds=bounds),
-    "fab": fab(threat_model, targets=None, bounds=bounds),
+    "fab": fab(threat_model, targets=None, nearest=False, bounds=bounds),
   }
   unknown = [name for name in names if name not in known]
   if unknown:

@@ -45,6 +45,8 @@ def check_model(
   )(inputs)
   # Traced afresh, so that a hidden generator is asked again.
   again = jax.jit(lambda points: call(points, second_key))(inputs)
+  # On the host, where nothing has to be compiled for what follows.
+  logits, again = np.asarray(logits), np.asarray(again)
   differ = not np.allclose(logits, again, rtol=1e-4, atol=1e-5, equal_nan=True)
 
   messages = []
@@ -82,7 +84,7 @@ def _check_gradients(logits, pull_back, labels):
       continue
     # From the logits as they are: compiled with the model, they may be computed twice,
     # and their rounding is then a gradient.
-    slopes = jax.grad(lambda z, loss=loss: loss(z, labels).sum())(logits)
+    slopes = jax.jit(jax.grad(lambda z, loss=loss: loss(z, labels).sum()))(logits)
     gradients = np.asarray(pull(pull_back, slopes)).reshape(len(logits), -1)
     vanished = np.sum(right & ~np.any(gradients != 0, axis=1))
     if vanished:

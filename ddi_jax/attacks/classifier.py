@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from ddi_jax import losses
 from ddi_jax.attacks.pgd import Attack
+from ddi_jax.attacks.remaining import expand, group_size, run_on_remaining, select
 from ddi_jax.threat_models import Bounds, ThreatModel
 
 LogitsFn = Callable[..., jax.Array]
@@ -50,11 +51,13 @@ class Found(NamedTuple):
     broken: whether they are misclassified, `[B]`.
     scores: `[B]`; of two points that are both misclassified, or both not, the one with
       the greater score is better.
+    margins: how much the largest wrong logit exceeds the label's, `[B]`.
   """
 
   points: jax.Array
   broken: jax.Array
   scores: jax.Array
+  margins: jax.Array
 
 
 def classifier_attack(
@@ -82,46 +85,57 @@ def classifier_attack(
 
   def run(index, keys, logits_fn, inputs, labels, clean_logits):
     del index, clean_logits
-    return attack(keys[0], lambda x: loss(logits_fn(x), labels), inputs)
+    points = attack(keys[0], lambda x: loss(logits_fn(x), labels), inputs)
+    return by_margin(points, logits_fn(points), labels)
 
-  return repeated(run, lambda num_classes: restarts)
+  return repeated(run, lambda num_classes: restarts, at_once=True)
 
 
 def repeated(
-  run: Callable[..., jax.Array], num_runs: Callable[[int], int]
+  run: Callable[..., Found],
+  num_runs: Callable[[int], int],
+  *,
+  at_once: bool = False,
 ) -> ClassifierAttack:
-  """The strongest of several runs for each example.
+  """The strongest of several runs for each example, each on what is not broken yet.
 
   Args:
-    run: (index, keys `[B]`, logits_fn, inputs, labels, clean logits `[B, C]`) ->
-      points `[B, ...]`.
-    num_runs: number of classes -> number of runs.  The runs end early once the whole
+    run: (index, keys `[b]`, logits_fn, inputs, labels, clean logits `[b, C]`) ->
+      `Found`, of the examples that are left or a group of them.
+    num_runs: number of classes -> number of runs.  They end early once the whole
       batch is misclassified.
+    at_once: whether a run gets the whole batch, as one that draws for it does.
+
+  Returns:
+    A `ClassifierAttack`.
   """
 
   def attack(key, logits_fn, inputs, labels):
     keys = example_keys(key, inputs)
     clean_logits = check_call(logits_fn, inputs, labels)
 
-    def judge(points, logits):
-      broken = misclassified(logits, labels)
-      return Found(points, broken, losses.margin(logits, labels))
-
-    def body(state):
-      index, found = state
+    def run_and_compare(index, arguments, found):
+      keys, inputs, labels, clean_logits = arguments
       run_keys = fold_in(keys, index)
-      points = run(index, run_keys, logits_fn, inputs, labels, clean_logits)
-      return index + 1, better(found, judge(points, logits_fn(points)))
+      new = run(index, run_keys, logits_fn, inputs, labels, clean_logits)
+      return better(found, new._replace(scores=new.margins))
 
-    runs = num_runs(clean_logits.shape[1])
-    _, found = jax.lax.while_loop(
-      lambda state: (state[0] < runs) & ~jnp.all(state[1].broken),
-      body,
-      (jnp.int32(0), judge(inputs, clean_logits)),
-    )
-    return found.points
+    return run_on_remaining(
+      run_and_compare,
+      num_runs(clean_logits.shape[1]),
+      by_margin(inputs, clean_logits, labels),
+      lambda found: ~found.broken,
+      (keys, inputs, labels, clean_logits),
+      len(inputs) if at_once else group_size(len(inputs)),
+    ).points
 
   return attack
+
+
+def by_margin(points: jax.Array, logits: jax.Array, labels: jax.Array) -> Found:
+  """Points with these logits, of which the one with the largest margin is best."""
+  margins = losses.margin(logits, labels)
+  return Found(points, misclassified(logits, labels), margins, margins)
 
 
 def misclassified(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -180,16 +194,6 @@ def example_keys(key: jax.Array, inputs: jax.Array) -> jax.Array:
 def fold_in(keys: jax.Array, data: Any) -> jax.Array:
   """Folds one number, or one per key, into keys `[B]`."""
   return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(data, keys.shape))
-
-
-def expand(values: jax.Array, like: jax.Array) -> jax.Array:
-  """`[B]` -> `[B, 1, ...]` of the rank of `like`."""
-  return values.reshape(values.shape + (1,) * (like.ndim - 1))
-
-
-def select(mask: jax.Array, chosen: Any, other: Any) -> Any:
-  """Leaves `[B, ...]` of `chosen` where the mask `[B]` holds, else of `other`."""
-  return jax.tree.map(lambda a, b: jnp.where(expand(mask, a), a, b), chosen, other)
 
 
 def check_call(logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array) -> jax.Array:

@@ -48,7 +48,9 @@ def displacement(
     low, high = bounds
     rooms = jnp.where(signs > 0, high - flat_points, flat_points - low)
   solve = {"linf": _together, "l2": _by_weight, "l1": _in_turn}[norm]
-  lengths = jnp.where(signs == 0, 0, solve(weights, rooms, needs))
+  # What is nothing beside the largest stays, however long the others take.
+  still = (signs == 0) | (weights == 0)
+  lengths = jnp.where(still, 0, solve(weights, rooms, needs))
   return (signs * lengths).reshape(points.shape)
 
 

@@ -52,9 +52,10 @@ def multi_targeted_pgd(
       logits = logits_fn(points)
       return logits[rows, chosen] - logits[rows, labels]
 
-    return attack(keys[0], difference, inputs)
+    points = attack(keys[0], difference, inputs)
+    return classifier.by_margin(points, logits_fn(points), labels)
 
   def num_runs(num_classes):
     return restarts * min(targets or num_classes, num_classes - 1)
 
-  return classifier.repeated(run, num_runs)
+  return classifier.repeated(run, num_runs, at_once=True)

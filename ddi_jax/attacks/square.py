@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddi_jax import losses
 from ddi_jax.attacks import classifier
 from ddi_jax.attacks.classifier import ClassifierAttack, Found
 from ddi_jax.threat_models import Bounds, ThreatModel
@@ -62,12 +61,13 @@ def square(
     sides = jnp.asarray(_sides(window_areas(queries, p_init), images.shape[1:], power))
 
     def evaluate(perturbations):
-      points = inputs + perturbations.reshape(inputs.shape)
-      points = threat_model.project(points, inputs, bounds).astype(inputs.dtype)
+      # In the ball already, where a move towards the box leaves them.
+      points = (inputs + perturbations.reshape(inputs.shape)).astype(inputs.dtype)
+      points = points if bounds is None else jnp.clip(points, *bounds)
       logits = logits_fn(points)
-      margins = losses.margin(logits, labels)
-      return Found(points, classifier.misclassified(logits, labels), margins)
+      return classifier.by_margin(points, logits, labels)
 
+    count = images.shape[3] + (2 if power is None else 5)
     if power is None:
       start, propose = _stripes, _square
     else:
@@ -78,8 +78,9 @@ def square(
       query, found = state
       perturbations = _as_images(found.points) - images
       query_keys = classifier.fold_in(keys, query)
+      draws = jax.vmap(lambda key: jax.random.uniform(key, (count,)))(query_keys)
       proposals = jax.vmap(propose, (0, 0, None, None))(
-        query_keys, perturbations, sides[query], epsilon
+        draws, perturbations, sides[query], epsilon
       )
       return query + 1, _unless_broken(found, evaluate(proposals))
 
@@ -91,7 +92,7 @@ def square(
       step,
       (jnp.int32(1), evaluate(first)),
     )
-    return found.points
+    return found
 
   return classifier.repeated(run, lambda num_classes: restarts)
 
@@ -133,33 +134,33 @@ def _unless_broken(found, candidate):
   return Found(*classifier.select(found.broken, found, best))
 
 
-# The rest is of one example: perturbations [H, W, C], sides [2] (may be traced).
+# The rest is of one example: perturbations [H, W, C], sides [2] (may be traced), draws
+# uniform in [0, 1).  One draw for all that a query needs: generators compile slowly.
 
 
-def _signs(key, shape, dtype):
-  return jax.random.rademacher(key, shape, dtype)
+def _signs(draws, dtype):
+  return jnp.where(draws < 0.5, -1, 1).astype(dtype)
 
 
 def _stripes(key, zeros, epsilon):
   """The l_inf search's start: vertical stripes, one pixel wide."""
   _, width, channels = zeros.shape
-  return zeros + epsilon * _signs(key, (1, width, channels), zeros.dtype)
+  draws = jax.random.uniform(key, (1, width, channels))
+  return zeros + epsilon * _signs(draws, zeros.dtype)
 
 
-def _square(key, perturbation, sides, epsilon):
+def _square(draws, perturbation, sides, epsilon):
   """The l_inf search's proposal: one window set to a corner of the ball."""
-  window_key, sign_key = jax.random.split(key)
-  window = _Window(window_key, perturbation.shape, sides)
-  shape = (1, 1, perturbation.shape[2])
-  corner = epsilon * _signs(sign_key, shape, perturbation.dtype)
+  window = _Window(draws[:2], perturbation.shape, sides)
+  corner = epsilon * _signs(draws[None, None, 2:], perturbation.dtype)
   return jnp.where(window.mask, corner, perturbation)
 
 
 class _Window:
   """A window at a random place: its mask `[H, W, 1]`, and coordinates inside it."""
 
-  def __init__(self, key, shape, sides):
-    lows = jax.random.randint(key, (2,), 0, jnp.asarray(shape[:2]) - sides + 1)
+  def __init__(self, draws, shape, sides):
+    lows = (draws * (jnp.asarray(shape[:2]) - sides + 1)).astype(int)
     self.rows = jnp.arange(shape[0])[:, None] - lows[0]
     self.columns = jnp.arange(shape[1])[None, :] - lows[1]
     inside = (self.rows >= 0) & (self.rows < sides[0])
@@ -180,7 +181,7 @@ def _tiles(power, key, zeros, epsilon):
   pattern = _pair_of_bumps(
     rows % sides[0], columns % sides[1], jnp.asarray(sides), zeros.shape, True
   )
-  signs = _signs(key, (*counts, channels), zeros.dtype)
+  signs = _signs(jax.random.uniform(key, (*counts, channels)), zeros.dtype)
   signs = signs[
     np.clip(rows // sides[0], 0, counts[0] - 1),
     np.clip(columns // sides[1], 0, counts[1] - 1),
@@ -189,12 +190,11 @@ def _tiles(power, key, zeros, epsilon):
   return epsilon * _unit(tiled.astype(zeros.dtype), power, axes=(0, 1, 2))
 
 
-def _bumps(power, key, perturbation, sides, epsilon):
+def _bumps(power, draws, perturbation, sides, epsilon):
   """The l2 and l1 searches' proposal: the norm of two windows moves into one."""
-  first_key, second_key, across_key, sign_key = jax.random.split(key, 4)
   shape, dtype = perturbation.shape, perturbation.dtype
-  first = _Window(first_key, shape, sides)
-  second = _Window(second_key, shape, sides)
+  first = _Window(draws[:2], shape, sides)
+  second = _Window(draws[2:4], shape, sides)
 
   def mass(array, axes=(0, 1)):
     return jnp.sum(jnp.abs(array) ** power, axis=axes, keepdims=True)
@@ -203,10 +203,10 @@ def _bumps(power, key, perturbation, sides, epsilon):
   in_windows = mass(jnp.where(first.mask | second.mask, perturbation, 0))
   available = (in_windows + unused / shape[2]) ** (1 / power)
 
-  along_rows = jax.random.bernoulli(across_key)
+  along_rows = draws[4] < 0.5
   pattern = _pair_of_bumps(first.rows, first.columns, sides, shape, along_rows)
   pattern = jnp.where(first.mask, pattern[:, :, None], 0).astype(dtype)
-  signs = _signs(sign_key, (1, 1, shape[2]), dtype)
+  signs = _signs(draws[None, None, 5:], dtype)
   old = jnp.where(first.mask, perturbation, 0)
   mixed = signs * _unit(pattern, power) + _unit(old, power)
   moved = jnp.where(second.mask, 0, perturbation)

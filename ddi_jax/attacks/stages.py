@@ -1,6 +1,7 @@
 """Attacks one after the other, each on the examples that have withstood the others."""
 
 from collections.abc import Callable, Iterator, Sequence
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -86,17 +87,20 @@ class Stage(NamedTuple):
   Attributes:
     name: of its own among them.
     epsilon: the radius that its points keep.
-    run: jitted (keys `[B]`, logits_fn, inputs, labels) -> (points, whether each is
-      misclassified, size of each perturbation).
+    run: jitted (keys `[B]`, logits_fn, inputs, labels) -> (points, size of each
+      perturbation).
   """
 
   name: str
   epsilon: float
-  run: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+  run: Callable[..., tuple[jax.Array, jax.Array]]
 
 
 class Batches:
-  """The examples of a data set in batches of one shape, filled up with repetitions.
+  """The examples of a data set in batches of one shape.
+
+  The last one is filled up with examples that have a wrong label: attacks have nothing
+  to do there.
 
   Args:
     logits_fn: inputs `[B, ...]` -> logits `[B, C]`; best a `jax.tree_util.Partial`.
@@ -120,7 +124,9 @@ class Batches:
     """(keys, logits_fn, inputs, labels), each example's key by its own index."""
     padded = np.resize(indices, self.size)
     keys = classifier.fold_in(jnp.broadcast_to(key, (self.size,)), padded)
-    return keys, self.logits_fn, self.inputs[padded], self.labels[padded]
+    labels = self.labels[padded]
+    labels[len(indices) :] = np.where(labels[len(indices) :] > 0, 0, 1)
+    return keys, self.logits_fn, self.inputs[padded], labels
 
   def run(
     self, program: Callable[..., Any], indices: np.ndarray, key: jax.Array
@@ -139,25 +145,22 @@ class Batches:
 
 def judge(keys, logits_fn, inputs, labels, *, randomised=False):
   """(whether each is misclassified `[B]`, logits `[B, C]`)."""
-  logits = logits_fn(inputs, keys[0]) if randomised else logits_fn(inputs)
+  draw = (jax.random.fold_in(keys[0], 1),) if randomised else ()
+  logits = logits_fn(inputs, *draw)
   return classifier.misclassified(logits, labels), logits
 
 
-def attack_and_judge(
+def attack_and_measure(
   attack: ClassifierAttack,
   threat_model: ThreatModel,
   keys: jax.Array,
   logits_fn: LogitsFn,
   inputs: jax.Array,
   labels: jax.Array,
-  *,
-  randomised: bool = False,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """(points, whether each is misclassified, sizes `[B]`), for a `Stage`."""
-  points = attack(classifier.fold_in(keys, 0), logits_fn, inputs, labels)
-  keys = classifier.fold_in(keys, 1)
-  broken, _ = judge(keys, logits_fn, points, labels, randomised=randomised)
-  return points, broken, threat_model.size(points - inputs)
+) -> tuple[jax.Array, jax.Array]:
+  """(points, sizes `[B]`), for a `Stage`."""
+  points = attack(keys, logits_fn, inputs, labels)
+  return points, threat_model.size(points - inputs)
 
 
 def not_attacked(
@@ -193,7 +196,7 @@ def run_stages(
       index alone.
     batches: the examples.
     stages: in order.
-    classify: jitted `judge`.
+    classify: jitted `judge`, of the clean inputs and of what the attacks find.
     bounds: the box that the points must not leave, or None.
     keep_points: whether the result holds the misclassified points.
     after_batch: see `ddi_jax.attacks.autoattack.Evaluate`.
@@ -220,8 +223,9 @@ def run_stages(
   for index, stage in enumerate(stages):
     pending = np.flatnonzero(result.robust & (result.faced <= index))
     stage_key = jax.random.fold_in(key, index)
+    program = functools.partial(_run_and_classify, stage.run, classify)
     done = 0
-    for indices, (points, broken, sizes) in batches.run(stage.run, pending, stage_key):
+    for indices, (points, sizes, broken) in batches.run(program, pending, stage_key):
       _check_inside(stage, points, sizes, bounds)
       if result.adversarial is not None:
         result.adversarial[indices[broken]] = points[broken]
@@ -232,6 +236,14 @@ def run_stages(
       if after_batch is not None and after_batch(progress):
         return result
   return result
+
+
+def _run_and_classify(run, classify, keys, logits_fn, inputs, labels):
+  """(points, sizes, whether each is misclassified), by the program of the inputs."""
+  points, sizes = run(keys, logits_fn, inputs, labels)
+  # On the host, like the inputs: the same program for both.
+  points = np.asarray(points)
+  return points, sizes, classify(keys, logits_fn, points, labels)[0]
 
 
 def _check_data(inputs, labels):

@@ -23,6 +23,7 @@ from ddi_jax import loops
 
 _CANONICAL = ("NHWC", "HWIO", "NHWC")
 _FEW_CHANNELS = 8
+_MANY_FEATURES = 256  # Above, one product of matrices is the faster input gradient.
 _CACHE_BYTES = 2**21
 _HALF = "bfloat16"  # A precision: products of bfloat16 factors, summed in float32.
 _HALF_CHANNELS = 32
@@ -92,10 +93,12 @@ def _conv(lhs, rhs, strides, pads, precision):
     pads = tuple((max(low, 0), max(high, 0)) for low, high in pads)
   if precision == _HALF and strides == (1, 1) and lhs.shape[3] >= _HALF_CHANNELS:
     return _conv_as_products(lhs, rhs, pads, precision)
-  out_width = lhs.shape[2] + sum(pads[1]) - rhs.shape[1] + 1
-  together = _columns_together(lhs.shape[3], rhs.shape[3], out_width)
-  if strides == (1, 1) and rhs.shape[1] > 1 and together > 1:
-    return _conv_of_columns(lhs, rhs, pads, precision, together)
+  few = lhs.shape[3] < _FEW_CHANNELS
+  if rhs.shape[1] > 1 and (strides == (1, 1) or few):
+    out_width = (lhs.shape[2] + sum(pads[1]) - rhs.shape[1]) // strides[1] + 1
+    together = _columns_together(lhs.shape[3], rhs.shape[3], out_width)
+    if together > 1:
+      return _conv_of_columns(lhs, rhs, strides, pads, precision, together)
   return lax.conv_general_dilated(
     lhs, rhs, strides, pads, dimension_numbers=_CANONICAL, precision=precision
   )
@@ -112,23 +115,24 @@ def _columns_together(channels, features, out_width):
   )
 
 
-def _conv_of_columns(lhs, rhs, pads, precision, together):
+def _conv_of_columns(lhs, rhs, strides, pads, precision, together):
   """A convolution whose features are those of several neighbouring output columns.
 
-  Half as many products again, but with enough features to fill the vector units.
+  Several times as many products, but with enough features to fill the vector units.
   """
   height, width, channels, features = rhs.shape
   zero = jnp.zeros((), rhs.dtype)
   no_pad = (0, 0, 0)
+  beside = strides[1] * (together - 1)
   kernels = [
-    lax.pad(rhs, zero, (no_pad, (column, together - 1 - column, 0), no_pad, no_pad))
-    for column in range(together)
+    lax.pad(rhs, zero, (no_pad, (before, beside - before, 0), no_pad, no_pad))
+    for before in range(0, beside + 1, strides[1])
   ]
   kernel = jnp.stack(kernels, axis=3)
   columns = lax.conv_general_dilated(
     lhs,
-    kernel.reshape(height, width + together - 1, channels, together * features),
-    (1, together),
+    kernel.reshape(height, width + beside, channels, together * features),
+    (strides[0], strides[1] * together),
     pads,
     dimension_numbers=_CANONICAL,
     precision=precision,
@@ -187,6 +191,12 @@ def _backward(strides, pads, precision, residuals, cotangent):
     input_gradient = _input_gradient_as_conv(
       cotangent, kernel, inputs.shape, pads, precision
     )
+  elif kernel.shape[3] <= _MANY_FEATURES and all(
+    map(_has_phases, kernel.shape[:2], strides, pads)
+  ):
+    input_gradient = _input_gradient_by_phase(
+      cotangent, kernel, inputs.shape, strides, pads, precision
+    )
   else:
     input_gradient = _input_gradient_as_sum(
       cotangent, kernel, inputs.shape, strides, pads, precision
@@ -209,11 +219,50 @@ def _input_gradient_as_conv(cotangent, kernel, shape, pads, precision):
   return _conv(cotangent, flipped, (1, 1), input_pads, precision)
 
 
+def _has_phases(window, stride, pads):
+  """Whether `_input_gradient_by_phase` saves work, and is written for such pads."""
+  return 1 < stride <= window and pads[0] >= 0
+
+
+def _input_gradient_by_phase(cotangent, kernel, shape, strides, pads, precision):
+  """One small convolution for all inputs that lie alike between two output positions.
+
+  Input `stride m + phase - low` meets output o through kernel row
+  `stride (m - o) + phase`: with phases as features it is an ordinary convolution,
+  without inserted zeros, of a kernel that is smaller by the stride.
+  """
+  channels, features = kernel.shape[2:]
+  high = [
+    -window % stride for window, stride in zip(kernel.shape, strides, strict=False)
+  ]
+  whole = jnp.pad(kernel, ((0, high[0]), (0, high[1]), (0, 0), (0, 0)))
+  rows, columns = (
+    size // stride for size, stride in zip(whole.shape, strides, strict=False)
+  )
+  split = whole.reshape(rows, strides[0], columns, strides[1], channels, features)
+  small = jnp.flip(split, (0, 2)).transpose(0, 2, 5, 1, 3, 4)
+  small = small.reshape(rows, columns, features, -1)
+  heights, widths = (
+    -(-(size + low) // stride)
+    for size, stride, (low, _) in zip(shape[1:3], strides, pads, strict=True)
+  )
+  small_pads = (
+    (rows - 1, heights - cotangent.shape[1]),
+    (columns - 1, widths - cotangent.shape[2]),
+  )
+  phases = _conv(cotangent, small, (1, 1), small_pads, precision)
+  phases = phases.reshape(-1, heights, widths, *strides, channels)
+  total = phases.transpose(0, 1, 3, 2, 4, 5).reshape(
+    -1, heights * strides[0], widths * strides[1], channels
+  )
+  (top, _), (left, _) = pads
+  return total[:, top : top + shape[1], left : left + shape[2]]
+
+
 def _input_gradient_as_sum(cotangent, kernel, shape, strides, pads, precision):
   """Each kernel position's share from one matrix product, put in place and summed.
 
-  With strides, and for few channels, this is faster than a convolution, which would
-  run over inserted zeros or fill few columns.
+  For few channels this is faster than a convolution, which would fill few columns.
   """
   height, width, channels, features = kernel.shape
   columns = kernel.transpose(3, 0, 1, 2).reshape(features, -1)

@@ -94,7 +94,10 @@ def test_linf_proposals_set_one_window_to_a_corner_of_the_ball():
   propose = jax.jit(_square)
   places = set()
   for seed in range(60):
-    after = propose(jax.random.key(seed), before, jnp.array([3, 3]), 0.25)
+    draws = jax.random.uniform(jax.random.key(seed), (5,))
+    if seed == 0:  # The greatest there is.
+      draws = jnp.full(5, np.nextafter(np.float32(1), np.float32(0)))
+    after = propose(draws, before, jnp.array([3, 3]), 0.25)
     rows, columns = (np.flatnonzero(after.any(axis=a)) for a in ((1, 2), (0, 2)))
     assert len(rows) == len(columns) == 3
     inside = after[rows[0] : rows[0] + 3, columns[0] : columns[0] + 3]
@@ -114,11 +117,12 @@ def test_l2_and_l1_proposals_use_the_whole_radius(power):
   # As if the box had cut something off.
   current = jnp.clip(start, -0.9 * jnp.abs(start).max(), 0.1)
   for seed in range(20):
-    after = propose(jax.random.key(seed), current, jnp.array([5, 5]), epsilon)
+    draws = jax.random.uniform(jax.random.key(seed), (8,))
+    after = propose(draws, current, jnp.array([5, 5]), epsilon)
     np.testing.assert_allclose(size(np.ravel(after)), epsilon, rtol=1e-5)
     changed = np.any(after != current, axis=2)
     assert 0 < changed.sum() <= 2 * 25
-  nothing = propose(KEY, jnp.zeros((11, 11, 3)), jnp.array([5, 5]), 0.0)
+  nothing = propose(draws, jnp.zeros((11, 11, 3)), jnp.array([5, 5]), 0.0)
   np.testing.assert_array_equal(nothing, 0)
 
 

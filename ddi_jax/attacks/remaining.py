@@ -1,0 +1,91 @@
+"""Runs that follow each other on a batch, each on the examples that still need it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+_AT_A_TIME_ON_A_CPU = 50
+
+
+def group_size(batch: int) -> int:
+  """How many of a batch's examples to attack at a time.
+
+  On a CPU so few that their arrays stay in the cache and that hardly any examples are
+  computed in vain; elsewhere all of them, which a GPU computes side by side.
+  """
+  if jax.default_backend() != "cpu":
+    return batch
+  return -(-batch // max(1, round(batch / _AT_A_TIME_ON_A_CPU)))
+
+
+def run_on_remaining(
+  run: Callable[[jax.Array, Any, Any], Any],
+  runs: int,
+  found: Any,
+  remain: Callable[[Any], jax.Array],
+  arguments: Any,
+  size: int,
+) -> Any:
+  """Repeats `found = run(index, arguments, found)` on the examples that remain.
+
+  Before each run they are gathered from the batch, `size` at a time, so that a run
+  costs what is left and not what was there at first, without another compilation.
+
+  Args:
+    run: (index of the run, arguments `[b, ...]`, found `[b, ...]`) -> found
+      `[b, ...]`, each example by itself.
+    runs: how many, >= 1.
+    found: arrays `[B, ...]` to be changed.
+    remain: found -> whether an example takes part in the next run, `[B]`.  What does
+      not remain is not changed.
+    arguments: arrays `[B, ...]`.
+    size: examples at a time.  From B on all are, in their order, while one remains.
+
+  Returns:
+    What was found, `[B, ...]`.
+  """
+  batch = len(remain(found))
+
+  def run_or_keep(index, arguments, found):
+    return select(remain(found), run(index, arguments, found), found)
+
+  def together(index, found):
+    return run_or_keep(index, arguments, found)
+
+  def by_group(index, found):
+    left = remain(found)
+    count = jnp.sum(left)
+    # Past the batch's end nothing is written.
+    beyond = jnp.full(size - 1, batch)
+    order = jnp.concatenate([jnp.argsort(~left), beyond])
+
+    def group(state):
+      start, found = state
+      picked = jax.lax.dynamic_slice(order, (start,), (size,))
+      some = jax.tree.map(lambda leaf: leaf[picked], (arguments, found))
+      new = run_or_keep(index, *some)
+      return start + size, jax.tree.map(lambda a, b: a.at[picked].set(b), found, new)
+
+    start = jnp.zeros_like(count)
+    _, found = jax.lax.while_loop(lambda state: state[0] < count, group, (start, found))
+    return found
+
+  turn = together if size >= batch else by_group
+  _, found = jax.lax.while_loop(
+    lambda state: (state[0] < runs) & jnp.any(remain(state[1])),
+    lambda state: (state[0] + 1, turn(*state)),
+    (jnp.int32(0), found),
+  )
+  return found
+
+
+def expand(values: jax.Array, like: jax.Array) -> jax.Array:
+  """`[B]` -> `[B, 1, ...]` of the rank of `like`."""
+  return values.reshape(values.shape + (1,) * (like.ndim - 1))
+
+
+def select(mask: jax.Array, chosen: Any, other: Any) -> Any:
+  """Leaves `[B, ...]` of `chosen` where the mask `[B]` holds, else of `other`."""
+  return jax.tree.map(lambda a, b: jnp.where(expand(mask, a), a, b), chosen, other)
