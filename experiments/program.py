@@ -31,6 +31,7 @@ _FOLDER = flags.DEFINE_string("folder", "runs/experiments", "Of the runs' folder
 _OUTPUT = flags.DEFINE_string("output", None, "Of the tables; by default the folder.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
 _LIST = flags.DEFINE_bool("list", False, "Print the names of the next runs to make.")
+_TABLES = flags.DEFINE_bool("tables", False, "Make no run; write what has finished.")
 _RUN = flags.DEFINE_string("run", None, "Make only the run of this name.")
 
 # config, folder -> runs to make, and then, with their results at hand, more.
@@ -72,7 +73,8 @@ def main(task: sweep.Task, stages: Stages, tables: Tables) -> None:
           sweep.exit_with(sweep.run_all(task, only, folder), folder)
           return
         continue
-      failures |= sweep.run_all(task, stage, folder, jobs=_JOBS.value)
+      if not _TABLES.value:
+        failures |= sweep.run_all(task, stage, folder, jobs=_JOBS.value)
     if _RUN.value is not None:
       sys.exit(f"--run: no run {_RUN.value!r}; --list prints the names.")
     if _LIST.value:
