@@ -198,8 +198,7 @@ def early_training_tables(
   runs: pd.DataFrame, curves: pd.DataFrame
 ) -> Iterator[tuple[str, str]]:
   """(setting, Markdown table) of the seeds that did not choose the learning rate."""
-  for setting, of_setting in curves.groupby("setting", sort=False):
-    compared = compared_runs(of_setting)
+  for setting, compared in comparable_settings(curves):
     common = compared.groupby("arm")["epoch"].max().min()
     tested = runs.set_index("run").loc[list(dict.fromkeys(compared["run"]))]
     unit = tested["unit_norm"].map({True: _UNIT, False: ""})
@@ -226,6 +225,15 @@ def early_training_tables(
       cells.append(f"{cosines.min():.4f} to {cosines.max():.4f}" if several else "")
       lines.append("| " + " | ".join(cells) + " |")
     yield setting, "\n".join(lines)
+
+
+def comparable_settings(curves: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+  """Each setting of whose every method at least two compared seeds have finished."""
+  for setting, of_setting in curves.groupby("setting", sort=False):
+    compared = compared_runs(of_setting)
+    seeds = compared.groupby("arm")["seed"].nunique()
+    if set(seeds.index) == set(of_setting["arm"]) and seeds.min() > 1:
+      yield setting, compared
 
 
 def compared_runs(curves: pd.DataFrame) -> pd.DataFrame:
@@ -328,11 +336,12 @@ def _report_directions(data: Path, images: Path, name: str) -> None:
 def _report_early_training(data: Path, images: Path, name: str) -> None:
   runs = pd.read_csv(data / f"{name}-runs.csv")
   curves = pd.read_csv(data / f"{name}-curves.csv")
-  for setting, table in early_training_tables(runs, curves):
-    of_setting = curves[curves["setting"] == setting]
-    figure = draw_early_training(compared_runs(of_setting), setting)
-    _save(figure, images / f"{name}-{setting}.png")
-    print(f"\n### {setting}\n\n{table}")
+  tables = dict(early_training_tables(runs, curves))
+  for setting, compared in comparable_settings(curves):
+    _save(draw_early_training(compared, setting), images / f"{name}-{setting}.png")
+    print(f"\n### {setting}\n\n{tables[setting]}\n")
+  for setting in set(curves["setting"]) - set(tables):
+    print(f"{setting}: not finished.")
 
 
 def _save(figure: Figure, path: Path) -> None:

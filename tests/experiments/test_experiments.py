@@ -141,6 +141,12 @@ def test_seeds_that_chose_are_not_compared():
   assert "| 0.600 ± 0.000 | +0.100 ± 0.000 |" in danskin
 
 
+def test_a_setting_without_two_seeds_of_every_arm_waits():
+  curves, runs = curves_and_runs()
+  unfinished = curves[(curves["arm"] == "pgd") | (curves["seed"] < 2)]
+  assert not dict(figures.early_training_tables(runs, unfinished))
+
+
 def test_figures_show_every_arm():
   curves, _ = curves_and_runs()
   figure = figures.draw_early_training(curves, "mnist")
