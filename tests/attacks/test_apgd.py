@@ -112,9 +112,7 @@ def test_follows_the_published_algorithm(x64):
     KEY, logits_fn, inputs, labels
   )
   keys = classifier.fold_in(classifier.example_keys(KEY, inputs), 0)
-  directions = classifier.random_directions(
-    classifier.fold_in(keys, 0), threat_model, inputs
-  )
+  directions = classifier.random_directions(keys, threat_model, inputs)
   starts = threat_model.project(inputs + epsilon * directions, inputs, (0.0, 1.0))
   step_sizes = []
   for row in range(4):
