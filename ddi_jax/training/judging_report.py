@@ -113,8 +113,6 @@ def write(
     "device": jax.devices()[0].device_kind,
     "versions": {"ddi_jax": ddi_jax.__version__, "jax": jax.__version__},
   }
-  for name in (RESULT_FILE, CURVE_FILE, GRID_FILE, EXAMPLES_FILE):
-    (folder / name).unlink(missing_ok=True)  # Of an evaluation with other settings.
   files = [RESULT_FILE]
   if curve is not None:
     title = (
@@ -131,6 +129,8 @@ def write(
     _save(folder / EXAMPLES_FILE, broken)
     files.append(EXAMPLES_FILE)
   logs.write_json(folder / RESULT_FILE, result)
+  for name in {CURVE_FILE, GRID_FILE, EXAMPLES_FILE}.difference(files):
+    (folder / name).unlink(missing_ok=True)  # Of an evaluation with other settings.
   print(format_result(result))
   print(f"Files in {folder}: {', '.join(files)}")
   return result

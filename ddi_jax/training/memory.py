@@ -33,11 +33,11 @@ def check_memory(
       them, so passing is no promise.
   """
   devices = config.mesh.restart * config.mesh.data
-  # Parameters are whole during a step; between steps `fsdp` splits both.
   restarts = num_candidates(config.method, config.num_restarts)
   image_bytes = 4 * math.prod(image_shape)
   own_restarts = -(-restarts // config.mesh.restart)
   kept = min(own_restarts, config.gradients_at_a_time or own_restarts)
+  # Whatever `fsdp` splits between steps, a step has the parameters whole.
   holders = devices if config.mesh.fsdp else 1
   candidate_bytes = restarts * config.batch_size * image_bytes
   sizes = {

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -113,31 +113,13 @@ def state_shardings(state: TrainState, mesh: Mesh, fsdp: bool) -> TrainState:
 
 
 def create_train_step(
-  config: ml_collections.ConfigDict,
-  apply: Apply,
-  optimizer: optax.GradientTransformationExtraArgs,
-  schedule: optax.Schedule,
-  *,
-  warmup_steps: int,
-  max_value: int,
-  mesh: Mesh | None = None,
+  config: ml_collections.ConfigDict, *args: Any, **settings: Any
 ) -> StepFn:
-  """The training step of `config.method`, see `create_pure_step`.
-
-  Returns:
-    Jitted fn(state, images, labels) -> (state, metrics).  The state is donated.
-  """
-  train_step = create_pure_step(
-    config,
-    apply,
-    optimizer,
-    schedule,
-    warmup_steps=warmup_steps,
-    max_value=max_value,
-    mesh=mesh,
-  )
+  """`create_pure_step` of the same arguments, compiled; the state is donated."""
   return jax.jit(
-    train_step, donate_argnums=0, compiler_options=compiler_options(config)
+    create_pure_step(config, *args, **settings),
+    donate_argnums=0,
+    compiler_options=compiler_options(config),
   )
 
 
