@@ -18,16 +18,15 @@ import traceback
 from typing import Any, NamedTuple
 
 from absl import logging
-import jax
 import joblib
 import ml_collections
 
 from benchmarks import machine
 from ddi_jax.training import logs, workdir
+from ddi_jax.training.compilation import compilation_cache_in
 
 Task = Callable[[ml_collections.ConfigDict, Path], Mapping[str, Any] | None]
 PROVENANCE_FILE = "provenance.json"
-_CACHE = "compilation_cache"
 _LOGS = "logs"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "ddi_jax")
 
@@ -128,13 +127,13 @@ def read_provenance(folder: Path) -> dict[str, str]:
 
 def _run_one(task, name, config, folder, provenance) -> tuple[str, float, str]:
   """Name, seconds, and what went wrong."""
-  if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-    jax.config.update("jax_compilation_cache_dir", str((folder / _CACHE).absolute()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
   logging.set_verbosity(logging.ERROR)
   began = time.monotonic()
   reason = ""
-  with (folder / _LOGS / f"{name}.txt").open("w") as log:
+  with (
+    (folder / _LOGS / f"{name}.txt").open("w") as log,
+    compilation_cache_in(folder),
+  ):
     try:
       with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         summary = task(config, folder / name)

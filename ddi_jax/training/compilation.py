@@ -1,15 +1,17 @@
 """How programs are compiled, and where they are kept for a resumed run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 import ml_collections
 
 FOLDER = "compilation_cache"
+_WORTH_KEEPING_SECONDS = 0.1
 _WIDE = 64
 # XLA's own choice but for LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION: YNNPACK runs
 # large convolutions on one core, and wide ones slower than Eigen (docs/benchmarks.md).
@@ -46,10 +48,19 @@ def compilation_cache_in(workdir: Path) -> Iterator[None]:
   if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
     yield
     return
-  jax.config.update("jax_compilation_cache_dir", str((workdir / FOLDER).absolute()))
-  compilation_cache.reset_cache()  # jax opens a cache once only.
+  settings = {
+    "jax_compilation_cache_dir": str((workdir / FOLDER).absolute()),
+    "jax_persistent_cache_min_compile_time_secs": _WORTH_KEEPING_SECONDS,
+  }
+  before = {name: getattr(jax.config, name) for name in settings}
+  _open_cache(settings)
   try:
     yield
   finally:
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
+    _open_cache(before)
+
+
+def _open_cache(settings: Mapping[str, Any]) -> None:
+  for name, value in settings.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()  # jax opens a cache once only.

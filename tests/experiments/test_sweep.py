@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from ddi_jax import training
-from ddi_jax.training import logs
+from ddi_jax.training import compilation, logs
 from experiments import early_training, program, sweep
 
 
@@ -52,6 +52,19 @@ def test_a_finished_run_is_not_made_again(tmp_path, task):
   assert sweep.run_all(task, runs, tmp_path) == {}
   assert task.seeds == [0, 1, 2]
   assert sweep.finished(runs, tmp_path) == runs
+
+
+def test_runs_share_a_cache_of_programs_and_leave_the_user_s(tmp_path, task):
+  before = jax.config.jax_compilation_cache_dir
+  caches = []
+
+  def note_cache(config, workdir):
+    caches.append(jax.config.jax_compilation_cache_dir)
+    return task(config, workdir)
+
+  sweep.run_all(note_cache, runs_with_seeds(0, 1), tmp_path)
+  assert caches == [str(tmp_path / compilation.FOLDER)] * 2
+  assert jax.config.jax_compilation_cache_dir == before
 
 
 def test_a_failure_is_told_and_stops_no_other(tmp_path, task, capsys):

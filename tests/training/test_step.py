@@ -2,7 +2,6 @@
 
 import chex
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -13,6 +12,7 @@ from ddi_jax import losses, models, training
 from ddi_jax.data import Dataset
 from ddi_jax.training import evaluation
 from ddi_jax.training import step as step_lib
+from ddi_jax.training.compilation import compilation_cache_in
 from ddi_jax.training.config import model_settings
 from ddi_jax.training.methods import METHODS
 
@@ -232,9 +232,6 @@ def test_runs_of_other_seeds_and_learning_rates_share_a_program(tmp_path):
     del details
     hits.append(event == "/jax/compilation_cache/cache_hits")
 
-  jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-  compilation_cache.reset_cache()
   jax.monitoring.register_event_listener(count)
   try:
     for seed, learning_rate in ((0, 0.1), (7, 0.3)):
@@ -245,15 +242,13 @@ def test_runs_of_other_seeds_and_learning_rates_share_a_program(tmp_path):
       )
       expected, _ = step(copy(state), IMAGES, LABELS)
       hits.clear()
-      found, metrics = shared(state, IMAGES, LABELS)
+      with compilation_cache_in(tmp_path):
+        found, metrics = shared(state, IMAGES, LABELS)
       assert any(hits) == (seed == 7)
       assert metrics["learning_rate"] == np.float32(learning_rate)
       chex.assert_trees_all_close(found, expected, atol=1e-5)
   finally:
     jax.monitoring.unregister_event_listener(count)
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    compilation_cache.reset_cache()
 
 
 def test_warm_up_scales_the_radius():
