@@ -2,10 +2,20 @@
 
 import os
 from pathlib import Path
+import tempfile
 
 import hypothesis
-import jax
 import pytest
+
+# Compilation is most of the time that the tests take, and many compile the same: one
+# cache for all processes of a session.  jax reads the variables when it is imported.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  _CACHE = tempfile.TemporaryDirectory(prefix="ddi_jax_tests_")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 # The first example compiles, which takes as long as it takes.
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=60)
@@ -33,6 +43,17 @@ def data_dir() -> str:
     if not (folder / name).is_dir():
       pytest.skip(f"no prepared {name} in {folder} (set TFDS_DATA_DIR)")
   return str(folder)
+
+
+@pytest.fixture
+def no_compilation_cache():
+  """As where the user has set none."""
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", None)
+  compilation_cache.reset_cache()
+  yield
+  jax.config.update("jax_compilation_cache_dir", before)
+  compilation_cache.reset_cache()
 
 
 @pytest.fixture

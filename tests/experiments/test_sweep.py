@@ -54,8 +54,8 @@ def test_a_finished_run_is_not_made_again(tmp_path, task):
   assert sweep.finished(runs, tmp_path) == runs
 
 
+@pytest.mark.usefixtures("no_compilation_cache")
 def test_runs_share_a_cache_of_programs_and_leave_the_user_s(tmp_path, task):
-  before = jax.config.jax_compilation_cache_dir
   caches = []
 
   def note_cache(config, workdir):
@@ -64,7 +64,7 @@ def test_runs_share_a_cache_of_programs_and_leave_the_user_s(tmp_path, task):
 
   sweep.run_all(note_cache, runs_with_seeds(0, 1), tmp_path)
   assert caches == [str(tmp_path / compilation.FOLDER)] * 2
-  assert jax.config.jax_compilation_cache_dir == before
+  assert jax.config.jax_compilation_cache_dir is None
 
 
 def test_a_failure_is_told_and_stops_no_other(tmp_path, task, capsys):

@@ -35,6 +35,7 @@ def events():
   jax.monitoring.unregister_event_listener(count)
 
 
+@pytest.mark.usefixtures("no_compilation_cache")
 def test_a_run_compiles_its_step_once(tmp_path, monkeypatch, events):
   """Across evaluations of three sets, partial last batches, interruption and resume."""
   config = training.default_config()
@@ -80,16 +81,16 @@ def test_a_run_compiles_its_step_once(tmp_path, monkeypatch, events):
   assert events["/jax/compilation_cache/cache_hits"] >= 2
 
 
+@pytest.mark.usefixtures("no_compilation_cache")
 def test_the_user_s_own_cache_stays(tmp_path):
   own = str(tmp_path / "own")
-  before = jax.config.jax_compilation_cache_dir
   with compilation.compilation_cache_in(tmp_path):
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / compilation.FOLDER)
-  assert jax.config.jax_compilation_cache_dir == before
+  assert jax.config.jax_compilation_cache_dir is None
   jax.config.update("jax_compilation_cache_dir", own)
   try:
     with compilation.compilation_cache_in(tmp_path):
       assert jax.config.jax_compilation_cache_dir == own
     assert jax.config.jax_compilation_cache_dir == own
   finally:
-    jax.config.update("jax_compilation_cache_dir", before)
+    jax.config.update("jax_compilation_cache_dir", None)

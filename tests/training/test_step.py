@@ -225,6 +225,7 @@ def test_no_pass_through_the_network_is_wasted():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_compilation_cache")
 def test_runs_of_other_seeds_and_learning_rates_share_a_program(tmp_path):
   hits = []
 
