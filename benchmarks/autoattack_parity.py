@@ -15,7 +15,9 @@ the same command runs again; --ensemble=union spares the ensemble's own run and 
 each image's worst case over its attacks, --ensemble=only spares the attacks' own runs.
 
 Square's windows in torchattacks and pyautoattack never reach the last row and column;
---widen_windows draws them over the whole image, as the paper does.
+--widen_windows draws them over the whole image, as the paper does.  AutoAttack takes
+the first --queries of a schedule for 10,000; torchattacks rescales it to them, and with
+--rescale_schedule the other two do.
 
 Prints two Markdown tables: robust accuracies with their differences, and speed.
 """
@@ -64,6 +66,11 @@ _TOTAL = flags.DEFINE_enum(
   "ensemble", "run", ["run", "union", "only"], "How it is judged, or nothing else."
 )
 _WIDEN = flags.DEFINE_bool("widen_windows", False, "Of the peers' Square.")
+_RESCALE = flags.DEFINE_bool(
+  "rescale_schedule",
+  False,
+  "Of Square's windows to --queries; not in torchattacks.",
+)
 _CPU_TIME = flags.DEFINE_bool(
   "cpu_time", False, "Seconds of the process, not of the wall: for one busy core."
 )
@@ -143,7 +150,11 @@ def here(case: Case) -> Run:
       threat_model, loss="targeted_dlr", steps=steps, targets=5 if sparse else 9
     ),
     "fab-t": attacks.fab(threat_model, steps=steps, nearest=False),
-    "square": attacks.square(threat_model, queries=_QUERIES.value),
+    "square": attacks.square(
+      threat_model,
+      queries=_QUERIES.value,
+      schedule_queries=None if _RESCALE.value else 10_000,
+    ),
   }
   evaluates: dict[tuple[str, ...], Callable] = {}
 
@@ -212,6 +223,7 @@ def in_pyautoattack(case: Case) -> Run:
     for attack in (ensemble.apgd, ensemble.apgd_targeted, ensemble.fab):
       attack.n_iter = _STEPS.value
     ensemble.square.n_queries = _QUERIES.value
+    ensemble.square.rescale_schedule = _RESCALE.value
     points = ensemble.run_standard_evaluation(
       inputs, labels, batch_size=_BATCH_SIZE.value
     )
@@ -258,6 +270,7 @@ def recorded(case: Case, library: str, name: str, seed: int, measure: Callable):
       _QUERIES.value,
       _CPU_TIME.value,
       _WIDEN.value,
+      _RESCALE.value,
     ],
   }
   path = None if _JOURNAL.value is None else Path(_JOURNAL.value)
@@ -391,7 +404,8 @@ def main(_):
   print(
     f"{config.model.name} on {config.data.name}, {len(images)} test images in batches "
     f"of {_BATCH_SIZE.value}; {_STEPS.value} steps, {_QUERIES.value} queries, "
-    f"{_SEEDS.value} seed(s){', the peers windows widened' if _WIDEN.value else ''}; "
+    f"{_SEEDS.value} seed(s){', the peers windows widened' if _WIDEN.value else ''}"
+    f"{', schedule rescaled' if _RESCALE.value else ''}; "
     f"{'CPU' if _CPU_TIME.value else 'wall'} time; {machine}.\n"
     f"Relative differences between the networks in float64: logits {agreement[0]:.1g}, "
     f"input gradients {agreement[1]:.1g}.\n",

@@ -194,7 +194,7 @@ def standard_attacks(
     "apgd-t": make(loss="targeted_dlr", targets=targets),
     "fab": fab(threat_model, targets=None, restarts=5, nearest=False, bounds=bounds),
     "fab-t": fab(threat_model, nearest=False, bounds=bounds),
-    "square": square(threat_model, bounds=bounds),
+    "square": square(threat_model, schedule_queries=10_000, bounds=bounds),
   }
   return {name: attacks[name] for name in _VERSIONS[version]}
 

@@ -20,6 +20,7 @@ def square(
   queries: int = 5000,
   restarts: int = 1,
   p_init: float = 0.8,
+  schedule_queries: int | None = None,
   bounds: Bounds = (0.0, 1.0),
 ) -> ClassifierAttack:
   """Square Attack: square-shaped random changes, kept where the margin grows.
@@ -36,7 +37,9 @@ def square(
       whole batch is misclassified.
     restarts: runs, >= 1.
     p_init: fraction of the image that the first windows cover, in (0, 1].  It is halved
-      at the published queries, which are rescaled from 10,000 to `queries`.
+      at the published queries, which are of a run of 10,000.
+    schedule_queries: the number of queries, >= 1, to which that schedule is rescaled;
+      None: `queries`.  AutoAttack takes the first half of the published one: 10,000.
     bounds: the box `(low, high)` that holds the inputs, or None.
 
   Returns:
@@ -50,6 +53,9 @@ def square(
   classifier.check_settings(threat_model, bounds)
   classifier.check_positive("queries", queries)
   classifier.check_positive("restarts", restarts)
+  if schedule_queries is None:
+    schedule_queries = queries
+  classifier.check_positive("schedule_queries", schedule_queries)
   if not 0 < p_init <= 1:
     raise ValueError(f"p_init must be in (0, 1], got {p_init!r}.")
   power = {"linf": None, "l2": 2, "l1": 1}[threat_model.norm]
@@ -58,7 +64,8 @@ def square(
   def run(index, keys, logits_fn, inputs, labels, clean_logits):
     del index, clean_logits
     images = _as_images(inputs)
-    sides = jnp.asarray(_sides(window_areas(queries, p_init), images.shape[1:], power))
+    areas = window_areas(queries, p_init, schedule_queries)
+    sides = jnp.asarray(_sides(areas, images.shape[1:], power))
 
     def evaluate(perturbations):
       # In the ball already, where a move towards the box leaves them.
@@ -97,9 +104,9 @@ def square(
   return classifier.repeated(run, lambda num_classes: restarts)
 
 
-def window_areas(queries: int, p_init: float) -> np.ndarray:
+def window_areas(queries: int, p_init: float, schedule_queries: int) -> np.ndarray:
   """The windows' fractions of the image at each query, `[queries]`."""
-  index = np.arange(queries) * 10_000 // queries
+  index = np.arange(queries) * 10_000 // schedule_queries
   halvings = np.sum(index[:, None] > _HALVINGS, axis=1)
   return p_init / 2.0**halvings
 

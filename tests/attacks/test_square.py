@@ -31,13 +31,15 @@ from ddi_jax.attacks.square import (
 
 
 def test_windows_shrink_at_the_published_queries():
-  areas = window_areas(10_000, 0.8)
+  areas = window_areas(10_000, 0.8, 10_000)
   turns = np.flatnonzero(np.diff(areas)) + 1
   np.testing.assert_array_equal(turns, [11, 51, 201, 501, 1001, 2001, 4001, 6001, 8001])
   np.testing.assert_allclose(areas[[0, *turns]], 0.8 / 2.0 ** np.arange(10))
   # Half of the queries, the same fractions of them.
-  turns = np.flatnonzero(np.diff(window_areas(5000, 0.8))) + 1
+  turns = np.flatnonzero(np.diff(window_areas(5000, 0.8, 5000))) + 1
   np.testing.assert_array_equal(turns[2:5], [101, 251, 501])
+  # Or the first half, as AutoAttack has it.
+  np.testing.assert_array_equal(window_areas(5000, 0.8, 10_000), areas[:5000])
 
 
 def test_sides_of_the_windows():
