@@ -34,6 +34,24 @@ def strict_rank_promotion(request):
     yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(request):
+  """Programs that run for less time than they compile are not optimised much.
+
+  Neither here nor in the processes that a test starts.
+  """
+  folder, setting = request.path.parent.name, "jax_disable_most_optimizations"
+  if folder not in ("training", "experiments"):
+    yield
+    return
+  before = getattr(jax.config, setting)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv(setting.upper(), "1")
+    jax.config.update(setting, True)
+    yield
+    jax.config.update(setting, before)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> str:
   """A TFDS data directory with mnist and cifar10, where there is one."""

@@ -24,7 +24,7 @@ SETTINGS = {
   "mesh.restart": 2,
   "mesh.data": 2,
 }
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = pytest.mark.usefixtures("unbuffered")
 
 
 def free_port():
@@ -107,9 +107,9 @@ def is_free(job):
 
 
 @pytest.fixture(scope="module")
-def alone(compiled_once, tmp_path_factory):
+def alone(unbuffered, tmp_path_factory):
   """One process with all devices."""
-  del compiled_once
+  del unbuffered
   folder = tmp_path_factory.mktemp("alone")
   finish(start(folder, 1))
   return folder

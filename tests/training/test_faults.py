@@ -31,7 +31,7 @@ SETTINGS = {
   "evaluation.validation_limit": 16,
   "model.hidden": 2000,
 }
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = pytest.mark.usefixtures("unbuffered")
 MARK = "Workdir:"  # in the last line printed before the first step
 
 
@@ -90,8 +90,8 @@ def history(workdir):
 
 
 @pytest.fixture(scope="module")
-def reference(compiled_once, tmp_path_factory):
-  del compiled_once
+def reference(unbuffered, tmp_path_factory):
+  del unbuffered
   workdir = tmp_path_factory.mktemp("runs") / "reference"
   start(workdir).communicate()  # Fills the compilation cache.
   shutil.rmtree(workdir)

@@ -1,7 +1,6 @@
 """The step on several devices: the same numbers, and what it sends between them."""
 
 import json
-import os
 from pathlib import Path
 import subprocess
 import sys
@@ -16,7 +15,6 @@ from ddi_jax.training import mesh as meshes
 from ddi_jax.training.config import check_config
 from ddi_jax.training.packing import Packing, split_dimension
 
-QUICK = "--xla_backend_optimization_level=0"  # To compile, not to run.
 WORKER = Path(__file__).with_name("mesh_worker.py")
 
 
@@ -27,7 +25,6 @@ def work(**task):
     capture_output=True,
     text=True,
     check=False,
-    env=os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"},
   )
   assert result.returncode == 0, result.stderr
   return json.loads(result.stdout)
