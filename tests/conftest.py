@@ -44,12 +44,11 @@ def quick_compilation(request):
   if folder not in ("training", "experiments"):
     yield
     return
-  before = getattr(jax.config, setting)
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv(setting.upper(), "1")
     jax.config.update(setting, True)
     yield
-    jax.config.update(setting, before)
+    jax.config.update(setting, False)
 
 
 @pytest.fixture(scope="session")
