@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddi_jax.thresholds import kth_largest
+
 Bounds = tuple[float, float] | None
 
 
@@ -168,7 +170,7 @@ def l1(epsilon: float | jax.Array, *, top_fraction: float = 0.01) -> ThreatModel
       stuck = ((points <= low) & (gradients < 0)) | ((points >= high) & (gradients > 0))
       flat = jnp.where(_flat(stuck), 0, flat)
     count = max(1, round(top_fraction * flat.shape[1]))
-    smallest = jax.lax.top_k(jnp.abs(flat), count)[0][:, -1:]
+    smallest = kth_largest(jnp.abs(flat), count)
     signs = jnp.where(jnp.abs(flat) >= smallest, jnp.sign(flat), 0)
     steps = _unit(signs, jnp.sum(jnp.abs(signs), axis=1, keepdims=True))
     return steps.reshape(gradients.shape)

@@ -11,6 +11,7 @@ from ddi_jax import threat_models
 from ddi_jax.attacks import classifier
 from ddi_jax.attacks.classifier import Found
 from ddi_jax.threat_models import Bounds
+from ddi_jax.thresholds import kth_largest
 
 _FIRST_SPARSITY = 0.2  # The first steps change this fraction of the coordinates.
 _SPARSITY_RATIO = 1.5  # A step changes this many times fewer than the best point has.
@@ -169,9 +170,8 @@ def ascend_l1(
 def _sparse_signs(gradients, counts):
   """The signs of the `counts` `[B]` largest gradients, in a step of l1 norm 1."""
   lengths = jnp.abs(gradients.reshape(len(gradients), -1))
-  largest_first = -jnp.sort(-lengths, axis=1)
-  last = jnp.clip(jnp.ceil(counts) - 1, 0, lengths.shape[1] - 1).astype(int)
-  smallest = jnp.take_along_axis(largest_first, last[:, None], axis=1)
+  chosen_counts = jnp.clip(jnp.ceil(counts), 1, lengths.shape[1]).astype(int)
+  smallest = kth_largest(lengths, chosen_counts[:, None])
   chosen = jnp.where(lengths >= smallest, jnp.sign(lengths), 0)
   total = jnp.maximum(jnp.sum(chosen, axis=1, keepdims=True), 1)
   return jnp.sign(gradients) * (chosen / total).reshape(gradients.shape)

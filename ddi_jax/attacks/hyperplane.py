@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ddi_jax.threat_models import Bounds
+from ddi_jax.thresholds import largest_threshold
 
 
 def displacement(
@@ -85,13 +86,17 @@ def _until_met(weights, speeds, rooms, needs):
 
 def _in_turn(weights, rooms, needs):
   """A fractional knapsack: the least sum of lengths with <weights, them> = `needs`."""
-  order = jnp.argsort(-weights, axis=1)
-  sorted_weights = jnp.take_along_axis(weights, order, axis=1)
-  sorted_rooms = jnp.take_along_axis(rooms, order, axis=1)
-  positive = sorted_weights > 0
-  gains = jnp.where(positive, sorted_weights * sorted_rooms, 0)
-  before = jnp.cumsum(gains, axis=1)[:, :-1]
-  before = jnp.concatenate([jnp.zeros_like(needs), before], axis=1)
-  wanted = (needs - before) / jnp.where(positive, sorted_weights, 1)
-  lengths = jnp.where(positive, jnp.clip(wanted, 0, sorted_rooms), 0)
-  return jnp.take_along_axis(lengths, jnp.argsort(order, axis=1), axis=1)
+  weights = jnp.maximum(weights, 0)
+  gains = jnp.where(weights > 0, weights * rooms, 0)
+
+  def total(chosen):
+    return jnp.sum(jnp.where(chosen, gains, 0), axis=1, keepdims=True)
+
+  last = largest_threshold(weights, lambda chosen: total(chosen) >= needs)
+  whole, parted = weights > last, (weights == last) & (weights > 0)
+  # Of equal weights, one after the other.
+  so_far = jnp.cumsum(jnp.where(parted, gains, 0), axis=1)[:, :-1]
+  so_far = jnp.concatenate([jnp.zeros_like(needs), so_far], axis=1)
+  wanted = (needs - total(whole) - so_far) / jnp.where(parted, weights, 1)
+  parts = jnp.where(parted, jnp.clip(wanted, 0, rooms), 0)
+  return jnp.where(whole, rooms, parts)
