@@ -16,6 +16,8 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.extend import core
+from jax.interpreters import ad, batching, mlir
 import jax.numpy as jnp
 import numpy as np
 
@@ -41,9 +43,7 @@ def conv_general_dilated(
 ) -> jax.Array:
   """`jax.lax.conv_general_dilated`, with gradients that are fast inside CPU loops.
 
-  Takes the same arguments, with two differences: `dimension_numbers` are NHWC, HWIO,
-  NHWC by default, and on the CPU only reverse-mode differentiation works (`jax.grad`,
-  not `jax.jvp`), as with any `jax.custom_vjp`.
+  Takes the same arguments; `dimension_numbers` are NHWC, HWIO, NHWC by default.
 
   On the CPU, a plain 2-d `NHWC x HWIO -> NHWC` convolution gets gradients that are
   fast inside loops; anything else goes to `jax.lax.conv_general_dilated` unchanged.
@@ -176,35 +176,65 @@ def _images_at_once(batch, wanted):
   )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _loop_friendly_conv(inputs, kernel, strides, pads, precision):
-  return _conv(inputs, kernel, strides, pads, precision)
+  settings = {"strides": strides, "pads": pads, "precision": precision}
+  # The primitive holds its own program, where `loops.resolve` looks for convolutions.
+  program = jax.make_jaxpr(functools.partial(_conv, **settings))(inputs, kernel)
+  return _conv_p.bind(inputs, kernel, program=program, **settings)
 
 
-def _forward(inputs, kernel, strides, pads, precision):
-  return _conv(inputs, kernel, strides, pads, precision), (inputs, kernel)
+def _run(inputs, kernel, *, program, **settings):
+  del settings
+  (out,) = core.jaxpr_as_fun(program)(inputs, kernel)
+  return out
 
 
-def _backward(strides, pads, precision, residuals, cotangent):
-  inputs, kernel = residuals
-  if strides == (1, 1) and inputs.shape[-1] >= _FEW_CHANNELS:
-    input_gradient = _input_gradient_as_conv(
-      cotangent, kernel, inputs.shape, pads, precision
-    )
-  elif kernel.shape[3] <= _MANY_FEATURES and all(
+def _input_gradient(cotangent, inputs, kernel, *, strides, pads, precision, program):
+  del program
+  shape = inputs.aval.shape
+  if strides == (1, 1) and shape[-1] >= _FEW_CHANNELS:
+    return _input_gradient_as_conv(cotangent, kernel, shape, pads, precision)
+  if kernel.shape[3] <= _MANY_FEATURES and all(
     map(_has_phases, kernel.shape[:2], strides, pads)
   ):
-    input_gradient = _input_gradient_by_phase(
-      cotangent, kernel, inputs.shape, strides, pads, precision
-    )
-  else:
-    input_gradient = _input_gradient_as_sum(
-      cotangent, kernel, inputs.shape, strides, pads, precision
-    )
-  kernel_gradient = _kernel_gradient(
-    inputs, cotangent, kernel.shape, strides, pads, precision
+    return _input_gradient_by_phase(cotangent, kernel, shape, strides, pads, precision)
+  return _input_gradient_as_sum(cotangent, kernel, shape, strides, pads, precision)
+
+
+def _transposed_for_kernel(
+  cotangent, inputs, kernel, *, strides, pads, precision, program
+):
+  del program
+  shape = kernel.aval.shape
+  return _kernel_gradient(inputs, cotangent, shape, strides, pads, precision)
+
+
+def _batched(arguments, axes, *, strides, pads, precision, program):
+  """More images where only they are batched; else one convolution after the other."""
+  del program
+  inputs, kernel = (
+    array if axis is None else jnp.moveaxis(array, axis, 0)
+    for array, axis in zip(arguments, axes, strict=True)
   )
-  return input_gradient, kernel_gradient
+
+  def one(inputs, kernel):
+    return _loop_friendly_conv(inputs, kernel, strides, pads, precision)
+
+  if axes[1] is None:
+    out = one(inputs.reshape(-1, *inputs.shape[2:]), kernel)
+    return out.reshape(*inputs.shape[:2], *out.shape[1:]), 0
+  if axes[0] is None:
+    return lax.map(lambda kernel: one(inputs, kernel), kernel), 0
+  return lax.map(lambda pair: one(*pair), (inputs, kernel)), 0
+
+
+# Linear in either argument, so JAX needs to know no more than the two transposes.
+_conv_p = core.Primitive("loop_friendly_conv")
+_conv_p.def_impl(_run)
+_conv_p.def_abstract_eval(lambda *_, program, **settings: program.out_avals[0])
+ad.defbilinear(_conv_p, _input_gradient, _transposed_for_kernel)
+batching.primitive_batchers[_conv_p] = _batched
+mlir.register_lowering(_conv_p, mlir.lower_fun(_run, multiple_results=False))
 
 
 def _input_gradient_as_conv(cotangent, kernel, shape, pads, precision):
@@ -377,6 +407,3 @@ def _product(first, second, precision, contracted=(-1, 0)):
   halves = (array.astype(jnp.bfloat16) for array in (first, second))
   product = lax.dot_general(*halves, numbers, preferred_element_type=jnp.float32)
   return product.astype(dtype)
-
-
-_loop_friendly_conv.defvjp(_forward, _backward)

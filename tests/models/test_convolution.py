@@ -70,6 +70,64 @@ def test_values_and_gradients(channels, window, strides, padding):
 @pytest.mark.parametrize(
   "shape", [(1, 3), (3, 16), (3, 40), (16, 16), (12, 3), (9, 70)]
 )
+def small_case():
+  inputs = jax.random.normal(jax.random.key(2), (2, 2, 5, 5, 3))
+  kernels = jax.random.normal(jax.random.key(3), (2, 3, 3, 3, 4))
+  return inputs, kernels
+
+
+def plain(inputs, kernel):
+  return conv_general_dilated(inputs, kernel, (2, 1), "SAME")
+
+
+def test_forward_mode_and_its_gradient():
+  (inputs, tangent), (kernel, kernel_tangent) = small_case()
+
+  def slope(conv, inputs, kernel):
+    def out(inputs, kernel):
+      return jnp.sin(conv(inputs, kernel, (2, 1), "SAME", dimension_numbers=NUMBERS))
+
+    tangents = (tangent, kernel_tangent)
+    return jnp.sum(jax.jvp(out, (inputs, kernel), tangents)[1] ** 2)
+
+  for ours, theirs in zip(
+    *(
+      jax.jit(jax.value_and_grad(lambda x, k, c=conv: slope(c, x, k), (0, 1)))(
+        inputs, kernel
+      )
+      for conv in (conv_general_dilated, reference_conv)
+    ),
+    strict=True,
+  ):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-2), ours, theirs
+    )
+
+
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
+def test_vmap_is_one_after_the_other(axes):
+  inputs, kernels = small_case()
+  arguments = [
+    array if axis == 0 else array[0]
+    for array, axis in zip((inputs, kernels), axes, strict=True)
+  ]
+
+  def gradients(inputs, kernel):
+    return jax.grad(lambda *pair: jnp.sum(plain(*pair) ** 2), (0, 1))(inputs, kernel)
+
+  for fn in (plain, gradients):
+    found = jax.vmap(fn, axes)(*arguments)
+    for index in range(2):
+      one = [
+        array[index] if axis == 0 else array
+        for array, axis in zip(arguments, axes, strict=True)
+      ]
+      for ours, theirs in zip(
+        jax.tree.leaves(found), jax.tree.leaves(fn(*one)), strict=True
+      ):
+        np.testing.assert_allclose(ours[index], theirs, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("width", [6, 8])
 def test_output_columns_together(shape, width):
   """However many columns are computed as one."""
@@ -130,4 +188,4 @@ def test_other_backends_use_lax(monkeypatch):
     )
 
   jaxpr = str(jax.make_jaxpr(conv)(jnp.ones((1, 4, 4, 8)), jnp.ones((3, 3, 8, 2))))
-  assert "custom_vjp" not in jaxpr
+  assert "loop_friendly_conv" not in jaxpr
