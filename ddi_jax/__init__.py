@@ -26,6 +26,7 @@ from ddi_jax.direction import (
 from ddi_jax.evaluation import RobustnessEvaluation, evaluate
 from ddi_jax.gradient_matrix import KeptGradients, gram_matrix
 from ddi_jax.min_norm import MinNormSolution, min_norm_weights
+from ddi_jax.proximal import ProximalInfo, proximal_danskin_gradient
 from ddi_jax.recomputation import RecomputedGradients
 from ddi_jax.restarts import (
   RestartInfo,
@@ -47,6 +48,7 @@ __all__ = [
   "KeptGradients",
   "MinNormSolution",
   "Objective",
+  "ProximalInfo",
   "RecomputedGradients",
   "RestartInfo",
   "RobustnessCurve",
@@ -72,6 +74,7 @@ __all__ = [
   "min_norm_weights",
   "pcgrad_direction",
   "pgd",
+  "proximal_danskin_gradient",
   "restart_candidates",
   "restart_gradients",
   "robustness_curve",

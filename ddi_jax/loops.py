@@ -68,6 +68,18 @@ def map_leading(
   return map_groups(together, xs, size)
 
 
+def map_resolved(
+  fn: Callable[[Any], Any], xs: Any, form: str, at_a_time: int | None = None
+) -> Any:
+  """`map_leading` in the form that `resolve` finds, with `at_a_time` never unrolled."""
+  if len(jax.tree.leaves(xs)[0]) == 1:
+    return _unrolled(fn, xs)
+  form = resolve(form, fn, jax.tree.map(lambda x: x[0], xs))
+  if form == "unroll" and at_a_time is not None:
+    form = "loop"
+  return map_leading(fn, xs, form, at_a_time)
+
+
 def map_groups(fn: Callable[[Any], Any], xs: Any, size: int) -> Any:
   """`fn` on `size` leading indices of the leaves of `xs` at a time, joined again."""
   count = len(jax.tree.leaves(xs)[0])

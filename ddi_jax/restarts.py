@@ -69,7 +69,7 @@ def restart_candidates(
   loops.check_form("loop", loop, ("auto", "unroll", "loop", "vmap", "merge"))
   if key is None:
     raise ValueError("restarts need a key, got None.")
-  _check_at_a_time("at_a_time", at_a_time, loop)
+  check_at_a_time("at_a_time", at_a_time, loop)
   are_keys = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim > 0
   if are_keys and key.shape != (num_restarts,):
     raise ValueError(
@@ -164,20 +164,13 @@ def candidate_gradients(
       point, or `loop` is unknown.
   """
   loops.check_form("loop", loop, ("auto", "unroll", "loop", "vmap"))
-  _check_at_a_time("at_a_time", at_a_time, loop)
-  params = jax.tree_util.tree_map_with_path(_check_and_widen, params)
+  check_at_a_time("at_a_time", at_a_time, loop)
+  params = jax.tree_util.tree_map_with_path(check_and_widen, params)
+
+  losses_of = checked_losses(loss_fn, labels, candidates.shape[1], has_aux)
 
   def mean_loss(params, inputs):
-    losses, aux = (
-      loss_fn(params, inputs, labels)
-      if has_aux
-      else (loss_fn(params, inputs, labels), None)
-    )
-    if losses.shape != candidates.shape[1:2]:
-      raise ValueError(
-        f"loss_fn must return losses of shape {candidates.shape[1:2]}, one per "
-        f"example; got {losses.shape}."
-      )
+    losses, aux = losses_of(params, inputs)
     return jnp.mean(at_least_float32(losses)), (losses, aux)
 
   def gradient(inputs):
@@ -188,13 +181,7 @@ def candidate_gradients(
     recomputed = RecomputedGradients(gradient, candidates, gradients_at_a_time)
     losses, aux = recomputed.aux
     return recomputed, RestartInfo(candidates, losses, aux)
-  if len(candidates) == 1:
-    form = "unroll"
-  else:
-    form = loops.resolve(loop, gradient, candidates[0])
-    if at_a_time is not None and form == "unroll":
-      form = "loop"
-  gradients, (losses, aux) = loops.map_leading(gradient, candidates, form, at_a_time)
+  gradients, (losses, aux) = loops.map_resolved(gradient, candidates, loop, at_a_time)
   return gradients, RestartInfo(candidates, losses, aux)
 
 
@@ -253,7 +240,7 @@ def restart_gradients(
     "attack_loop", attack_loop, ("auto", "unroll", "loop", "vmap", "merge")
   )
   for form in (loop, attack_loop):
-    _check_at_a_time("restarts_at_a_time", restarts_at_a_time, form)
+    check_at_a_time("restarts_at_a_time", restarts_at_a_time, form)
 
   def gradients_fn(params, inputs, labels, key):
     def objective(points, point_labels):
@@ -286,7 +273,28 @@ def restart_gradients(
   return gradients_fn
 
 
-def _check_and_widen(path, param):
+def checked_losses(
+  loss_fn: LossFn, labels: Any, batch: int, has_aux: bool
+) -> Callable[[chex.ArrayTree, jax.Array], tuple[jax.Array, Any]]:
+  """(params, inputs) -> (losses, aux), where the losses must have shape `[batch]`."""
+
+  def losses_of(params, inputs):
+    losses, aux = (
+      loss_fn(params, inputs, labels)
+      if has_aux
+      else (loss_fn(params, inputs, labels), None)
+    )
+    if losses.shape != (batch,):
+      raise ValueError(
+        f"loss_fn must return losses of shape {(batch,)}, one per example; got "
+        f"{losses.shape}."
+      )
+    return losses, aux
+
+  return losses_of
+
+
+def check_and_widen(path, param):
   if not jnp.issubdtype(jnp.result_type(param), jnp.floating):
     raise ValueError(
       f"params{jax.tree_util.keystr(path)} must be floating point, got "
@@ -295,7 +303,7 @@ def _check_and_widen(path, param):
   return at_least_float32(jnp.asarray(param))
 
 
-def _check_at_a_time(name, at_a_time, form):
+def check_at_a_time(name, at_a_time, form):
   if at_a_time is None:
     return
   _check_positive(name, at_a_time)

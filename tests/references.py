@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import scipy.optimize
 
 
 def min_norm_by_enumeration(gram, slacks=None):
@@ -30,3 +31,43 @@ def min_norm_by_enumeration(gram, slacks=None):
         if value < best[0]:
           best = (value, full)
   return best
+
+
+def proximal_by_slsqp(gradients, losses, step):
+  """The least of mean_b max_k [l_bk + <g_bk, d>] + ||d||^2 / (2 step): (value, d).
+
+  In the epigraph's form, over d and one bound per example.
+
+  Args:
+    gradients: `[K, B, n]`.
+    losses: `[K, B]`.
+    step: > 0.
+  """
+  gradients, losses = np.asarray(gradients), np.asarray(losses)
+  batch, size = gradients.shape[1:]
+  scale = np.linalg.norm(gradients.mean(axis=1), axis=1).max() * min(step, 1.0)
+
+  def model(x):
+    d = scale * x[:size]
+    return x[size:].mean() + d @ d / (2 * step)
+
+  def slope(x):
+    return np.append(scale**2 * x[:size] / step, np.full(batch, 1 / batch))
+
+  bounds = np.tile(np.eye(batch), (len(losses), 1))
+  rows = np.concatenate([-scale * gradients.reshape(-1, size), bounds], axis=1)
+  start = np.append(np.zeros(size), losses.max(axis=0))
+  result = scipy.optimize.minimize(
+    model,
+    start,
+    jac=slope,
+    method="SLSQP",
+    constraints={
+      "type": "ineq",
+      "fun": lambda x: rows @ x - losses.ravel(),
+      "jac": lambda x: rows,
+    },
+    options={"maxiter": 1000, "ftol": 1e-14},
+  )
+  assert result.success, result.message
+  return result.fun, scale * result.x[:size]
