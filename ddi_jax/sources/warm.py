@@ -1,0 +1,62 @@
+"""Attacks that go on where earlier ones ended: ATTA."""
+
+from typing import Any
+
+import jax
+
+from ddi_jax import losses
+from ddi_jax.sources.base import Source, pgd_from
+from ddi_jax.sources.restarts import LossOfLogits
+from ddi_jax.threat_models import ThreatModel
+
+
+def warm_restarts(
+  threat_model: ThreatModel,
+  moves: jax.Array,
+  *,
+  loss: LossOfLogits = losses.cross_entropy,
+  loop: str = "auto",
+  at_a_time: int | None = None,
+  pgd_loop: str = "auto",
+  **settings: Any,
+) -> Source:
+  """PGD from what was found before for the same inputs.
+
+  With the moves of the last epoch, few steps do: ATTA, Zheng et al. (2020), "Efficient
+  adversarial training with transferable adversarial examples".
+
+  Args:
+    threat_model: see `ddi_jax.pgd`.
+    moves: perturbations `[K, B, ...]`, candidates - inputs of an earlier step; what is
+      out of the threat model or the box is projected back.
+    loss: (logits, labels) -> losses `[B]`, to be increased.
+    loop: arrangement of the K runs.
+    at_a_time: see `ddi_jax.restart_candidates`.
+    pgd_loop: `loop` of `ddi_jax.pgd`, over its steps.
+    **settings: steps, step_size and so on, of `ddi_jax.pgd`.
+
+  Returns:
+    A `Source` of K candidates.
+
+  Raises:
+    ValueError: when it runs, if `moves` does not fit the inputs.
+  """
+
+  def starts(key, logits_fn, inputs, labels, count):
+    del key, logits_fn, labels, count
+    if moves.shape[1:] != inputs.shape:
+      raise ValueError(
+        f"moves must be [K, *{inputs.shape}], as the inputs; got {moves.shape}."
+      )
+    return (inputs[None] + moves).astype(inputs.dtype)
+
+  return pgd_from(
+    starts,
+    threat_model,
+    len(moves),
+    loss,
+    settings,
+    loop=loop,
+    at_a_time=at_a_time,
+    pgd_loop=pgd_loop,
+  )
