@@ -86,7 +86,7 @@ class Checkpoints:
             state=ocp.args.StandardSave(state),
             progress=ocp.args.JsonSave(dict(progress)),
           ),
-          metrics=None if validation is None else validation._asdict(),
+          metrics=None if validation is None else validation.numbers(),
         )
       folder, writer = self.directory / str(step), distributed.is_writer()
       distributed.together(

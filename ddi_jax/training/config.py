@@ -11,7 +11,9 @@ from ddi_jax import models
 from ddi_jax.aggregators import NORMALIZATIONS
 from ddi_jax.data import DATASETS, STREAMING
 from ddi_jax.min_norm import SOLVERS
-from ddi_jax.training.methods import METHODS, num_candidates
+from ddi_jax.proximal import PER
+from ddi_jax.training import sources
+from ddi_jax.training.methods import METHODS
 
 NORMS = ("linf", "l2", "l1")
 OPTIMIZERS = ("sgd", "adam")
@@ -29,7 +31,10 @@ def default_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0  # of initial parameters, batches, augmentation and attacks
   config.method = "danskin"  # see ddi_jax/training/methods.py
-  config.num_restarts = 4  # K, of average, worst_restart and danskin
+  config.num_restarts = 4  # K, of all methods but standard and pgd
+  # Where the candidates come from, in place of num_restarts restarts of config.attack:
+  # names of ddi_jax/training/sources.py, with their numbers: ("uniform:2", "spatial").
+  config.sources = ()
   config.unit_norm = False  # scale the direction to norm 1, with any method
   config.batch_size = 128
   config.num_epochs = 10.0
@@ -38,6 +43,23 @@ def default_config() -> ml_collections.ConfigDict:
   config.danskin.bundle_step = config_dict.placeholder(float)  # None: not that form
   config.danskin.loss_tolerance = config_dict.placeholder(float)  # None: not that form
   config.danskin.method = "active_set"  # the min-norm solver
+
+  config.proximal = ml_collections.ConfigDict()  # of proximal_danskin_gradient
+  config.proximal.step = config_dict.placeholder(float)  # None: the learning rate
+  config.proximal.per = "example"  # or "batch"
+  config.proximal.iterations = 8  # at most
+  config.proximal.tolerance = 0.1  # of the gap, relative
+  config.proximal.memory = 4  # vertices kept
+
+  config.radii = ml_collections.ConfigDict()  # of the sources linf, l2, l1 and msd
+  config.radii.linf = 0.1
+  config.radii.l2 = 1.0
+  config.radii.l1 = 5.0
+
+  config.spatial = ml_collections.ConfigDict()  # of the source spatial
+  config.spatial.max_degrees = 30.0
+  config.spatial.max_shift = 0.1  # as a fraction of a side
+  config.spatial.tries = 1  # the worst of so many
 
   config.mgda = ml_collections.ConfigDict()  # of method mgda
   config.mgda.normalization = "l2"  # or "loss", "loss+"
@@ -99,6 +121,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.evaluation.steps = 20  # of the PGD attack that judges
   config.evaluation.step_size = config_dict.placeholder(float)  # as attack.step_size
   config.evaluation.restarts = 1  # worst case per example
+  # Of the threat models whose union judges, with config.radii; (): config.attack's.
+  config.evaluation.norms = ()
   config.evaluation.validation_limit = config_dict.placeholder(int)  # images; None: all
   config.evaluation.test_limit = config_dict.placeholder(int)
 
@@ -201,6 +225,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   one_of("method", METHODS)
   positive_int("num_restarts")
   positive_int("gradients_at_a_time", optional=True)
+  check(
+    "gradients_at_a_time",
+    "None with method proximal, which keeps config.proximal.memory + 1",
+    lambda value: value is None or not METHODS[config.method].proximal,
+  )
   positive_int("batch_size")
   positive("num_epochs")
 
@@ -213,6 +242,18 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     ),
   )
   one_of("danskin.method", SOLVERS)
+  _check_sources(config, check)
+  for norm in NORMS:
+    positive(f"radii.{norm}")
+  check("spatial.max_degrees", "in [0, 180]", lambda value: 0 <= value <= 180)
+  check("spatial.max_shift", "in [0, 1]", lambda value: 0 <= value <= 1)
+  positive_int("spatial.tries")
+
+  positive("proximal.step", optional=True)
+  one_of("proximal.per", PER)
+  check("proximal.iterations", "an integer >= 0", lambda value: value >= 0)
+  non_negative("proximal.tolerance")
+  positive_int("proximal.memory")
   one_of("mgda.normalization", NORMALIZATIONS)
   check("cagrad.radius", "a number in [0, 1)", lambda value: 0 <= value < 1)
 
@@ -260,7 +301,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   one_of("attack.batch_norm", BATCH_NORM_MODES)
   one_of("gradient.batch_norm", BATCH_NORM_MODES)
 
-  num_restarts = num_candidates(config.method, config.num_restarts)
+  num_restarts = sources.num_candidates(config)
   check(
     "attack.random_start",
     f"True with {num_restarts} restarts, which would all be the same",
@@ -282,6 +323,17 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   positive_int("evaluation.batch_size")
   positive_int("evaluation.steps")
   positive("evaluation.step_size", optional=True)
+  check(
+    "evaluation.norms",
+    f"a tuple without repetition of {', '.join(NORMS)}; with it, "
+    "config.evaluation.step_size must be None",
+    lambda value: (
+      not isinstance(value, str)
+      and all(norm in NORMS for norm in value)
+      and len(set(value)) == len(value)
+      and not (value and config.evaluation.step_size is not None)
+    ),
+  )
   positive_int("evaluation.restarts")
   positive_int("evaluation.validation_limit", optional=True)
   positive_int("evaluation.test_limit", optional=True)
@@ -316,6 +368,11 @@ def _check_mesh(
   restart, data_size = config.mesh.restart, config.mesh.data
   check(
     "mesh.restart",
+    "1 with config.sources or method proximal; config.mesh.data may be more",
+    lambda value: value == 1 or not (config.sources or METHODS[config.method].proximal),
+  )
+  check(
+    "mesh.restart",
     f"a divisor of {num_restarts}, the number of attacks in a step of config.method "
     f"{config.method!r}",
     lambda value: value >= 1 and num_restarts % value == 0,
@@ -343,6 +400,74 @@ def _check_mesh(
     f"other than merge {several}, which would draw other random numbers; vmap does "
     "the same",
     lambda value: value != "merge" or size == 1,
+  )
+
+
+def _check_sources(
+  config: ml_collections.ConfigDict, check: Callable[..., None]
+) -> None:
+  def named(entries):
+    return [sources.parse(entry) for entry in entries]
+
+  def well_formed(entries):
+    try:
+      return not isinstance(entries, str) and named(entries) is not None
+    except (ValueError, AttributeError):
+      return False
+
+  check(
+    "sources",
+    "a tuple of NAME or NAME:K with K >= 1, NAME one of " + ", ".join(sources.SOURCES),
+    well_formed,
+  )
+  check(
+    "sources",
+    f"such that K of trajectory:K divides config.attack.steps ({config.attack.steps})",
+    lambda entries: (
+      not any(
+        name == "trajectory" and config.attack.steps % count
+        for name, count in named(entries)
+      )
+    ),
+  )
+  check(
+    "sources",
+    "such that msd makes one candidate",
+    lambda entries: ("msd" not in dict(named(entries))) or ("msd", 1) in named(entries),
+  )
+  check(
+    "sources",
+    "without r_fgsm and n_fgsm where config.attack.norm is not linf",
+    lambda entries: (
+      config.attack.norm == "linf"
+      or not {"r_fgsm", "n_fgsm"} & set(dict(named(entries)))
+    ),
+  )
+  check(
+    "sources",
+    "without trajectory, msd, r_fgsm and n_fgsm, which end where they end, where "
+    "config.attack.iterate is not last or config.attack.stop_below not None",
+    lambda entries: (
+      (config.attack.iterate == "last" and config.attack.stop_below is None)
+      or not {"trajectory", "msd", "r_fgsm", "n_fgsm"} & set(dict(named(entries)))
+    ),
+  )
+  method = METHODS[config.method]
+  check(
+    "sources",
+    f"{'one candidate' if method.attacked else '()'} with method {config.method}",
+    lambda entries: (
+      not entries
+      or method.restarts
+      or (method.attacked and sources.num_candidates(config) == 1)
+    ),
+  )
+  check(
+    "sources",
+    "() where config.attack.random_start is False or config.loops.restarts is merge",
+    lambda entries: (
+      not entries or (config.attack.random_start and config.loops.restarts != "merge")
+    ),
   )
 
 

@@ -24,7 +24,8 @@ from ddi_jax.training.judging_plan import JudgingPlan, JudgingSettings, make_pla
 from ddi_jax.training.judging_progress import ProgressBar
 from ddi_jax.training.judging_report import Found, Subject
 from ddi_jax.training.restore import restore_model
-from ddi_jax.training.step import THREAT_MODELS, stream_key
+from ddi_jax.training.step import stream_key
+from ddi_jax.training.threats import THREAT_MODELS
 from ddi_jax.training.train import load_data
 from ddi_jax.training.workdir import find_run, locked
 
@@ -165,7 +166,7 @@ def _attack(
       subject.labels,
       plan.threat_model,
       version=plan.version,
-      pgd_attack=judging_attack(config),
+      pgd_attack=judging_attack(config, config.attack.norm, config.attack.epsilon),
       pgd_restarts=settings.restarts,
       batch_size=settings.batch_size,
       after_batch=after_batch,

@@ -9,7 +9,7 @@ import ddi_jax
 from ddi_jax.attacks.autoattack import named_attacks, standard_attacks
 from ddi_jax.training.config import ConfigError
 from ddi_jax.training.restore import CHECKPOINTS
-from ddi_jax.training.step import THREAT_MODELS
+from ddi_jax.training.threats import THREAT_MODELS
 
 VERSIONS = {"autoattack": "standard", "autoattack-plus": "plus"}
 _CURVE_ATTACKS: tuple[str, ...] = ("apgd-ce", "apgd-t")

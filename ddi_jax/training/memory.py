@@ -9,7 +9,8 @@ import ml_collections
 
 from ddi_jax.data.host_memory import host_memory
 from ddi_jax.training.config import ConfigError
-from ddi_jax.training.methods import num_candidates
+from ddi_jax.training.methods import METHODS
+from ddi_jax.training.sources import num_candidates
 
 _GIB = 2**30
 
@@ -33,10 +34,12 @@ def check_memory(
       them, so passing is no promise.
   """
   devices = config.mesh.restart * config.mesh.data
-  restarts = num_candidates(config.method, config.num_restarts)
+  restarts = num_candidates(config)
   image_bytes = 4 * math.prod(image_shape)
   own_restarts = -(-restarts // config.mesh.restart)
   kept = min(own_restarts, config.gradients_at_a_time or own_restarts)
+  if METHODS[config.method].proximal:
+    kept = 1 + min(config.proximal.memory, max(config.proximal.iterations, 1))
   # Whatever `fsdp` splits between steps, a step has the parameters whole.
   holders = devices if config.mesh.fsdp else 1
   candidate_bytes = restarts * config.batch_size * image_bytes
@@ -49,8 +52,8 @@ def check_memory(
   _check(
     sizes,
     "a training step",
-    "config.model.width, config.num_restarts (or set config.gradients_at_a_time) or "
-    "config.batch_size",
+    "config.model.width, config.num_restarts or config.sources (or set "
+    "config.gradients_at_a_time; or config.proximal.memory) or config.batch_size",
   )
   evaluated = config.evaluation.restarts * config.evaluation.batch_size
   _check(

@@ -67,18 +67,23 @@ def restarts_per_device(mesh: Mesh | None, num_restarts: int) -> int:
 
 
 def split_gradients(
-  gradients_of: Callable[..., tuple[Any, ...]], mesh: Mesh, *, one_candidate: bool
+  gradients_of: Callable[..., tuple[Any, ...]],
+  mesh: Mesh,
+  *,
+  one_candidate: bool,
+  one_key: bool,
 ) -> Callable[..., tuple[Any, ...]]:
   """`gradients_of` with its work split over the mesh.
 
   Args:
-    gradients_of: (params, model_state, inputs, labels, keys, scalar) -> (gradients
-      `[K, *param]`, losses `[K, B]`, correct `[K, B]`, model states `[K, ...]`), of
-      the inputs, labels and keys it is given; called on each device with its share of
-      them, inside `jax.shard_map`.
+    gradients_of: (params, model_state, inputs, labels, keys, scalars) -> (gradients
+      `[K, *param]`, losses `[K, B]`, correct `[K, B]`, model states `[K, ...]`, metrics
+      that are the same on all devices), of the inputs, labels and keys it is given;
+      called on each device with its share of them, inside `jax.shard_map`.
     mesh: from `create_mesh`.
-    one_candidate: whether K is 1 whatever the number of keys, and every device of the
-      restart axis computes the same.
+    one_candidate: whether there is one gradient whatever the number of keys, and every
+      device of the restart axis computes the same.
+    one_key: whether all devices are given the same key, not each its share of several.
 
   Returns:
     A function of the same arguments and results, except that the gradients come as
@@ -96,12 +101,20 @@ def split_gradients(
   return jax.shard_map(
     share,
     mesh=mesh,
-    in_specs=(everywhere, everywhere, batch, batch, PartitionSpec(RESTART), everywhere),
+    in_specs=(
+      everywhere,
+      everywhere,
+      batch,
+      batch,
+      everywhere if one_key else PartitionSpec(RESTART),
+      everywhere,
+    ),
     out_specs=(
       PartitionSpec(None, ALL),
       of_example,
       of_example,
       PartitionSpec(restarts),
+      everywhere,
     ),
     check_vma=False,
   )

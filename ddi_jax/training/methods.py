@@ -18,6 +18,8 @@ class Method(NamedTuple):
     restarts: whether there are `num_restarts` candidates rather than one.
     select_worst: whether they are reduced, per example, to the worst of them.
     direction: config -> the transformation from K gradients to one.
+    proximal: whether the K candidates make one gradient, that of
+      `ddi_jax.proximal_danskin_gradient`.
   """
 
   attacked: bool
@@ -26,6 +28,7 @@ class Method(NamedTuple):
   direction: Callable[
     [ml_collections.ConfigDict], optax.GradientTransformationExtraArgs
   ]
+  proximal: bool = False
 
 
 def _first(config):
@@ -67,6 +70,8 @@ METHODS = {
   "worst_restart": Method(True, True, True, _first),
   # The minimum-norm combination of the K gradients (Latorre et al., 2023).
   "danskin": Method(True, True, False, _danskin),
+  # The minimiser of the robust loss linearised per example (ddi_jax/proximal.py).
+  "proximal": Method(True, True, False, _first, proximal=True),
   # Other aggregators of the same K gradients, see ddi_jax/aggregators.py.
   "mgda": Method(True, True, False, _mgda),
   "upgrad": Method(True, True, False, _upgrad),

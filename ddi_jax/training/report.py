@@ -13,10 +13,14 @@ def format_report(workdir: Path, summary: Mapping[str, Any]) -> str:
 
   Runs on the same data and attack in sibling folders are listed for comparison.
   """
+  prefix = "robust_accuracy_"  # In each of several threat models.
+  norms = [name.removeprefix(prefix) for name in summary if name.startswith(prefix)]
+  fields = ["clean_accuracy", "robust_accuracy", *(prefix + norm for norm in norms)]
+  fields.append("mean_confidence")
   rows = [
-    _row("this run, best on validation", summary),
-    _row("this run, last step", summary["last"]),
-    _row("before training", summary["initial"]),
+    _row("this run, best on validation", summary, fields),
+    _row("this run, last step", summary["last"], fields),
+    _row("before training", summary["initial"], fields),
   ]
   for path in sorted(workdir.parent.glob(f"*/{SUMMARY_FILE}")):
     if path.parent == workdir:
@@ -25,10 +29,10 @@ def format_report(workdir: Path, summary: Mapping[str, Any]) -> str:
       other = json.loads(path.read_text())
       same = ("data", "attack", "test_images")
       if all(other[name] == summary[name] for name in same):
-        rows.append(_row(path.parent.name, other))
+        rows.append(_row(path.parent.name, other, fields))
     except (OSError, ValueError, KeyError, TypeError):  # Not of this program.
       continue
-  header = ("", "clean", "robust", "confidence")
+  header = ("", "clean", "robust", *norms, "confidence")
   lines = [
     f"{summary['method']} on {summary['data']}, {summary['steps']} steps in "
     f"{summary['seconds']:.0f} s.  Test accuracy, robust against {summary['attack']}:",
@@ -41,8 +45,9 @@ def format_report(workdir: Path, summary: Mapping[str, Any]) -> str:
   return "\n".join(lines)
 
 
-def _row(name: str, result: Mapping[str, Any]) -> tuple[str, ...]:
-  fields = ("clean_accuracy", "robust_accuracy", "mean_confidence")
+def _row(
+  name: str, result: Mapping[str, Any], fields: Sequence[str]
+) -> tuple[str, ...]:
   return (name, *(f"{result[field]:.3f}" for field in fields))
 
 

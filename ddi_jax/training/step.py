@@ -18,10 +18,12 @@ from ddi_jax.models.functional import Apply, in_bfloat16
 from ddi_jax.training import mesh as meshes
 from ddi_jax.training.compilation import compiler_options
 from ddi_jax.training.config import step_size
+from ddi_jax.training.gradients import method_gradients
 from ddi_jax.training.methods import METHODS, num_candidates
+from ddi_jax.training.sources import create_source
+from ddi_jax.training.threats import THREAT_MODELS
 
 StepFn = Callable[..., tuple["TrainState", dict[str, jax.Array]]]
-THREAT_MODELS = {"linf": ddi_jax.linf, "l2": ddi_jax.l2, "l1": ddi_jax.l1}
 
 
 class TrainState(NamedTuple):
@@ -204,13 +206,16 @@ def create_pure_step(
   restarts = num_candidates(config.method, config.num_restarts)
   attacked_apply = in_bfloat16(apply) if config.attack.dtype == "bfloat16" else apply
 
-  def gradients_of(params, model_state, inputs, labels, key, warmth):
-    """The K gradients, losses `[K, B]`, correct `[K, B]`, model states `[K, ...]`."""
+  def gradients_of(params, model_state, inputs, labels, key, scalars):
+    """Gradients, losses `[K, B]`, correct `[K, B]`, model states, metrics."""
+    warmth, learning_rate = scalars
+
+    def attacked_logits(inputs):
+      train = config.attack.batch_norm == "train"
+      return attacked_apply(params, model_state, inputs, train=train)[0]
 
     def attack_loss(inputs, labels):
-      train = config.attack.batch_norm == "train"
-      logits, _ = attacked_apply(params, model_state, inputs, train=train)
-      return losses.cross_entropy(logits, labels)
+      return losses.cross_entropy(attacked_logits(inputs), labels)
 
     def loss_fn(params, inputs, labels):
       train = config.gradient.batch_norm == "train"
@@ -222,45 +227,50 @@ def create_pure_step(
 
     candidates = inputs[None]
     if method.attacked:
-      attack = ddi_jax.pgd(
-        THREAT_MODELS[config.attack.norm](warmth * config.attack.epsilon),
-        steps=config.attack.steps,
-        step_size=warmth * step_size(config.attack, config.attack.epsilon),
-        random_start=config.attack.random_start,
-        iterate=config.attack.iterate,
-        stop_below=config.attack.stop_below,
-        loop=config.loops.steps,
-        batch_axis=meshes.batch_axis(mesh),
-      )
-      candidates = ddi_jax.restart_candidates(
-        attack,
-        attack_loss,
-        inputs,
-        labels,
-        key,
-        meshes.restarts_per_device(mesh, restarts),
-        loop=config.loops.restarts,
-        at_a_time=config.restarts_at_a_time,
-      )
+      threat_model = THREAT_MODELS[config.attack.norm](warmth * config.attack.epsilon)
+      pgd_settings = {
+        "steps": config.attack.steps,
+        "step_size": warmth * step_size(config.attack, config.attack.epsilon),
+        "iterate": config.attack.iterate,
+        "stop_below": config.attack.stop_below,
+        "loop": config.loops.steps,
+        "batch_axis": meshes.batch_axis(mesh),
+      }
+      if config.sources:
+        source = create_source(config, warmth, threat_model, pgd_settings)
+        candidates = source(key, attacked_logits, inputs, labels)
+      else:
+        attack = ddi_jax.pgd(
+          threat_model, random_start=config.attack.random_start, **pgd_settings
+        )
+        candidates = ddi_jax.restart_candidates(
+          attack,
+          attack_loss,
+          inputs,
+          labels,
+          key,
+          meshes.restarts_per_device(mesh, restarts),
+          loop=config.loops.restarts,
+          at_a_time=config.restarts_at_a_time,
+        )
     if method.select_worst:
       candidate_losses = jax.lax.map(lambda x: attack_loss(x, labels), candidates)
       candidates = meshes.worst_over_restarts(candidates, candidate_losses, mesh)[None]
-    gradients, info = ddi_jax.candidate_gradients(
+    gradients, candidate_losses, aux, metrics = method_gradients(
+      config,
       loss_fn,
       params,
       candidates,
       labels,
-      loop=config.loops.gradients,
-      has_aux=True,
-      at_a_time=config.restarts_at_a_time,
-      gradients_at_a_time=config.gradients_at_a_time,
+      learning_rate,
+      batch_axis=meshes.batch_axis(mesh),
     )
-    return gradients, info.losses, *info.aux
+    return gradients, candidate_losses, *aux, metrics
 
   if mesh is not None:
-    one_candidate = restarts == 1 or method.select_worst
+    one_candidate = restarts == 1 or method.select_worst or method.proximal
     gradients_of = meshes.split_gradients(
-      gradients_of, mesh, one_candidate=one_candidate
+      gradients_of, mesh, one_candidate=one_candidate, one_key=bool(config.sources)
     )
 
   def train_step(state: TrainState, images: jax.Array, labels: jax.Array):
@@ -271,23 +281,29 @@ def create_pure_step(
     )
     inputs = images.astype(jnp.float32) / max_value
     warmth = jnp.minimum(1.0, (state.step + 1) / warmup_steps)
-    if mesh is not None:
+    learning_rate = schedule(state.step)
+    if mesh is not None and not config.sources:  # Which are made on every device.
       attack_key = jax.random.split(attack_key, restarts)
-    gradients, candidate_losses, correct, model_states = gradients_of(
-      state.params, state.model_state, inputs, labels, attack_key, warmth
+    gradients, candidate_losses, correct, model_states, found = gradients_of(
+      state.params,
+      state.model_state,
+      inputs,
+      labels,
+      attack_key,
+      (warmth, learning_rate),
     )
     updates, opt_state = optimizer.update(
       gradients,
       state.opt_state,
       state.params,
-      losses=candidate_losses.mean(axis=1),
+      losses=None if method.proximal else candidate_losses.mean(axis=1),
       key=stream_key(config.seed, "direction", state.step),
     )
     params = optax.apply_updates(state.params, updates)
     model_state = jax.tree.map(lambda leaf: leaf.mean(axis=0), model_states)
     metrics = {
       "loss": candidate_losses.max(axis=0).mean(),
-      "learning_rate": jnp.asarray(schedule(state.step)),
+      "learning_rate": jnp.asarray(learning_rate),
       "update_norm": optax.tree_utils.tree_norm(updates),
       "param_norm": optax.tree_utils.tree_norm(params),
     }
@@ -300,6 +316,7 @@ def create_pure_step(
     direction_state = opt_state[0]
     for name, value in direction_state._asdict().items():
       metrics[f"direction/{name}"] = value
+    metrics |= found
     state = TrainState(state.step + 1, params, model_state, opt_state)
     if mesh is not None:
       state = meshes.constrain(state, state_shardings(state, mesh, config.mesh.fsdp))

@@ -294,7 +294,7 @@ def _run(
       if due and progress["evaluated"] < step:
         validation = experiment.evaluate(state, validation_set, interrupted)
       if validation is not None:
-        log.write(step, "validation", validation._asdict())
+        log.write(step, "validation", validation.numbers())
         validation_text = (
           f", validation clean {validation.clean_accuracy:.3f} "
           f"robust {validation.robust_accuracy:.3f}"
@@ -335,7 +335,7 @@ def _run(
       result = experiment.evaluate(tested, test_set, interrupted)
       if result is None:
         return None
-      results[name] = result._asdict()
+      results[name] = result.numbers()
     log.write(total, "test", results["last"])
 
   return {

@@ -66,7 +66,7 @@ def watched(config, mesh):
   direction = optax.GradientTransformationExtraArgs(inner.init, update_inside)
   if mesh is not None:
     direction = meshes.split_direction(direction, mesh, fsdp=config.mesh.fsdp)
-  one = config.method == "worst_restart"
+  one = config.method in ("worst_restart", "proximal")
   count = 1 if one else num_candidates(config.method, config.num_restarts)
 
   def init(params):

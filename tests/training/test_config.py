@@ -43,6 +43,29 @@ def test_config_files_are_sound(path, variant):
     ("num_epochs", 0.0, "a finite number > 0"),
     ("danskin.bundle_step", 0.0, "a finite number > 0 or None"),
     ("danskin.loss_tolerance", -1.0, "a finite number >= 0 or None"),
+    ("sources", ("pgd",), ".*NAME one of uniform, corner"),
+    ("sources", ("uniform:0",), "a tuple of NAME or NAME:K with K >= 1"),
+    (
+      "sources",
+      ("trajectory:3",),
+      "such that K of trajectory:K divides config.attack.steps .7.",
+    ),
+    ("sources", ("msd:2",), "such that msd makes one candidate"),
+    ("sources", "spatial", "a tuple of NAME"),
+    ("evaluation.norms", ("l2", "l3"), "a tuple without repetition of linf, l2, l1"),
+    ("evaluation.norms", ("l2", "l2"), "a tuple without repetition"),
+    ("evaluation.norms", "l2", "a tuple without repetition"),
+    ("radii.linf", -0.1, "a finite number > 0"),
+    ("radii.l2", 0.0, "a finite number > 0"),
+    ("radii.l1", float("inf"), "a finite number > 0"),
+    ("spatial.max_degrees", 200.0, r"in \[0, 180\]"),
+    ("spatial.max_shift", 2.0, r"in \[0, 1\]"),
+    ("spatial.tries", 0, "an integer >= 1"),
+    ("proximal.step", 0.0, "a finite number > 0 or None"),
+    ("proximal.per", "class", "one of example, batch"),
+    ("proximal.iterations", -1, "an integer >= 0"),
+    ("proximal.tolerance", -0.1, "a finite number >= 0"),
+    ("proximal.memory", 0, "an integer >= 1"),
     ("mesh.restart", 3, "a divisor of 4"),
     ("mesh.data", 3, r"a divisor of config.batch_size \(128\)"),
     ("mesh.fsdp", 1, "True or False"),
@@ -171,4 +194,39 @@ def test_the_two_forms_of_danskin_exclude_each_other():
   with pytest.raises(
     training.ConfigError, match=r"danskin.loss_tolerance must be.*0.1"
   ):
+    check_config(config)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"method": "pgd", "sources": ("l2", "l1")}, "must be one candidate with method"),
+    ({"method": "standard", "sources": ("l2",)}, r"must be \(\) with method standard"),
+    ({"attack.norm": "l2", "sources": ("n_fgsm",)}, "without r_fgsm and n_fgsm where"),
+    ({"sources": ("msd",), "attack.iterate": "best"}, "without trajectory, msd"),
+    ({"sources": ("l2",), "attack.random_start": False}, "random_start is False"),
+    ({"sources": ("l2",), "loops.restarts": "merge"}, "loops.restarts is merge"),
+    (
+      {"method": "proximal", "gradients_at_a_time": 1},
+      "gradients_at_a_time must be None with method proximal",
+    ),
+    (
+      {"evaluation.norms": ("l2",), "evaluation.step_size": 0.1},
+      "config.evaluation.step_size must be None",
+    ),
+  ],
+)
+def test_settings_that_exclude_each_other(changes, message):
+  config = training.default_config()
+  config.num_restarts = 1
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(training.ConfigError, match=message):
+    check_config(config)
+
+
+def test_one_source_of_one_candidate_suits_single_attacks():
+  config = training.default_config()
+  config.method = "pgd"
+  for name in ("msd", "l2", "spatial"):
+    config.sources = (name,)
     check_config(config)

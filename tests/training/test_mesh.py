@@ -81,6 +81,17 @@ def test_other_settings_compute_what_one_device_does():
 
 
 @pytest.mark.slow
+def test_sources_and_the_proximal_form_compute_what_one_device_does():
+  setting = {
+    "method": "proximal",
+    "sources": ["linf", "l2"],
+    "evaluation.norms": ["linf", "l2"],
+    "model.normalization": "batch",
+  }
+  assert_close(work(what="train", settings=[setting], meshes=[mesh(1, 4)]))
+
+
+@pytest.mark.slow
 def test_the_compiled_step_sends_what_the_formulas_say():
   shapes = [mesh(2, 4), mesh(4, 2, fsdp=True), mesh(8, 1), mesh(1, 8)]
   for changes, result in zip(shapes, work(what="sent", meshes=shapes), strict=True):
@@ -134,6 +145,7 @@ def test_padding_changes_no_inner_product():
     ({"num_restarts": 3, "mesh.restart": 2}, "mesh.restart must be a divisor of 3"),
     ({"method": "pgd", "mesh.restart": 2}, "mesh.restart must be a divisor of 1"),
     ({"mesh.restart": 0}, "mesh.restart"),
+    ({"method": "proximal", "mesh.restart": 2}, "mesh.restart must be 1 with"),
     ({"batch_size": 9, "mesh.data": 2}, r"mesh.data must be a divisor of .* \(9\)"),
     (
       {"mesh.data": 4, "evaluation.batch_size": 6},

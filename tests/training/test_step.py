@@ -10,10 +10,10 @@ import pytest
 import ddi_jax
 from ddi_jax import losses, models, training
 from ddi_jax.data import Dataset
-from ddi_jax.training import evaluation
+from ddi_jax.training import evaluation, sources
 from ddi_jax.training import step as step_lib
 from ddi_jax.training.compilation import compilation_cache_in
-from ddi_jax.training.config import model_settings
+from ddi_jax.training.config import check_config, model_settings
 from ddi_jax.training.methods import METHODS
 
 IMAGES = np.random.default_rng(0).integers(0, 17, (6, 8, 8, 1), np.uint8)
@@ -96,6 +96,51 @@ def test_forms_of_danskin_see_the_losses(changes):
   assert metrics["direction/support"] > 1
   assert formed_metrics["direction/support"] == 1
   assert formed_metrics["direction/norm"] > metrics["direction/norm"]
+
+
+@pytest.mark.parametrize(
+  ("changes", "like", "share"),
+  [
+    ({"proximal.step": 1e-9}, {"method": "worst_restart"}, 1.0),
+    (
+      {"proximal.per": "batch", "proximal.tolerance": 1e-5},
+      {"method": "danskin", "danskin.bundle_step": 0.1},
+      None,
+    ),
+  ],
+  ids=["no step", "per batch at the learning rate"],
+)
+def test_proximal_in_its_limits(changes, like, share):
+  states = []
+  for settings in (changes | {"method": "proximal"}, like):
+    _, state, step = build(small_config(**settings))
+    state, metrics = step(state, IMAGES, LABELS)
+    states.append((state.params, metrics))
+  (found, metrics), (expected, other_metrics) = states[0], states[1]
+  chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-5)
+  np.testing.assert_allclose(metrics["loss"], other_metrics["loss"], rtol=1e-4)
+  assert metrics["proximal/predicted_decrease"] > 0
+  assert metrics["proximal/gap"] <= 0.1 * metrics["proximal/predicted_decrease"]
+  if share is not None:
+    assert metrics["proximal/share_of_worst"] == share
+    assert metrics["proximal/iterations"] == 0
+    assert metrics["proximal/passes"] == 3 * 3 + 3
+
+
+def test_candidates_of_every_source():
+  names = (*sources.SOURCES, "uniform:2")
+  config = small_config(method="proximal", **{"attack.steps": 1})
+  config.sources = names
+  check_config(config)
+  _, state, step = build(config)
+  before = copy(state.params)
+  state, metrics = step(state, IMAGES, LABELS)
+  count = len(sources.SOURCES) + 2
+  assert sources.num_candidates(config) == count
+  iterations = metrics["proximal/iterations"]
+  assert metrics["proximal/passes"] == count + (iterations + 1) * (3 + 2 * count)
+  moved = jax.tree.map(lambda a, b: not np.allclose(a, b), state.params, before)
+  assert all(jax.tree.leaves(moved))
 
 
 @pytest.mark.parametrize("normalization", ["none", "batch"])
@@ -310,6 +355,29 @@ def test_evaluation_counts_every_example_once():
   assert result.robust_loss >= result.clean_loss
   assert evaluate(state, Dataset(IMAGES, LABELS)) == result
   assert evaluate(state, Dataset(IMAGES, LABELS), lambda: True) is None
+
+
+def test_evaluation_in_a_union_is_the_worst_of_each_example():
+  radii = {"radii.linf": 0.02, "radii.l2": 0.3, "radii.l1": 2.0}
+  config = small_config(**radii, **{"evaluation.batch_size": 4})
+  config.evaluation.norms = ("linf", "l2", "l1")
+  check_config(config)
+  apply, state, _ = build(config)
+  dataset = Dataset(IMAGES, LABELS)
+  result = evaluation.create_evaluate(config, apply, 16)(state, dataset)
+  assert set(result.by_norm) == {"linf", "l2", "l1"}
+  assert result.robust_accuracy <= min(result.by_norm.values())
+  assert max(result.by_norm.values()) <= result.clean_accuracy
+  assert result.numbers()["robust_accuracy_l2"] == result.by_norm["l2"]
+  # The first norm's attack has the keys that it has alone.
+  alone = small_config(**{"attack.epsilon": 0.02, "evaluation.batch_size": 4})
+  single = evaluation.create_evaluate(alone, apply, 16)(state, dataset)
+  assert single.robust_accuracy == result.by_norm["linf"]
+  assert "robust_accuracy_linf" not in single.numbers()
+  assert result.robust_loss > single.robust_loss
+  assert "linf epsilon 0.02 and l2 epsilon 0.3 and l1 epsilon 2" in (
+    evaluation.describe_attack(config)
+  )
 
 
 def test_evaluation_with_zero_radius_is_clean():

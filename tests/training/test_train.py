@@ -287,3 +287,21 @@ def test_a_streamed_run_is_the_run_from_memory(tmp_path, data_dir, monkeypatch):
     parameters(tmp_path / "never"),
     parameters(tmp_path / "always"),
   )
+
+
+def test_a_run_in_a_union_of_threat_models(tmp_path, capsys):
+  config = small_config(
+    method="worst_restart",
+    num_epochs=1.0,
+    **{"attack.epsilon": 0.15, "model.normalization": "none"},
+  )
+  config.sources = ("linf", "l2")
+  config.evaluation.norms = ("linf", "l2")
+  summary = training.train(config, tmp_path / "union")
+  norms = [summary["robust_accuracy_linf"], summary["robust_accuracy_l2"]]
+  assert summary["robust_accuracy"] <= min(norms)
+  assert "robust_accuracy_l2" in summary["last"]
+  header = next(
+    line for line in capsys.readouterr().out.splitlines() if "clean " in line
+  )
+  assert header.split() == ["clean", "robust", "linf", "l2", "confidence"]
