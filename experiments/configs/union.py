@@ -1,0 +1,52 @@
+"""Unions of threat models at equal compute: MAX, AVG, MSD, DDi, the proximal form.
+
+python -m experiments.union --config=experiments/configs/union.py --data_dir=DIR
+
+Budgets, after the colon:
+
+- "small" (without one): MNIST and the small net for CIFAR-10, 3 seeds, for CPU cores.
+- "resnet18": ResNet-18 on CIFAR-10.  For a GPU.
+- "debug": digits, seconds, to see it work.
+"""
+
+import ml_collections
+
+from configs import cifar10_union, digits, mnist_union
+from experiments.union import ARMS
+
+BUDGETS = ("small", "resnet18", "debug")
+
+
+def get_config(budget: str = "small") -> ml_collections.ConfigDict:
+  """The experiment with a budget."""
+  if budget not in BUDGETS:
+    raise ValueError(f"the budget must be one of {', '.join(BUDGETS)}; got {budget!r}.")
+  config = ml_collections.ConfigDict()
+  config.name = "union" if budget == "small" else f"union_{budget}"
+  config.arms = tuple(ARMS)
+  config.sweep_seed = 0
+  config.seeds = (1, 2, 3)  # of the runs that are compared, not the sweep's
+  config.training = ml_collections.ConfigDict()  # by setting: a training config each
+  config.learning_rates = ml_collections.ConfigDict()
+  if budget == "debug":
+    config.arms = ("MAX", "proximal")
+    config.seeds = (1,)
+    config.training.digits = digits.get_config("debug")
+    config.training.digits.evaluation.norms = ("linf", "l2", "l1")
+    config.learning_rates.digits = (0.05,)
+  elif budget == "resnet18":
+    config.training.cifar10 = cifar10_union.get_config()
+    config.learning_rates.cifar10 = (0.01, 0.03, 0.1)
+  else:
+    config.training.mnist = mnist_union.get_config()
+    config.learning_rates.mnist = (0.015, 0.05, 0.15)
+    config.training.cifar10_small = cifar10_union.get_config()
+    small = config.training.cifar10_small
+    small.model.name = "small"
+    small.model.width = 16
+    small.model.hidden = 128
+    small.model.strides = (2, 2)
+    small.model.normalization = "none"
+    small.num_epochs = 4.0
+    config.learning_rates.cifar10_small = (0.01, 0.03, 0.1)
+  return config.lock()

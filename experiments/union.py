@@ -1,0 +1,176 @@
+"""Robustness to a union of threat models, every method at the same compute.
+
+python -m experiments.union --config=experiments/configs/union.py --data_dir=DIR
+
+For every method a sweep of learning rates on one seed; then the best of them, by the
+validation robust accuracy in the union, on other seeds.  A method whose step costs less
+takes more of them: `passes` counts forward passes per image, a gradient as 3.
+"""
+
+from collections.abc import Iterator
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import pandas as pd
+
+from ddi_jax import training
+from ddi_jax.training import logs, report
+from ddi_jax.training.methods import METHODS
+from ddi_jax.training.sources import parse
+from experiments import program, sweep
+
+NORMS = ("linf", "l2", "l1")
+ARMS: dict[str, dict[str, Any]] = {
+  "MAX": {"method": "worst_restart", "sources": NORMS},
+  "AVG": {"method": "average", "sources": NORMS},
+  "MSD": {"method": "pgd", "sources": ("msd",)},
+  "l_inf alone": {"method": "pgd", "sources": ("linf",)},
+  "l2 alone": {"method": "pgd", "sources": ("l2",)},
+  "l1 alone": {"method": "pgd", "sources": ("l1",)},
+  "DDi": {"method": "danskin", "sources": NORMS},
+  "proximal, per batch": {
+    "method": "proximal",
+    "sources": NORMS,
+    "proximal.per": "batch",
+  },
+  "proximal": {"method": "proximal", "sources": NORMS},
+  "proximal, t = 0.5": {"method": "proximal", "sources": NORMS, "proximal.step": 0.5},
+  "proximal, t = 3": {"method": "proximal", "sources": NORMS, "proximal.step": 3.0},
+}
+
+
+def passes(config: ml_collections.ConfigDict) -> int:
+  """Of one training step, forward passes per image: at most, for the proximal form."""
+  attacks = 0
+  for entry in config.sources:
+    name, count = parse(entry)
+    # MSD tries a step in each norm.
+    attacks += count * config.attack.steps * (3 + (len(NORMS) if name == "msd" else 0))
+  count = sum(parse(entry)[1] for entry in config.sources)
+  method = METHODS[config.method]
+  if method.proximal:
+    return attacks + count + (config.proximal.iterations + 1) * (3 + 2 * count)
+  return attacks + (count + 3 if method.select_worst else 3 * count)
+
+
+def stages(config: ml_collections.ConfigDict, folder: Path) -> Iterator[sweep.Runs]:
+  """For each setting the sweep of learning rates, then the best on other seeds."""
+  for setting, settings in config.training.items():
+    rates = config.learning_rates[setting]
+    swept = {
+      arm: sweep.named(
+        arm_run(setting, settings, arm, rate, config.sweep_seed) for rate in rates
+      )
+      for arm in config.arms
+    }
+    yield {name: run for runs in swept.values() for name, run in runs.items()}
+    chosen = {}
+    for arm, runs in swept.items():
+      rate = best_learning_rate(sweep.finished(runs, folder), folder)
+      if rate is not None:
+        chosen[arm] = rate
+    yield sweep.named(
+      arm_run(setting, settings, arm, rate, seed)
+      for arm, rate in chosen.items()
+      for seed in config.seeds
+    )
+
+
+def arm_run(
+  setting: str,
+  settings: ml_collections.ConfigDict,
+  arm: str,
+  learning_rate: float,
+  seed: int,
+) -> sweep.Run:
+  """A method's run, of as many steps as MAX' compute pays for."""
+  reference = with_arm(settings, "MAX")
+  run = with_arm(settings, arm)
+  run.optimizer.learning_rate, run.seed = learning_rate, seed
+  run.num_epochs *= passes(reference) / passes(run)
+  return sweep.Run(setting, run)
+
+
+def with_arm(
+  settings: ml_collections.ConfigDict, arm: str
+) -> ml_collections.ConfigDict:
+  """A copy of a training config, with the settings of a method."""
+  run = settings.copy_and_resolve_references()
+  run.update_from_flattened_dict(ARMS[arm])
+  return run
+
+
+def best_learning_rate(runs: sweep.Runs, folder: Path) -> float | None:
+  """Of those runs, by their best validation robust accuracy; None without runs."""
+  found = {
+    run.config.optimizer.learning_rate: max(_validation(folder / name))
+    for name, run in runs.items()
+  }
+  return max(found, key=lambda rate: found[rate]) if found else None
+
+
+def _validation(folder: Path) -> list[float]:
+  return [
+    record["robust_accuracy"]
+    for record in logs.read_metrics(folder)
+    if record["split"] == "validation"
+  ]
+
+
+def results_table(runs: sweep.Runs, folder: Path) -> pd.DataFrame:
+  """One row per run: the test accuracies of its best checkpoint, by threat model."""
+  rows = []
+  for name, (setting, config) in runs.items():
+    summary = json.loads((folder / name / report.SUMMARY_FILE).read_text())
+    row = {
+      "run": name,
+      "setting": setting,
+      "arm": arm_of(config),
+      "learning_rate": config.optimizer.learning_rate,
+      "seed": config.seed,
+      "steps": summary["steps"],
+      "passes": passes(config) * summary["steps"],
+    }
+    fields = ("clean_accuracy", "robust_accuracy", *_by_norm(summary))
+    rows.append(row | {field: summary[field] for field in fields})
+  return pd.DataFrame(rows)
+
+
+def _by_norm(summary) -> list[str]:
+  return [name for name in summary if name.startswith("robust_accuracy_")]
+
+
+def arm_of(config: ml_collections.ConfigDict) -> str:
+  """The name of a run's method in `ARMS`."""
+  form = _form(config)
+  default = training.default_config()
+  return next(arm for arm in ARMS if _form(with_arm(default, arm)) == form)
+
+
+def _form(config):
+  """What tells the arms apart."""
+  proximal = config.proximal
+  return config.method, tuple(config.sources), proximal.per, proximal.step
+
+
+def means_table(results: pd.DataFrame, sweep_seed: int) -> pd.DataFrame:
+  """Per method: mean, standard deviation over the seeds, and their number."""
+  compared = results[results["seed"] != sweep_seed]
+  fields = [name for name in results if "accuracy" in name]
+  groups = compared.groupby(["setting", "arm"], sort=False)
+  table = groups[fields].agg(["mean", "std"])
+  table.columns = [f"{field}_{kind}" for field, kind in table.columns]
+  return table.assign(seeds=groups.size()).reset_index()
+
+
+def tables(runs: sweep.Runs, folder: Path) -> dict[str, pd.DataFrame]:
+  """The runs, and their means over the seeds."""
+  results = results_table(runs, folder)
+  sweep_seed = min(results["seed"])  # The configs number the others from there on.
+  return {"runs": results, "means": means_table(results, sweep_seed)}
+
+
+if __name__ == "__main__":
+  program.main(training.train, stages, tables)
