@@ -91,9 +91,7 @@ def test_against_the_explicit_problem(step, loss, x64):
   np.testing.assert_allclose(combined, flat(gradient), atol=1e-9)
 
 
-@pytest.mark.parametrize(
-  ("memory", "iterations"), [(1, 0), (1, 1), (1, 40), (3, 5), (3, 40), (12, 12)]
-)
+@pytest.mark.parametrize(("memory", "iterations"), [(1, 0), (1, 1), (3, 5)])
 def test_gap_and_promise(memory, iterations, x64):
   """The gap bounds the distance to the least value, the decrease is the true one."""
   step = 2.0
@@ -144,13 +142,11 @@ def test_an_endless_step_is_the_min_norm_point_of_every_mixed_batch(x64):
   np.testing.assert_allclose(norm**2, solution.squared_norm, rtol=1e-6)
 
 
-@pytest.mark.parametrize("loss", [loss_fn, mixing_loss])
-def test_per_batch_is_the_bundle(loss, x64):
+def test_per_batch_is_the_bundle(x64):
   step = 5.0
-  gradient, info = solve(
-    step, loss, per="batch", tolerance=1e-9, mixes_examples=loss is mixing_loss
-  )
-  gradients, losses = linearised(loss)
+  options = {"per": "batch", "tolerance": 1e-9, "mixes_examples": True}
+  gradient, info = solve(step, mixing_loss, **options)
+  gradients, losses = linearised(mixing_loss)
   rows = jnp.asarray(gradients.mean(axis=1))
   expected, _ = ddi_jax.danskin_direction(normalize=False, bundle_step=step).update(
     rows, None, losses=jnp.asarray(losses.mean(axis=1))
@@ -193,27 +189,23 @@ def test_some_examples_have_fewer_candidates(x64):
   assert np.all(np.asarray(info.weights)[~valid] == 0)
 
 
-@pytest.mark.parametrize(
-  ("loop", "loss"),
-  [("unroll", mixing_loss), ("loop", mixing_loss), ("vmap", mixing_loss)],
-)
-def test_every_form_gives_the_same_in_single_precision(loop, loss):
+def test_every_form_gives_the_same_in_single_precision():
   def with_aux(params, inputs, labels):
-    return loss(params, inputs, labels), {"mean": inputs.mean()}
+    return mixing_loss(params, inputs, labels), {"mean": inputs.mean()}
 
-  mixes = loss is mixing_loss
   params, candidates = single((PARAMS, CANDIDATES))
-  options = {"step": 1.0, "iterations": 3, "mixes_examples": mixes, "tolerance": 0.0}
-  expected, info = ddi_jax.proximal_danskin_gradient(
-    loss, params, candidates, LABELS, **options
-  )
-  assert info.aux is None
-  gradient, info = ddi_jax.proximal_danskin_gradient(
-    with_aux, params, candidates, LABELS, loop=loop, has_aux=True, **options
-  )
-  np.testing.assert_allclose(flat(gradient), flat(expected), atol=1e-4)
-  np.testing.assert_allclose(info.aux["mean"], candidates.mean((1, 2)), rtol=1e-5)
-  assert gradient["bias"].dtype == jnp.float32
+  options = {"step": 1.0, "iterations": 3, "mixes_examples": True, "tolerance": 0.0}
+  found = {
+    loop: ddi_jax.proximal_danskin_gradient(
+      with_aux, params, candidates, LABELS, loop=loop, has_aux=True, **options
+    )
+    for loop in ("vmap", "unroll", "loop")
+  }
+  expected, _ = found["vmap"]
+  for gradient, info in found.values():
+    np.testing.assert_allclose(flat(gradient), flat(expected), atol=1e-4)
+    np.testing.assert_allclose(info.aux["mean"], candidates.mean((1, 2)), rtol=1e-5)
+    assert gradient["bias"].dtype == jnp.float32
 
 
 def test_a_batch_split_over_an_axis(x64):
