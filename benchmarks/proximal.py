@@ -14,6 +14,7 @@ from absl import app, flags
 import digits_network
 import jax
 from machine import describe_machine
+import numpy as np
 
 import ddi_jax
 
@@ -72,29 +73,30 @@ def main(argv: list[str]) -> None:
     return take_step
 
   steps = {name: compile_method(settings) for name, settings in METHODS.items()}
-  batches = [network.batch() for _ in range(_BATCHES.value)]
+  batches = []
+  for index in range(_BATCHES.value):
+    attack_key, judge_key = jax.random.split(jax.random.key(100 + index))
+    inputs, labels = network.batch()
+    before = robust_loss(network.params, judge_key, inputs, labels)
+    points = candidates(attack_key, inputs, labels)
+    batches.append((judge_key, inputs, labels, points, before))
   for length in _LENGTHS.value:
     print(f"\nt = {length}\n")
     print("| method | fall | standard error | predicted | passes |")
     print("|---|---|---|---|---|")
-    rows: dict[str, list[tuple[float, float, float]]] = {}
-    for index, (inputs, labels) in enumerate(batches):
-      attack_key, judge_key = jax.random.split(jax.random.key(100 + index))
-      before = robust_loss(network.params, judge_key, inputs, labels)
-      points = candidates(attack_key, inputs, labels)
-      for name, step in ({"AVG": average} | steps).items():
-        after, passes, predicted = step(points, labels, length)
-        if name == "MAX":  # The certificate costs more than the step.
-          passes = num_candidates + 3
-        fall = before - robust_loss(after, judge_key, inputs, labels)
-        rows.setdefault(name, []).append((float(fall), float(passes), float(predicted)))
-    for name, values in rows.items():
-      falls, passes, predicted = zip(*values, strict=True)
+    for name, step in ({"AVG": average} | steps).items():
+      falls, foretold, passes = [], [], []
+      for judge_key, inputs, labels, points, before in batches:
+        after, spent, predicted = step(points, labels, length)
+        falls.append(float(before - robust_loss(after, judge_key, inputs, labels)))
+        foretold.append(float(predicted))
+        # The certificate of MAX costs more than its step.
+        passes.append(num_candidates + 3 if name == "MAX" else float(spent))
       fall, error = digits_network.mean_and_error(falls)
-      means = [sum(column) / len(column) for column in (predicted, passes)]
       # What AVG and DDi foretell is not of their step.
-      foretold = "" if name in ("AVG", "DDi") else f"{means[0]:.4f}"
-      print(f"| {name} | {fall:.4f} | {error:.4f} | {foretold} | {means[1]:.1f} |")
+      text = "" if name in ("AVG", "DDi") else f"{np.mean(foretold):.4f}"
+      cells = f"{fall:.4f} | {error:.4f} | {text} | {np.mean(passes):.1f}"
+      print(f"| {name} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":
