@@ -62,7 +62,7 @@ def proximal_danskin_gradient(
   per: str = "example",
   valid: jax.Array | None = None,
   iterations: int = 8,
-  tolerance: float = 0.1,
+  tolerance: float = 0.01,
   memory: int = 4,
   mixes_examples: bool = False,
   batch_axis: str | tuple[str, ...] | None = None,
@@ -134,8 +134,8 @@ def proximal_danskin_gradient(
     >>> candidates = jnp.array([[[1.0, 0.0]], [[0.0, 1.0]]])  # K = 2, B = 1
     >>> gradient, info = ddi_jax.proximal_danskin_gradient(
     ...     loss_fn, jnp.array([2.0, 1.9]), candidates, jnp.zeros(1), step=0.1)
-    >>> gradient, info.weights.ravel()
-    (Array([2.55, 1.38], dtype=float32), Array([0.64, 0.36], dtype=float32))
+    >>> gradient.round(2), info.weights.ravel().round(3)
+    (Array([2.41, 1.51], dtype=float32), Array([0.602, 0.398], dtype=float32))
   """
   _check_settings(step, per, iterations, tolerance, memory)
   loops.check_form("loop", loop, ("auto", "unroll", "loop", "vmap"))

@@ -48,7 +48,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.proximal.step = config_dict.placeholder(float)  # None: the learning rate
   config.proximal.per = "example"  # or "batch"
   config.proximal.iterations = 8  # at most
-  config.proximal.tolerance = 0.1  # of the gap, relative
+  config.proximal.tolerance = 0.01  # of the gap, relative
   config.proximal.memory = 4  # vertices kept
 
   config.radii = ml_collections.ConfigDict()  # of the sources linf, l2, l1 and msd
