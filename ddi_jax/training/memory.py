@@ -11,6 +11,7 @@ from ddi_jax.data.host_memory import host_memory
 from ddi_jax.training.config import ConfigError
 from ddi_jax.training.methods import METHODS
 from ddi_jax.training.sources import num_candidates
+from ddi_jax.training.threats import judged_radii
 
 _GIB = 2**30
 
@@ -56,6 +57,7 @@ def check_memory(
     "config.gradients_at_a_time; or config.proximal.memory) or config.batch_size",
   )
   evaluated = config.evaluation.restarts * config.evaluation.batch_size
+  evaluated *= len(judged_radii(config))
   _check(
     {
       "parameters": sizes["parameters"],
