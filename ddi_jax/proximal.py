@@ -134,8 +134,10 @@ def proximal_danskin_gradient(
     >>> candidates = jnp.array([[[1.0, 0.0]], [[0.0, 1.0]]])  # K = 2, B = 1
     >>> gradient, info = ddi_jax.proximal_danskin_gradient(
     ...     loss_fn, jnp.array([2.0, 1.9]), candidates, jnp.zeros(1), step=0.1)
-    >>> print(gradient.round(2), info.weights.ravel().round(2))
-    [2.41 1.51] [0.6 0.4]
+    >>> [round(float(weight), 2) for weight in info.weights.ravel()]
+    [0.6, 0.4]
+    >>> [round(float(part), 2) for part in gradient]
+    [2.41, 1.51]
   """
   _check_settings(step, per, iterations, tolerance, memory)
   loops.check_form("loop", loop, ("auto", "unroll", "loop", "vmap"))
