@@ -53,7 +53,7 @@ def main(_):
   schedule = step_lib.create_schedule(config, _STEPS.value)
   epoch = len(splits.train.labels) // config.batch_size
   settings = {
-    "warmup_steps": max(1, round(config.attack.warmup_epochs * epoch)),
+    "steps_per_epoch": epoch,
     "max_value": splits.max_value,
   }
   recording = config.copy_and_resolve_references()

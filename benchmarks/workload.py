@@ -100,7 +100,7 @@ def create(
     optimizer=optimizer,
     state=state,
     train_step=step_lib.create_train_step(
-      config, apply, optimizer, schedule, warmup_steps=1, max_value=255, mesh=mesh
+      config, apply, optimizer, schedule, steps_per_epoch=1, max_value=255, mesh=mesh
     ),
     images=batch["image"],
     labels=batch["label"],

@@ -121,7 +121,7 @@ def measure(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] 
     done = {(record["step"], record["batch"]) for record in records}
     experiment = create_experiment(config, splits)
     measure_batch = _create_measurement(config, experiment)
-    state = jax.tree.map(jnp.copy, experiment.initial_state)
+    state = experiment.start()
     steps_per_epoch = len(splits.train) // config.batch_size
     phases = [round(epoch * steps_per_epoch) for epoch in settings.phases]
     batches = data.training_batches(
@@ -141,7 +141,9 @@ def measure(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] 
           return None
         if step < max(phases):
           batch = next(batches)
-          state, _ = experiment.train_step(state, batch["image"], batch["label"])
+          state, _ = experiment.train_step(
+            state, batch["image"], batch["label"], batch["index"]
+          )
     summary = {"steps": max(phases), "seconds": time.monotonic() - began}
     logs.write_json(workdir / report.SUMMARY_FILE, summary)
     return summary

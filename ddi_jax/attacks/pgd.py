@@ -115,7 +115,7 @@ def pgd(
     if callable(random_start):
       start = threat_model.project(random_start(key, inputs), inputs, bounds)
     elif random_start:
-      start = _start_in_batch(threat_model, key, inputs, bounds, batch_axis)
+      start = start_in_batch(threat_model, key, inputs, bounds, batch_axis)
     else:
       start = inputs
 
@@ -160,7 +160,7 @@ def pgd(
   return attack
 
 
-def _start_in_batch(threat_model, key, inputs, bounds, batch_axis):
+def start_in_batch(threat_model, key, inputs, bounds, batch_axis):
   """The random starts of these examples among those drawn for the whole batch."""
   if batch_axis is None:
     return threat_model.random_start(key, inputs, bounds)

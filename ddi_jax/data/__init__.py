@@ -1,6 +1,6 @@
 """Image data sets, in memory or streamed, and the batches drawn from them."""
 
-from ddi_jax.data.augmentation import pad_crop_flip
+from ddi_jax.data.augmentation import pad_crop_flip, undo_pad_crop_flip
 from ddi_jax.data.batches import evaluation_batches, training_batches
 from ddi_jax.data.datasets import (
   DATASETS,
@@ -27,4 +27,5 @@ __all__ = [
   "load",
   "pad_crop_flip",
   "training_batches",
+  "undo_pad_crop_flip",
 ]

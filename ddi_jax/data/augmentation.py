@@ -18,19 +18,53 @@ def pad_crop_flip(
   Returns:
     `[B, H, W, C]`, of the same dtype.
   """
-  crop_key, flip_key = jax.random.split(key)
-  batch, height, width, channels = images.shape
+  offsets, mirrored = _draw(key, len(images), pad)
   if pad:
-    offsets = jax.random.randint(crop_key, (batch, 2), 0, 2 * pad + 1)
-    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
 
-    def crop(image, offset):
-      return jax.lax.dynamic_slice(
-        image, (offset[0], offset[1], 0), (height, width, channels)
-      )
+    def crop(padded, offset):
+      return jax.lax.dynamic_slice(padded, (*offset, 0), images.shape[1:])
 
-    images = jax.vmap(crop)(padded, offsets)
+    images = jax.vmap(crop)(_padded(images, pad), offsets)
   if flip:
-    mirrored = jax.random.bernoulli(flip_key, shape=(batch, 1, 1, 1))
     images = jnp.where(mirrored, images[:, :, ::-1], images)
   return images
+
+
+def undo_pad_crop_flip(
+  key: jax.Array, images: jax.Array, onto: jax.Array, *, pad: int, flip: bool
+) -> jax.Array:
+  """Puts back what `pad_crop_flip` made with the same key.
+
+  Args:
+    key: the one of `pad_crop_flip`.
+    images: its result, `[B, H, W, C]`, or something else in its place.
+    onto: `[B, H, W, C]`, shows where the crop did not reach.
+    pad: as there.
+    flip: as there.
+
+  Returns:
+    `[B, H, W, C]`, of the dtype of `images`.
+  """
+  offsets, mirrored = _draw(key, len(images), pad)
+  if flip:
+    images = jnp.where(mirrored, images[:, :, ::-1], images)
+  if pad:
+
+    def put_back(padded, image, offset):
+      whole = jax.lax.dynamic_update_slice(padded, image, (*offset, 0))
+      return whole[pad:-pad, pad:-pad]
+
+    padded = _padded(onto.astype(images.dtype), pad)
+    images = jax.vmap(put_back)(padded, images, offsets)
+  return images
+
+
+def _draw(key, batch, pad):
+  """Corners of the crops `[B, 2]`, who is mirrored `[B, 1, 1, 1]`."""
+  crop_key, flip_key = jax.random.split(key)
+  offsets = jax.random.randint(crop_key, (batch, 2), 0, 2 * pad + 1)
+  return offsets, jax.random.bernoulli(flip_key, shape=(batch, 1, 1, 1))
+
+
+def _padded(images, pad):
+  return jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))

@@ -35,7 +35,8 @@ def training_batches(
     num_shards: S, a divisor of B.
 
   Yields:
-    {"image": uint8 `[B / S, H, W, C]`, "label": int32 `[B / S]`}.
+    {"image": uint8 `[B / S, H, W, C]`, "label": int32 `[B / S]`, "index": int
+    `[B / S]`, the examples' places in the data set}.
 
   Raises:
     ValueError: if the batch is larger than the data, or cannot be divided so.
@@ -57,7 +58,7 @@ def training_batches(
     .shuffle()
     .batch(batch_size, drop_remainder=True)
     .random_map(draw)
-    .map(lambda drawn: dataset.read(*drawn))
+    .map(lambda drawn: dataset.read(*drawn) | {"index": drawn[0]})
     .repeat()
     .slice(slice(start, stop))
   )

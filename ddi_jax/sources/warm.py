@@ -3,8 +3,10 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ddi_jax import losses
+from ddi_jax.attacks.pgd import start_in_batch
 from ddi_jax.sources.base import Source, pgd_from
 from ddi_jax.sources.restarts import LossOfLogits
 from ddi_jax.threat_models import ThreatModel
@@ -28,7 +30,8 @@ def warm_restarts(
   Args:
     threat_model: see `ddi_jax.pgd`.
     moves: perturbations `[K, B, ...]`, candidates - inputs of an earlier step; what is
-      out of the threat model or the box is projected back.
+      out of the threat model or the box is projected back, and where all are 0, as in a
+      memory that is still empty, the attack starts at random.
     loss: (logits, labels) -> losses `[B]`, to be increased.
     loop: arrangement of the K runs.
     at_a_time: see `ddi_jax.restart_candidates`.
@@ -41,14 +44,21 @@ def warm_restarts(
   Raises:
     ValueError: when it runs, if `moves` does not fit the inputs.
   """
+  bounds = settings.get("bounds", (0.0, 1.0))
+  batch_axis = settings.get("batch_axis")
 
   def starts(key, logits_fn, inputs, labels, count):
-    del key, logits_fn, labels, count
+    del logits_fn, labels
     if moves.shape[1:] != inputs.shape:
       raise ValueError(
         f"moves must be [K, *{inputs.shape}], as the inputs; got {moves.shape}."
       )
-    return (inputs[None] + moves).astype(inputs.dtype)
+    at_random = jax.vmap(
+      lambda key: start_in_batch(threat_model, key, inputs, bounds, batch_axis)
+    )
+    known = jnp.any(moves != 0, axis=tuple(range(2, moves.ndim)), keepdims=True)
+    remembered = (inputs[None] + moves).astype(inputs.dtype)
+    return jnp.where(known, remembered, at_random(jax.random.split(key, count)))
 
   return pgd_from(
     starts,

@@ -1,5 +1,6 @@
 """Checkpoints: the latest, and the best by validation robust accuracy."""
 
+import collections
 from collections.abc import Iterator, Mapping
 import contextlib
 import os
@@ -83,7 +84,9 @@ class Checkpoints:
         self._manager.save(
           step,
           args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
+            **{
+              name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()
+            },
             progress=ocp.args.JsonSave(dict(progress)),
           ),
           metrics=None if validation is None else validation.numbers(),
@@ -103,6 +106,8 @@ class Checkpoints:
   def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """The state and the JSON record of a step; `like` gives structure and shapes.
 
+    Without `like.moves`, those of the checkpoint are not read.
+
     Raises:
       CheckpointError: if the checkpoint is not as it was saved.
     """
@@ -113,17 +118,28 @@ class Checkpoints:
     restored = self._manager.restore(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(
-          jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        ),
+        **{
+          name: ocp.args.StandardRestore(
+            jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+          )
+          for name, tree in _items(like).items()
+        },
         progress=ocp.args.JsonRestore(),
       ),
     )
-    return restored["state"], restored["progress"]
+    parts = [restored[name] for name in _items(like)]
+    return TrainState(**collections.ChainMap(*parts)), restored["progress"]
 
   def close(self) -> None:
     """Waits for what is being written."""
     self._manager.close()
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+  """What is saved on its own: a model is read without the moves."""
+  parts = state._asdict()
+  moves = {"moves": parts.pop("moves")}
+  return {"state": parts} | ({"memory": moves} if jax.tree.leaves(moves) else {})
 
 
 def good_steps(workdir: Path) -> list[int]:

@@ -61,6 +61,10 @@ def default_config() -> ml_collections.ConfigDict:
   config.spatial.max_shift = 0.1  # as a fraction of a side
   config.spatial.tries = 1  # the worst of so many
 
+  config.warm = ml_collections.ConfigDict()  # of the source warm
+  config.warm.steps = config_dict.placeholder(int)  # None: config.attack.steps
+  config.warm.reset_epochs = config_dict.placeholder(int)  # forgets so often; None: not
+
   config.mgda = ml_collections.ConfigDict()  # of method mgda
   config.mgda.normalization = "l2"  # or "loss", "loss+"
 
@@ -242,12 +246,15 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     ),
   )
   one_of("danskin.method", SOLVERS)
+  one_of("data.name", DATASETS)
   _check_sources(config, check)
   for norm in NORMS:
     positive(f"radii.{norm}")
   check("spatial.max_degrees", "in [0, 180]", lambda value: 0 <= value <= 180)
   check("spatial.max_shift", "in [0, 1]", lambda value: 0 <= value <= 1)
   positive_int("spatial.tries")
+  positive_int("warm.steps", optional=True)
+  positive_int("warm.reset_epochs", optional=True)
 
   positive("proximal.step", optional=True)
   one_of("proximal.per", PER)
@@ -257,7 +264,6 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   one_of("mgda.normalization", NORMALIZATIONS)
   check("cagrad.radius", "a number in [0, 1)", lambda value: 0 <= value < 1)
 
-  one_of("data.name", DATASETS)
   positive_int("data.validation_size")
   check("data.split_seed", "an integer >= 0", lambda value: value >= 0)
   positive_int("data.limit", optional=True)
@@ -409,6 +415,9 @@ def _check_sources(
   def named(entries):
     return [sources.parse(entry) for entry in entries]
 
+  def times(wanted, entries):
+    return [name for name, _ in named(entries)].count(wanted)
+
   def well_formed(entries):
     try:
       return not isinstance(entries, str) and named(entries) is not None
@@ -434,6 +443,15 @@ def _check_sources(
     "sources",
     "such that msd makes one candidate",
     lambda entries: ("msd" not in dict(named(entries))) or ("msd", 1) in named(entries),
+  )
+  check(
+    "sources",
+    f"with warm at most once, and without it for config.data.name {config.data.name}, "
+    "whose images are cropped at random when they are read",
+    lambda entries: (
+      times(sources.WARM, entries)
+      <= (DATASETS[config.data.name].image_shape is not None)
+    ),
   )
   check(
     "sources",

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import ml_collections
 
+from ddi_jax.data import Examples
 from ddi_jax.data.host_memory import host_memory
+from ddi_jax.training import warm
 from ddi_jax.training.config import ConfigError
 from ddi_jax.training.methods import METHODS
 from ddi_jax.training.sources import num_candidates
@@ -18,7 +20,7 @@ _GIB = 2**30
 
 def check_memory(
   config: ml_collections.ConfigDict,
-  image_shape: tuple[int, int, int],
+  train: Examples,
   params: Any,
   opt_state: Any,
 ) -> None:
@@ -26,7 +28,7 @@ def check_memory(
 
   Args:
     config: a checked config.
-    image_shape: (height, width, channels) of a training image.
+    train: the training images.
     params: the parameters, or their shapes (`jax.ShapeDtypeStruct`).
     opt_state: the same of the optimizer's state.
 
@@ -36,7 +38,7 @@ def check_memory(
   """
   devices = config.mesh.restart * config.mesh.data
   restarts = num_candidates(config)
-  image_bytes = 4 * math.prod(image_shape)
+  image_bytes = 4 * math.prod(train.image_shape)
   own_restarts = -(-restarts // config.mesh.restart)
   kept = min(own_restarts, config.gradients_at_a_time or own_restarts)
   if METHODS[config.method].proximal:
@@ -50,6 +52,8 @@ def check_memory(
     "optimizer state": _num_bytes(opt_state) // holders,
     f"{restarts} candidate(s) of the batch": candidate_bytes // devices,
   }
+  if remembered := warm.num_bytes(config, len(train), train.image_shape):
+    sizes["memory of the source warm"] = remembered
   _check(
     sizes,
     "a training step",

@@ -76,10 +76,11 @@ def split_gradients(
   """`gradients_of` with its work split over the mesh.
 
   Args:
-    gradients_of: (params, model_state, inputs, labels, keys, scalars) -> (gradients
-      `[K, *param]`, losses `[K, B]`, correct `[K, B]`, model states `[K, ...]`, metrics
-      that are the same on all devices), of the inputs, labels and keys it is given;
-      called on each device with its share of them, inside `jax.shard_map`.
+    gradients_of: (params, model_state, inputs, labels, keys, scalars, moves) ->
+      (gradients `[K, *param]`, losses `[K, B]`, correct `[K, B]`, model states
+      `[K, ...]`, metrics that are the same on all devices, moves), of the inputs,
+      labels, keys and moves (leaves `[B, ...]`) it is given; called on each device with
+      its share of them, inside `jax.shard_map`.
     mesh: from `create_mesh`.
     one_candidate: whether there is one gradient whatever the number of keys, and every
       device of the restart axis computes the same.
@@ -108,6 +109,7 @@ def split_gradients(
       batch,
       everywhere if one_key else PartitionSpec(RESTART),
       everywhere,
+      batch,
     ),
     out_specs=(
       PartitionSpec(None, ALL),
@@ -115,6 +117,7 @@ def split_gradients(
       of_example,
       PartitionSpec(restarts),
       everywhere,
+      batch,
     ),
     check_vma=False,
   )

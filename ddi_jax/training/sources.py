@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 import ddi_jax
@@ -13,6 +15,8 @@ from ddi_jax.threat_models import ThreatModel
 from ddi_jax.training.methods import METHODS
 from ddi_jax.training.methods import num_candidates as num_restarts
 from ddi_jax.training.threats import THREAT_MODELS
+
+WARM = "warm"
 
 
 class Setting(NamedTuple):
@@ -25,6 +29,8 @@ class Setting(NamedTuple):
     threat_model: of `config.attack`, its radius warmed up.
     pgd: the arguments of `ddi_jax.pgd` but the threat model.
     loops: the form and size of a loop over restarts.
+    moves: of the batch, for the source warm: what its images remember,
+      `[B, K, H, W, C]`; else ().
   """
 
   config: ml_collections.ConfigDict
@@ -33,6 +39,7 @@ class Setting(NamedTuple):
   threat_model: ThreatModel
   pgd: dict[str, Any]
   loops: dict[str, Any]
+  moves: chex.ArrayTree
 
 
 def _uniform(setting):
@@ -64,6 +71,14 @@ def _output_diversified(setting):
   return sources.output_diversified(
     setting.threat_model, setting.number, **_of_starts(setting)
   )
+
+
+def _warm(setting):
+  settings = _of_starts(setting)
+  if setting.config.warm.steps is not None:
+    settings["steps"] = setting.config.warm.steps
+  moves = jnp.swapaxes(setting.moves, 0, 1)
+  return sources.warm_restarts(setting.threat_model, moves, **settings)
 
 
 def _trajectory(setting):
@@ -120,6 +135,8 @@ SOURCES: dict[str, Callable[[Setting], Source]] = {
   "orthogonal": _spread("orthogonal"),
   "targeted": _targeted,
   "output_diversified": _output_diversified,
+  # PGD from where the last epoch's ended, see ddi_jax/training/warm.py.
+  WARM: _warm,
   "trajectory": _trajectory,
   "r_fgsm": _one_step(sources.r_fgsm),
   "n_fgsm": _one_step(sources.n_fgsm),
@@ -145,10 +162,38 @@ def parse(entry: str) -> tuple[str, int]:
   return name, int(count or 1)
 
 
+# Which draw for the whole batch whatever part of it they attack.
+_BLIND_TO_DEVICES = {
+  "uniform",
+  "targeted",
+  "trajectory",
+  "linf",
+  "l2",
+  "l1",
+  "msd",
+  WARM,
+}
+
+
+def entries(config: ml_collections.ConfigDict) -> list[tuple[str, int]]:
+  """(Name, K) of each of `config.sources`."""
+  return [parse(entry) for entry in config.sources]
+
+
+def places(config: ml_collections.ConfigDict, wanted: str) -> slice:
+  """Where among a step's candidates those of a source are, which is there once."""
+  start = 0
+  for name, count in entries(config):
+    if name == wanted:
+      return slice(start, start + count)
+    start += count
+  raise ValueError(f"{wanted!r} is not in config.sources, {config.sources}.")
+
+
 def num_candidates(config: ml_collections.ConfigDict) -> int:
   """How many candidates a step of the run makes."""
   if config.sources and METHODS[config.method].attacked:
-    return sum(parse(entry)[1] for entry in config.sources)
+    return sum(count for _, count in entries(config))
   return num_restarts(config.method, config.num_restarts)
 
 
@@ -157,12 +202,28 @@ def create_source(
   warmth: jax.Array,
   threat_model: ThreatModel,
   pgd_settings: dict[str, Any],
+  moves: chex.ArrayTree,
 ) -> Source:
-  """The sources of `config.sources`, combined; see `Setting` for the arguments."""
+  """The sources of `config.sources`, combined; see `Setting` for the arguments.
+
+  On a mesh, sources that place their own starts draw other random numbers on each
+  device, so that what they find depends on the number of devices.
+  """
   loops = {"loop": config.loops.restarts, "at_a_time": config.restarts_at_a_time}
+  batch_axis = pgd_settings["batch_axis"]
   made = []
-  for entry in config.sources:
-    name, count = parse(entry)
-    setting = Setting(config, count, warmth, threat_model, pgd_settings, loops)
-    made.append(SOURCES[name](setting))
+  for name, count in entries(config):
+    setting = Setting(config, count, warmth, threat_model, pgd_settings, loops, moves)
+    source = SOURCES[name](setting)
+    if batch_axis is not None and name not in _BLIND_TO_DEVICES:
+      source = _with_own_noise(source, batch_axis)
+    made.append(source)
   return sources.combine(*made)
+
+
+def _with_own_noise(source: Source, batch_axis: str) -> Source:
+  def of_share(key, logits_fn, inputs, labels):
+    key = jax.random.fold_in(key, jax.lax.axis_index(batch_axis))
+    return source(key, logits_fn, inputs, labels)
+
+  return of_share

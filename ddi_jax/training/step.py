@@ -16,11 +16,12 @@ from ddi_jax import losses
 from ddi_jax.data import pad_crop_flip
 from ddi_jax.models.functional import Apply, in_bfloat16
 from ddi_jax.training import mesh as meshes
+from ddi_jax.training import warm
 from ddi_jax.training.compilation import compiler_options
 from ddi_jax.training.config import step_size
 from ddi_jax.training.gradients import method_gradients
 from ddi_jax.training.methods import METHODS, num_candidates
-from ddi_jax.training.sources import create_source
+from ddi_jax.training.sources import WARM, create_source, places
 from ddi_jax.training.threats import THREAT_MODELS
 
 StepFn = Callable[..., tuple["TrainState", dict[str, jax.Array]]]
@@ -34,12 +35,14 @@ class TrainState(NamedTuple):
     params: the model's parameters.
     model_state: its other arrays, BatchNorm's running statistics.
     opt_state: of the optax chain.
+    moves: of the source warm, see ddi_jax/training/warm.py; else ().
   """
 
   step: jax.Array
   params: chex.ArrayTree
   model_state: chex.ArrayTree
   opt_state: chex.ArrayTree
+  moves: chex.ArrayTree = ()
 
 
 def stream_key(seed: int, stream: str, index: int | jax.Array) -> jax.Array:
@@ -111,6 +114,7 @@ def state_shardings(state: TrainState, mesh: Mesh, fsdp: bool) -> TrainState:
     params=split(state.params),
     model_state=everywhere(state.model_state),
     opt_state=split(state.opt_state),
+    moves=everywhere(state.moves),
   )
 
 
@@ -130,7 +134,7 @@ def create_shared_step(
   apply: Apply,
   total: int,
   *,
-  warmup_steps: int,
+  steps_per_epoch: int,
   max_value: int,
   mesh: Mesh | None = None,
 ) -> StepFn:
@@ -143,18 +147,18 @@ def create_shared_step(
     config: a checked config.
     apply: see `ddi_jax.models.functional`.
     total: the run's number of steps, for the schedule.
-    warmup_steps: see `create_pure_step`, as are the others.
+    steps_per_epoch: see `create_pure_step`, as are the others.
     max_value: the images' full scale.
     mesh: of several devices, or None.
 
   Returns:
-    fn(state, images, labels) -> (state, metrics).  The state is donated.
+    fn(state, images, labels, indices) -> (state, metrics).  The state is donated.
   """
 
   @functools.partial(
     jax.jit, donate_argnums=0, compiler_options=compiler_options(config)
   )
-  def train_step(state, images, labels, seed, learning_rate):
+  def train_step(state, images, labels, indices, seed, learning_rate):
     of_run = config.copy_and_resolve_references()
     with of_run.ignore_type():  # They are tracers here.
       of_run.seed, of_run.optimizer.learning_rate = seed, learning_rate
@@ -164,14 +168,19 @@ def create_shared_step(
       apply,
       create_optimizer(of_run, schedule, mesh),
       schedule,
-      warmup_steps=warmup_steps,
+      steps_per_epoch=steps_per_epoch,
       max_value=max_value,
       mesh=mesh,
-    )(state, images, labels)
+    )(state, images, labels, indices)
 
-  def step(state: TrainState, images: jax.Array, labels: jax.Array):
+  def step(
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    indices: jax.Array | None = None,
+  ):
     seed, learning_rate = config.seed, config.optimizer.learning_rate
-    return train_step(state, images, labels, seed, learning_rate)
+    return train_step(state, images, labels, indices, seed, learning_rate)
 
   return step
 
@@ -182,7 +191,7 @@ def create_pure_step(
   optimizer: optax.GradientTransformationExtraArgs,
   schedule: optax.Schedule,
   *,
-  warmup_steps: int,
+  steps_per_epoch: int,
   max_value: int,
   mesh: Mesh | None = None,
 ) -> StepFn:
@@ -193,21 +202,24 @@ def create_pure_step(
     apply: see `ddi_jax.models.functional`.
     optimizer: from `create_optimizer`.
     schedule: the learning rate, for the log.
-    warmup_steps: >= 1; the attack's radius and steps grow linearly from 0 over them.
+    steps_per_epoch: >= 1, for the settings that count epochs.
     max_value: the images' full scale.
     mesh: from `ddi_jax.training.mesh.create_mesh`; as the optimizer was made with, and
       `apply` with its `batch_axis`.
 
   Returns:
-    Fn(state, images uint8 `[B, H, W, C]`, labels `[B]`) -> (state, metrics).  Its
-    randomness is a function of (config.seed, step).
+    Fn(state, images uint8 `[B, H, W, C]`, labels `[B]`, indices `[B]`) -> (state,
+    metrics).  Its randomness is a function of (config.seed, step).  `indices` are the
+    images' places in the training set, needed by the source warm only.
   """
   method = METHODS[config.method]
   restarts = num_candidates(config.method, config.num_restarts)
   attacked_apply = in_bfloat16(apply) if config.attack.dtype == "bfloat16" else apply
 
-  def gradients_of(params, model_state, inputs, labels, key, scalars):
-    """Gradients, losses `[K, B]`, correct `[K, B]`, model states, metrics."""
+  warmup_steps = max(1, round(config.attack.warmup_epochs * steps_per_epoch))
+
+  def gradients_of(params, model_state, inputs, labels, key, scalars, moves):
+    """Gradients, losses `[K, B]`, correct `[K, B]`, model states, metrics, moves."""
     warmth, learning_rate = scalars
 
     def attacked_logits(inputs):
@@ -237,8 +249,10 @@ def create_pure_step(
         "batch_axis": meshes.batch_axis(mesh),
       }
       if config.sources:
-        source = create_source(config, warmth, threat_model, pgd_settings)
+        source = create_source(config, warmth, threat_model, pgd_settings, moves)
         candidates = source(key, attacked_logits, inputs, labels)
+        if warm.num_remembered(config):
+          moves = jnp.swapaxes(candidates[places(config, WARM)] - inputs, 0, 1)
       else:
         attack = ddi_jax.pgd(
           threat_model, random_start=config.attack.random_start, **pgd_settings
@@ -265,7 +279,7 @@ def create_pure_step(
       learning_rate,
       batch_axis=meshes.batch_axis(mesh),
     )
-    return gradients, candidate_losses, *aux, metrics
+    return gradients, candidate_losses, *aux, metrics, moves
 
   if mesh is not None:
     one_candidate = restarts == 1 or method.select_worst or method.proximal
@@ -273,7 +287,12 @@ def create_pure_step(
       gradients_of, mesh, one_candidate=one_candidate, one_key=bool(config.sources)
     )
 
-  def train_step(state: TrainState, images: jax.Array, labels: jax.Array):
+  def train_step(
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    indices: jax.Array | None = None,
+  ):
     key = stream_key(config.seed, "training", state.step)
     augment_key, attack_key = jax.random.split(key)
     images = pad_crop_flip(
@@ -284,14 +303,19 @@ def create_pure_step(
     learning_rate = schedule(state.step)
     if mesh is not None and not config.sources:  # Which are made on every device.
       attack_key = jax.random.split(attack_key, restarts)
-    gradients, candidate_losses, correct, model_states, found = gradients_of(
+    epoch = state.step // steps_per_epoch
+    recalled = warm.recall(config, state.moves, indices, epoch)
+    moves = warm.augment(config, augment_key, recalled)
+    gradients, candidate_losses, correct, model_states, found, moves = gradients_of(
       state.params,
       state.model_state,
       inputs,
       labels,
       attack_key,
       (warmth, learning_rate),
+      moves,
     )
+    moves = warm.remember(config, state.moves, indices, augment_key, recalled, moves)
     updates, opt_state = optimizer.update(
       gradients,
       state.opt_state,
@@ -317,7 +341,7 @@ def create_pure_step(
     for name, value in direction_state._asdict().items():
       metrics[f"direction/{name}"] = value
     metrics |= found
-    state = TrainState(state.step + 1, params, model_state, opt_state)
+    state = TrainState(state.step + 1, params, model_state, opt_state, moves)
     if mesh is not None:
       state = meshes.constrain(state, state_shardings(state, mesh, config.mesh.fsdp))
       metrics = meshes.constrain(metrics, meshes.shardings(metrics, mesh, split=False))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import contextlib
+import functools
 import json
 import math
 from pathlib import Path
@@ -19,7 +20,7 @@ from tqdm import auto as tqdm
 
 from ddi_jax import data, models
 from ddi_jax.models.functional import Apply
-from ddi_jax.training import distributed, figures, logs, report
+from ddi_jax.training import distributed, figures, logs, report, warm
 from ddi_jax.training import mesh as meshes
 from ddi_jax.training.checkpoints import (
   CheckpointError,
@@ -62,7 +63,8 @@ class Experiment(NamedTuple):
     evaluate_every: number of steps between evaluations.
     mesh: of several devices, None for one.
     apply: the network, see `ddi_jax.models.functional`.
-    initial_state: before the first step.  A step donates its input: copy this one.
+    initial_state: before the first step, without `moves`.
+    start: () -> a copy of it that is complete; a step donates its input.
     train_step: see `ddi_jax.training.step`.
     evaluate: see `ddi_jax.training.evaluation`.
   """
@@ -73,6 +75,7 @@ class Experiment(NamedTuple):
   mesh: Mesh | None
   apply: Apply
   initial_state: TrainState
+  start: Callable[[], TrainState]
   train_step: StepFn
   evaluate: EvaluateFn
 
@@ -200,7 +203,7 @@ def _check_memory(config: ml_collections.ConfigDict, splits: data.Splits) -> Non
   _, params, _ = models.functional(create_model(config, splits, abstract=True))
   optimizer = create_optimizer(config, create_schedule(config, total=1))
   opt_state = jax.eval_shape(optimizer.init, params)
-  check_memory(config, splits.train.image_shape, params, opt_state)
+  check_memory(config, splits.train, params, opt_state)
 
 
 def create_experiment(
@@ -217,21 +220,33 @@ def create_experiment(
   state = create_train_state(params, model_state, optimizer)
   # Committed to its devices, as a restored state is: else XLA would compile for both.
   where: Any = jax.devices()[0]
+  everywhere: Any = jax.sharding.SingleDeviceSharding(where)
   if mesh is not None:
+    everywhere = meshes.replicated(mesh)
     where = state_shardings(state, mesh, config.mesh.fsdp)
     state = jax.tree.map(np.asarray, state)  # The same on all hosts.
+  state = jax.device_put(state, where)
+
+  @functools.partial(jax.jit, out_shardings=everywhere)
+  def create_moves():
+    return warm.create_moves(config, len(splits.train), splits.train.image_shape)
+
+  def start():
+    return jax.tree.map(jnp.copy, state)._replace(moves=create_moves())
+
   return Experiment(
     splits=splits,
     total=total,
     evaluate_every=max(1, round(config.evaluation.every_epochs * steps_per_epoch)),
     mesh=mesh,
     apply=apply,
-    initial_state=jax.device_put(state, where),
+    initial_state=state,
+    start=start,
     train_step=create_shared_step(
       config,
       apply,
       total,
-      warmup_steps=max(1, round(config.attack.warmup_epochs * steps_per_epoch)),
+      steps_per_epoch=steps_per_epoch,
       max_value=splits.max_value,
       mesh=mesh,
     ),
@@ -249,8 +264,7 @@ def _run(
   splits, total, mesh = experiment.splits, experiment.total, experiment.mesh
   writer = distributed.is_writer()
   checkpoints = Checkpoints(workdir)
-  # A copy, since a step donates its input.
-  state = jax.tree.map(jnp.copy, experiment.initial_state)
+  state = experiment.start()
   progress = {"seconds": 0.0, "evaluated": -1}
   resumed = checkpoints.latest_step
   if resumed is not None:
@@ -312,7 +326,9 @@ def _run(
       if step == total:
         break
       batch = meshes.to_devices(mesh, meshes.DATA, next(batches))
-      state, metrics = experiment.train_step(state, batch["image"], batch["label"])
+      state, metrics = experiment.train_step(
+        state, batch["image"], batch["label"], batch["index"]
+      )
       numbers = {name: float(value) for name, value in metrics.items()}
       log.write(step + 1, "train", numbers)
       _stop_if_not_finite(step + 1, numbers, checkpoints)
@@ -326,7 +342,7 @@ def _run(
 
     best_step = checkpoints.best_step
     assert best_step is not None  # The last step is always evaluated.
-    best_state, _ = checkpoints.restore(best_step, state)
+    best_state, _ = checkpoints.restore(best_step, experiment.initial_state)
     checkpoints.close()
     results = {}
     test_set = splits.test.first(config.evaluation.test_limit)

@@ -194,3 +194,15 @@ def test_pad_crop_flip():
   assert len(seen) > 12  # of 18
   same = augment(jax.random.key(1), images, pad=0, flip=False)
   np.testing.assert_array_equal(same, images)
+
+
+@pytest.mark.parametrize(("pad", "flip"), [(2, True), (0, True), (1, False)])
+def test_a_crop_is_put_back(pad, flip):
+  key, images = jax.random.key(1), jnp.arange(1.0, 2 * 36 + 1).reshape(2, 6, 6, 1)
+  images = jnp.tile(images, (16, 1, 1, 1))
+  augment = jax.jit(data.pad_crop_flip, static_argnames=("pad", "flip"))
+  found = augment(key, images, pad=pad, flip=flip)
+  whole = data.undo_pad_crop_flip(key, found, -images, pad=pad, flip=flip)
+  covered = whole == images
+  assert jnp.all(covered | (whole == -images))
+  assert jnp.all(covered.sum(axis=(1, 2, 3)) == (found != 0).sum(axis=(1, 2, 3)))

@@ -155,6 +155,18 @@ def test_warm_restarts_go_on():
   np.testing.assert_allclose(found, attacked(5, False), atol=1e-6)
 
 
+def test_an_empty_memory_starts_at_random():
+  known = jnp.full_like(INPUTS, 0.01)
+  moves = jnp.stack([jnp.zeros_like(INPUTS), jnp.zeros_like(INPUTS), known])
+  source = sources.warm_restarts(LINF, moves, steps=1, step_size=1e-9)
+  found = source(KEY, logits_fn, INPUTS, LABELS) - INPUTS[None]
+  at_random = jnp.abs(found[:2]).reshape(2, len(INPUTS), -1)
+  assert jnp.all(at_random.max(axis=2) > 0.3 * EPSILON)
+  assert jnp.any(found[0] != found[1])
+  expected = jnp.clip(INPUTS + 0.01, 0, 1) - INPUTS
+  np.testing.assert_allclose(found[2], expected, atol=1e-6)
+
+
 def test_output_diversified_starts_spread_further_in_the_logits():
   still = {"steps": 1, "step_size": 1e-9}
   uniform = sources.restarts(ddi_jax.pgd(LINF, **still), 8)

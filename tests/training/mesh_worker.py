@@ -15,7 +15,7 @@ import optax
 import ddi_jax
 from ddi_jax import models, training
 from ddi_jax.data import Dataset
-from ddi_jax.training import evaluation
+from ddi_jax.training import evaluation, warm
 from ddi_jax.training import mesh as meshes
 from ddi_jax.training import step as step_lib
 from ddi_jax.training.config import check_config, model_settings
@@ -36,6 +36,7 @@ SETTINGS = {
   "model.hidden": 7,
   "model.norm_groups": 2,
   "attack.steps": 2,
+  "attack.warmup_epochs": 1.0,
   "data.pad": 1,
   "data.flip": True,
   "optimizer.weight_decay": 0.01,
@@ -120,11 +121,12 @@ def build(changes, *, watch):
       optax.sgd(0.1, momentum=0.9),
     )
   state = step_lib.create_train_state(params, model_state, optimizer)
+  state = state._replace(moves=warm.create_moves(config, 16, (6, 6, 1)))
   where = jax.devices()[0]
   if mesh is not None:
     where = step_lib.state_shardings(state, mesh, config.mesh.fsdp)
   step = step_lib.create_train_step(
-    config, apply, optimizer, schedule, warmup_steps=3, max_value=16, mesh=mesh
+    config, apply, optimizer, schedule, steps_per_epoch=3, max_value=16, mesh=mesh
   )
   return Built(
     config,
@@ -136,8 +138,9 @@ def build(changes, *, watch):
 
 
 def batch_for(mesh):
-  batch = meshes.to_devices(mesh, meshes.DATA, {"image": IMAGES, "label": LABELS})
-  return batch["image"], batch["label"]
+  batch = {"image": IMAGES, "label": LABELS, "index": np.arange(16)[::-1]}
+  batch = meshes.to_devices(mesh, meshes.DATA, batch)
+  return batch["image"], batch["label"], batch["index"]
 
 
 def train(changes):

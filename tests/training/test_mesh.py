@@ -84,7 +84,7 @@ def test_other_settings_compute_what_one_device_does():
 def test_sources_and_the_proximal_form_compute_what_one_device_does():
   setting = {
     "method": "proximal",
-    "sources": ["linf", "l2"],
+    "sources": ["linf", "l2", "warm:2"],
     "evaluation.norms": ["linf", "l2"],
     "model.normalization": "batch",
   }

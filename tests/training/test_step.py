@@ -46,7 +46,7 @@ def build(config):
   optimizer = step_lib.create_optimizer(config, schedule)
   state = step_lib.create_train_state(params, model_state, optimizer)
   step = step_lib.create_train_step(
-    config, apply, optimizer, schedule, warmup_steps=1, max_value=16
+    config, apply, optimizer, schedule, steps_per_epoch=10, max_value=16
   )
   return apply, state, step
 
@@ -284,7 +284,7 @@ def test_runs_of_other_seeds_and_learning_rates_share_a_program(tmp_path):
       config = small_config(seed=seed, **{"optimizer.learning_rate": learning_rate})
       apply, state, step = build(config)
       shared = step_lib.create_shared_step(
-        config, apply, 10, warmup_steps=1, max_value=16
+        config, apply, 10, steps_per_epoch=10, max_value=16
       )
       expected, _ = step(copy(state), IMAGES, LABELS)
       hits.clear()
@@ -303,9 +303,9 @@ def test_warm_up_scales_the_radius():
   schedule = step_lib.create_schedule(config, 10)
   optimizer = step_lib.create_optimizer(config, schedule)
   results = []
-  for warmup in (1, 1000):
+  for config.attack.warmup_epochs in (0.0, 1.0):
     step = step_lib.create_train_step(
-      config, apply, optimizer, schedule, warmup_steps=warmup, max_value=16
+      config, apply, optimizer, schedule, steps_per_epoch=1000, max_value=16
     )
     results.append(float(step(copy(state), IMAGES, LABELS)[1]["loss"]))
   clean, _ = apply(state.params, state.model_state, IMAGES / np.float32(16), train=True)

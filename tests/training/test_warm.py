@@ -1,0 +1,158 @@
+"""Attacks that go on where the last epoch's ended, in the training program."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from program import small_config
+import pytest
+
+from ddi_jax import data, models, training
+from ddi_jax.training import step as step_lib
+from ddi_jax.training import warm
+from ddi_jax.training.config import check_config, model_settings
+from ddi_jax.training.interruption import Interruption
+
+# The module, which the package hides behind the function of the same name.
+TRAIN = importlib.import_module("ddi_jax.training.train")
+IMAGES = np.random.default_rng(0).integers(1, 17, (6, 8, 8, 1), np.uint8)
+LABELS = np.arange(6, dtype=np.int32)
+PLACES = np.array([8, 2, 5, 0, 1, 9])
+# What the steps change is the memory: the parameters stay where they are.
+STILL = {"optimizer.learning_rate": 1e-20, "optimizer.momentum": 0.0}
+
+
+def build(**changes):
+  """The state, with a memory of ten images, and the step."""
+  config = small_config(
+    **({"method": "worst_restart", "sources": ("warm:2",), "batch_size": 6} | changes)
+  )
+  check_config(config)
+  model = models.create_model(
+    "small",
+    image_shape=(8, 8, 1),
+    num_classes=10,
+    mean=(0.3,),
+    std=(0.4,),
+    settings=model_settings(config),
+    seed=0,
+  )
+  apply, params, model_state = models.functional(model)
+  schedule = step_lib.create_schedule(config, 10)
+  optimizer = step_lib.create_optimizer(config, schedule)
+  state = step_lib.create_train_state(params, model_state, optimizer)
+  state = state._replace(moves=warm.create_moves(config, 10, (8, 8, 1)))
+  step = step_lib.create_train_step(
+    config, apply, optimizer, schedule, steps_per_epoch=2, max_value=16
+  )
+  return state, step
+
+
+def losses_of(state, step, times):
+  losses = []
+  for _ in range(times):
+    state, metrics = step(state, IMAGES, LABELS, PLACES)
+    losses.append(float(metrics["loss"]))
+  return state, losses
+
+
+def test_each_image_remembers_its_own_moves():
+  state, step = build(**STILL)
+  state, (first,) = losses_of(state, step, 1)
+  assert state.moves.shape == (10, 2, 8, 8, 1)
+  moves = np.asarray(state.moves, np.float32)
+  seen = np.abs(moves).max(axis=(2, 3, 4)) > 0
+  assert seen[PLACES].all() and not seen[[3, 4, 6, 7]].any()
+  assert np.abs(moves).max() <= 0.1 + 1e-4
+  assert np.any(moves[:, 0] != moves[:, 1])  # Of two random starts.
+  points = IMAGES / 16 + moves[PLACES, 0]
+  assert points.min() >= -1e-4 and points.max() <= 1 + 1e-4
+  state, (second,) = losses_of(state, step, 1)
+  assert second > first
+
+
+@pytest.mark.parametrize("sources", [("warm",), ("uniform", "warm", "linf")])
+def test_steps_add_up_over_epochs(sources):
+  """Four visits of one step each do what four steps of an attack do."""
+  visits = {"attack.step_size": 0.03, "warm.steps": 1, "sources": sources}
+  state, step = build(**STILL, **visits)
+  *_, before, once, again = losses_of(state, step, 6)[1]
+  assert before <= once <= again
+  state, long = build(**STILL, **(visits | {"warm.steps": 6}))
+  _, (at_once,) = losses_of(state, long, 1)
+  assert again == pytest.approx(at_once, rel=0.01)
+
+
+def test_moves_follow_an_image_through_crop_and_mirror():
+  """As if an attack had moved each pixel by its own brightness."""
+  config = small_config(sources=("warm:2",), **{"data.pad": 2, "data.flip": True})
+  key, epoch = jax.random.key(0), jnp.array(0)
+  empty = warm.create_moves(config, 10, (8, 8, 1))
+  recalled = warm.recall(config, empty, PLACES, epoch)
+  images = jnp.asarray(IMAGES / 16, jnp.float32)
+  seen = data.pad_crop_flip(key, images, pad=2, flip=True)
+  found = jnp.stack([seen, 2 * seen], axis=1)
+  moves = warm.remember(config, empty, PLACES, key, recalled, found)
+  of_images = np.asarray(moves[PLACES, 0], np.float32)
+  covered = of_images != 0
+  np.testing.assert_allclose(of_images[covered], images[covered], rtol=1e-3)
+  np.testing.assert_allclose(covered.sum(axis=(1, 2, 3)), (seen != 0).sum((1, 2, 3)))
+  np.testing.assert_array_equal(moves[:, 1], 2 * moves[:, 0])
+  again = warm.augment(config, key, warm.recall(config, moves, PLACES, epoch))
+  np.testing.assert_allclose(again, found, rtol=1e-3)
+  # What another crop does not reach is kept.
+  other = jax.random.key(1)
+  recalled = warm.recall(config, moves, PLACES, epoch)
+  later = warm.remember(
+    config, moves, PLACES, other, recalled, jnp.full_like(recalled, 7)
+  )
+  assert np.all((later == 7) | (later == moves))
+  assert np.any(later[PLACES] == 7) and np.any(later[PLACES] != 7)
+
+
+def test_memory_is_forgotten_at_the_start_of_an_epoch():
+  """Two steps an epoch, every second epoch anew: the steps 0, 1, 4, 5, 8, 9."""
+  settings = STILL | {"attack.step_size": 0.03, "warm.steps": 1, "sources": ("warm",)}
+  state, step = build(**settings, **{"warm.reset_epochs": 2})
+  _, losses = losses_of(state, step, 10)
+  anew, continued = np.array(losses)[[0, 1, 4, 5, 8, 9]], np.array(losses)[[3, 7]]
+  assert anew.max() < continued.min()
+
+
+def test_the_step_asks_for_the_indices():
+  state, step = build()
+  with pytest.raises(ValueError, match="needs the indices of the batch, got None"):
+    step(state, IMAGES, LABELS)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_remembers(tmp_path, monkeypatch):
+  config = small_config(
+    sources=("warm:1", "uniform:1"), **{"warm.steps": 1, "data.pad": 1}
+  )
+
+  def run(name):
+    return training.train(config, tmp_path / name)
+
+  whole = run("whole")
+  calls = []
+
+  class StopsOnce(Interruption):
+    def __call__(self):
+      calls.append(1)
+      return len(calls) == 8
+
+  with monkeypatch.context() as patched:
+    patched.setattr(TRAIN, "Interruption", StopsOnce)
+    assert run("parts") is None
+  parts = run("parts")
+  for summary in (whole, parts):
+    del summary["seconds"]
+  assert parts == whole
+  # A model is read without the memory.
+  first, second = (
+    jax.tree.leaves(models.functional(training.load_model(tmp_path / name))[1])
+    for name in ("whole", "parts")
+  )
+  jax.tree.map(np.testing.assert_array_equal, first, second)
