@@ -52,6 +52,9 @@ def test_config_files_are_sound(path, variant):
     ),
     ("sources", ("msd:2",), "such that msd makes one candidate"),
     ("sources", "spatial", "a tuple of NAME"),
+    ("sources", ("warm:2", "warm"), "with warm at most once"),
+    ("warm.steps", 0, "an integer >= 1 or None"),
+    ("warm.reset_epochs", 0, "an integer >= 1 or None"),
     ("evaluation.norms", ("l2", "l3"), "a tuple without repetition of linf, l2, l1"),
     ("evaluation.norms", ("l2", "l2"), "a tuple without repetition"),
     ("evaluation.norms", "l2", "a tuple without repetition"),
@@ -205,6 +208,10 @@ def test_the_two_forms_of_danskin_exclude_each_other():
     ({"attack.norm": "l2", "sources": ("n_fgsm",)}, "without r_fgsm and n_fgsm where"),
     ({"sources": ("msd",), "attack.iterate": "best"}, "without trajectory, msd"),
     ({"sources": ("l2",), "attack.random_start": False}, "random_start is False"),
+    (
+      {"sources": ("warm",), "data.name": "imagenet2012", "data.resolution": 64},
+      "without it for config.data.name imagenet2012, whose images are cropped",
+    ),
     ({"sources": ("l2",), "loops.restarts": "merge"}, "loops.restarts is merge"),
     (
       {"method": "proximal", "gradients_at_a_time": 1},
