@@ -89,7 +89,9 @@ def arm_run(
   reference = with_arm(settings, "MAX")
   run = with_arm(settings, arm)
   run.optimizer.learning_rate, run.seed = learning_rate, seed
-  run.num_epochs *= passes(reference) / passes(run)
+  ratio = passes(reference) / passes(run)
+  run.num_epochs *= ratio
+  run.attack.warmup_epochs *= ratio
   return sweep.Run(setting, run)
 
 

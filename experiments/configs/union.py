@@ -47,6 +47,10 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
     small.model.hidden = 128
     small.model.strides = (2, 2)
     small.model.normalization = "none"
-    small.num_epochs = 4.0
     config.learning_rates.cifar10_small = (0.01, 0.03, 0.1)
+    for settings in (config.training.mnist, small):
+      settings.data.limit = 10_000
+      settings.num_epochs = 6.0
+      settings.evaluation.every_epochs = 3.0
+      settings.evaluation.steps = 20
   return config.lock()
