@@ -47,6 +47,9 @@ _EPSILONS = flags.DEFINE_list(
   "Radii of the curve of robust accuracy, increasing; empty for no curve; by default "
   "from 0 to twice the config's.",
 )
+_NORM = flags.DEFINE_string(
+  "evaluate_norm", None, "In which norm, for a run judged in several."
+)
 _SAVE = flags.DEFINE_bool("evaluate_save", False, "Save the adversarial examples.")
 _RESTART = flags.DEFINE_bool(
   "evaluate_restart", False, "Forget what an earlier evaluation found."
@@ -98,7 +101,7 @@ def _run(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 def _refuse_evaluate_flags() -> None:
-  for flag in (_CHECKPOINT, _LIMIT, _EPSILONS, _SAVE, _RESTART):
+  for flag in (_CHECKPOINT, _LIMIT, _EPSILONS, _NORM, _SAVE, _RESTART):
     if flag.present:
       raise training.ConfigError(f"--{flag.name} needs --evaluate.")
 
@@ -117,6 +120,7 @@ def _judging_settings(attacks: str) -> training.JudgingSettings:
     checkpoint=_CHECKPOINT.value,
     limit=_LIMIT.value,
     epsilons=epsilons,
+    norm=_NORM.value,
     save=_SAVE.value,
     restart=_RESTART.value,
   )

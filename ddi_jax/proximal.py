@@ -23,8 +23,9 @@ class ProximalInfo(NamedTuple):
     weights: A, `[K, B]`; each example's sum to 1.  Equal columns per batch.
     losses: `loss_fn` on each candidate, `[K, B]`.
     aux: the auxiliary output of `loss_fn`, leaves `[K, ...]`; None without `has_aux`.
-    predicted_decrease: by how much the mean of the examples' greatest losses falls, as
-      linearised, with the step -t z: at least t ||z||^2 - gap.
+    predicted_decrease: by how much the mean of the examples' greatest losses falls (per
+      batch, the greatest of the K batches' mean losses), as linearised, with the step
+      -t z: at least t ||z||^2 - gap.
     gap: the duality gap >= 0, in units of the loss: the model's value, proximal term
       included, is at most so far above the least one.
     iterations: vertices added.
@@ -113,9 +114,9 @@ def proximal_danskin_gradient(
     mixes_examples: whether an example's loss depends on the rest of its batch, as with
       BatchNorm in training mode.  Then a vertex' gradient is summed over the K batches
       as they are, at K times the cost.
-    batch_axis: inside `jax.shard_map` or `jax.vmap`, the axis (or axes) over which the
-      batch is split: z is then that of the whole batch, the same on every device, and
-      weights, losses and aux are those of this device's examples.
+    batch_axis: inside `jax.shard_map(..., check_vma=False)` or `jax.vmap`, the axis (or
+      axes) over which the batch is split: z is then that of the whole batch, the same
+      on every device, and weights, losses and aux are those of this device's examples.
     loop: over the K candidates: "unroll", "loop" (`lax.map`), "vmap" or "auto", see
       docs/benchmarks.md.
     has_aux: whether `loss_fn` returns (losses, aux).
@@ -126,7 +127,8 @@ def proximal_danskin_gradient(
 
   Raises:
     ValueError: for an argument outside its range, losses or a mask of another shape,
-      or parameters that are not floating point.
+      parameters that are not floating point, or a `batch_axis` that `jax.shard_map`
+      checks for replication, where gradients would be summed over it twice.
 
   Example:
     >>> import jax.numpy as jnp, ddi_jax
@@ -145,6 +147,7 @@ def proximal_danskin_gradient(
   params = jax.tree_util.tree_map_with_path(check_and_widen, params)
   count, batch = candidates.shape[:2]
   _check_valid(valid, per, (count, batch))
+  _check_axis(batch_axis, candidates)
 
   network_losses = checked_losses(loss_fn, labels, batch, has_aux)
 
@@ -293,6 +296,15 @@ def _check_settings(step, per, iterations, tolerance, memory):
       raise ValueError(f"{name} must be an integer >= {least}, got {value!r}.")
   if not isinstance(tolerance, jax.core.Tracer) and not tolerance >= 0:
     raise ValueError(f"tolerance must be >= 0, got {tolerance!r}.")
+
+
+def _check_axis(batch_axis, candidates):
+  names = (batch_axis,) if isinstance(batch_axis, str) else batch_axis or ()
+  checked = getattr(jax.typeof(candidates), "vma", ())
+  if not set(names).isdisjoint(checked):
+    raise ValueError(
+      f"batch_axis {batch_axis!r} must be of a jax.shard_map with check_vma=False."
+    )
 
 
 def _check_valid(valid, per, shape):

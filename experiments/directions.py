@@ -34,7 +34,7 @@ from ddi_jax.training.config import (
 )
 from ddi_jax.training.evaluation import judging_attack
 from ddi_jax.training.interruption import Interruption
-from ddi_jax.training.step import THREAT_MODELS
+from ddi_jax.training.threats import THREAT_MODELS
 from ddi_jax.training.train import Experiment, create_experiment, load_data
 from ddi_jax.training.workdir import claim_workdir
 from experiments import program, sweep
@@ -103,7 +103,7 @@ def measure(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] 
   check_config(config)
   settings = config.measurement
   splits = load_data(config)
-  check_against_data(config, len(splits.train))
+  check_against_data(config, splits.train)
   needed, there = settings.batches * settings.batch_size, len(splits.validation)
   if needed > min(len(splits.train), there):
     raise ConfigError(
@@ -175,7 +175,7 @@ def _create_measurement(config: ml_collections.ConfigDict, experiment: Experimen
       settings.step_lengths,
       attack=attack,
       num_restarts=config.num_restarts,
-      judge=judging_attack(config),
+      judge=judging_attack(config, config.attack.norm, config.attack.epsilon),
       judge_restarts=config.evaluation.restarts,
       restarts_at_a_time=config.restarts_at_a_time,
     )

@@ -17,7 +17,7 @@ import pandas as pd
 
 from ddi_jax import training
 from ddi_jax.training import logs, report
-from ddi_jax.training.methods import METHODS, num_candidates
+from ddi_jax.training.methods import METHODS, num_attacks
 from experiments import program, sweep
 
 ARMS = {  # Name -> (method, unit_norm).
@@ -64,7 +64,7 @@ def arm_runs(
       run = config.training[setting].copy_and_resolve_references()
       run.method, run.unit_norm = ARMS[arm]
       run.optimizer.learning_rate, run.seed = rate, seed
-      run.num_epochs *= run.num_restarts / num_candidates(run.method, run.num_restarts)
+      run.num_epochs *= run.num_restarts / num_attacks(run.method, run.num_restarts)
       yield sweep.Run(setting, run)
 
 
@@ -90,7 +90,7 @@ def gradient_evaluations(config: ml_collections.ConfigDict) -> int:
   Forward passes alone (`worst_restart` makes K of them) are not counted.
   """
   method = METHODS[config.method]
-  count = num_candidates(config.method, config.num_restarts)
+  count = num_attacks(config.method, config.num_restarts)
   attacks = count * config.attack.steps if method.attacked else 0
   return attacks + (1 if method.select_worst else count)
 

@@ -18,10 +18,12 @@ import pandas as pd
 from ddi_jax import training
 from ddi_jax.training import logs, report
 from ddi_jax.training.methods import METHODS
-from ddi_jax.training.sources import parse
+from ddi_jax.training.sources import entries, num_candidates
+from ddi_jax.training.threats import NORMS
 from experiments import program, sweep
 
-NORMS = ("linf", "l2", "l1")
+# Few vertices, that the step costs nearly what it is charged for.
+PROXIMAL = {"method": "proximal", "sources": NORMS, "proximal.iterations": 2}
 ARMS: dict[str, dict[str, Any]] = {
   "MAX": {"method": "worst_restart", "sources": NORMS},
   "AVG": {"method": "average", "sources": NORMS},
@@ -30,29 +32,44 @@ ARMS: dict[str, dict[str, Any]] = {
   "l2 alone": {"method": "pgd", "sources": ("l2",)},
   "l1 alone": {"method": "pgd", "sources": ("l1",)},
   "DDi": {"method": "danskin", "sources": NORMS},
-  "proximal, per batch": {
-    "method": "proximal",
-    "sources": NORMS,
-    "proximal.per": "batch",
-  },
-  "proximal": {"method": "proximal", "sources": NORMS},
-  "proximal, t = 0.5": {"method": "proximal", "sources": NORMS, "proximal.step": 0.5},
-  "proximal, t = 3": {"method": "proximal", "sources": NORMS, "proximal.step": 3.0},
+  "proximal, per batch": PROXIMAL | {"proximal.per": "batch"},
+  "proximal": PROXIMAL,
+  "proximal, t = 0.5": PROXIMAL | {"proximal.step": 0.5},
+  "proximal, t = 3": PROXIMAL | {"proximal.step": 3.0},
 }
 
 
-def passes(config: ml_collections.ConfigDict) -> int:
-  """Of one training step, forward passes per image: at most, for the proximal form."""
-  attacks = 0
-  for entry in config.sources:
-    name, count = parse(entry)
+def attack_passes(config: ml_collections.ConfigDict) -> int:
+  """Of a step's attacks, forward passes per image.
+
+  Raises:
+    ValueError: for a source that no arm has.
+  """
+  passes = 0
+  for name, count in entries(config):
+    if name not in (*NORMS, "msd"):
+      raise ValueError(f"passes are not counted for the source {name!r}.")
     # MSD tries a step in each norm.
-    attacks += count * config.attack.steps * (3 + (len(NORMS) if name == "msd" else 0))
-  count = sum(parse(entry)[1] for entry in config.sources)
+    passes += count * config.attack.steps * (3 + (len(NORMS) if name == "msd" else 0))
+  return passes
+
+
+def passes(config: ml_collections.ConfigDict) -> int:
+  """Of a training step without BatchNorm: at most, for the proximal form."""
+  count = num_candidates(config)
   method = METHODS[config.method]
   if method.proximal:
-    return attacks + count + (config.proximal.iterations + 1) * (3 + 2 * count)
-  return attacks + (count + 3 if method.select_worst else 3 * count)
+    vertices = config.proximal.iterations + 1
+    return attack_passes(config) + count + vertices * (3 + 2 * count)
+  return attack_passes(config) + (count + 3 if method.select_worst else 3 * count)
+
+
+def passes_taken(config: ml_collections.ConfigDict, folder: Path) -> float:
+  """Of all training steps of a run; its log knows the proximal form's iterations."""
+  steps = [r for r in logs.read_metrics(folder) if r["split"] == "train"]
+  if not METHODS[config.method].proximal:
+    return float(len(steps) * passes(config))
+  return sum(attack_passes(config) + record["proximal/passes"] for record in steps)
 
 
 def stages(config: ml_collections.ConfigDict, folder: Path) -> Iterator[sweep.Runs]:
@@ -92,6 +109,7 @@ def arm_run(
   ratio = passes(reference) / passes(run)
   run.num_epochs *= ratio
   run.attack.warmup_epochs *= ratio
+  run.evaluation.every_epochs *= ratio  # As many checkpoints to choose from.
   return sweep.Run(setting, run)
 
 
@@ -133,7 +151,7 @@ def results_table(runs: sweep.Runs, folder: Path) -> pd.DataFrame:
       "learning_rate": config.optimizer.learning_rate,
       "seed": config.seed,
       "steps": summary["steps"],
-      "passes": passes(config) * summary["steps"],
+      "passes": passes_taken(config, folder / name),
     }
     fields = ("clean_accuracy", "robust_accuracy", *_by_norm(summary))
     rows.append(row | {field: summary[field] for field in fields})

@@ -91,7 +91,7 @@ def pgd_from(
   check_count("count", count)
   loops.check_form("loop", loop, ("auto", "unroll", "loop", "vmap"))
   # Checked now, not when it runs.
-  pgd(threat_model, loop=pgd_loop, **settings)
+  pgd(threat_model, random_start=True, loop=pgd_loop, **settings)
 
   def source(key, logits_fn, inputs, labels):
     def run(point):

@@ -59,8 +59,9 @@ def n_fgsm(
     A `Source` of K candidates.
 
   Raises:
-    ValueError: if `noise_ratio` is negative.
+    ValueError: if `epsilon` or `noise_ratio` is negative.
   """
+  epsilon = linf(epsilon).epsilon
   if not noise_ratio >= 0:
     raise ValueError(f"noise_ratio must be >= 0, got {noise_ratio!r}.")
 

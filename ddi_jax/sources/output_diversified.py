@@ -47,11 +47,14 @@ def output_diversified(
   check_count("start_steps", start_steps)
   length = threat_model.epsilon if start_step_size is None else start_step_size
 
+  bounds = settings.get("bounds", (0.0, 1.0))
+  ascend = pgd(
+    threat_model, steps=start_steps, step_size=length, bounds=bounds, loop=pgd_loop
+  )
+
   def starts(key, logits_fn, inputs, labels, count):
     del labels
     shape = jax.eval_shape(logits_fn, inputs)
-    bounds = settings.get("bounds", (0.0, 1.0))
-    ascend = pgd(threat_model, steps=start_steps, step_size=length, bounds=bounds)
 
     def run(key):
       direction_key, start_key = jax.random.split(key)

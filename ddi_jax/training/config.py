@@ -9,13 +9,13 @@ from ml_collections import config_dict
 
 from ddi_jax import models
 from ddi_jax.aggregators import NORMALIZATIONS
-from ddi_jax.data import DATASETS, STREAMING
+from ddi_jax.data import DATASETS, STREAMING, Examples
 from ddi_jax.min_norm import SOLVERS
 from ddi_jax.proximal import PER
 from ddi_jax.training import sources
 from ddi_jax.training.methods import METHODS
+from ddi_jax.training.threats import NORMS
 
-NORMS = ("linf", "l2", "l1")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "step", "cosine")
 ATTACK_DTYPES = ("float32", "bfloat16")
@@ -439,6 +439,14 @@ def _check_sources(
       )
     ),
   )
+  classes = DATASETS[config.data.name].num_classes
+  check(
+    "sources",
+    f"such that K of targeted:K is less than the number of classes ({classes})",
+    lambda entries: all(
+      name != "targeted" or count < classes for name, count in named(entries)
+    ),
+  )
   check(
     "sources",
     "such that msd makes one candidate",
@@ -489,14 +497,21 @@ def _check_sources(
   )
 
 
-def check_against_data(config: ml_collections.ConfigDict, num_train: int) -> None:
+def check_against_data(config: ml_collections.ConfigDict, train: Examples) -> None:
   """Checks the settings that depend on the data.
 
   Raises:
-    ConfigError: if a batch is larger than the training set.
+    ConfigError: if a batch is larger than the training set, or there are more
+      orthogonal starts than an image has coordinates.
   """
-  if config.batch_size > num_train:
+  if config.batch_size > len(train):
     raise ConfigError(
-      f"config.batch_size must be in [1, {num_train}], the number of training images "
+      f"config.batch_size must be in [1, {len(train)}], the number of training images "
       f"of {config.data.name}, got {config.batch_size}."
+    )
+  coordinates = math.prod(train.image_shape)
+  if any(n == "orthogonal" and k > coordinates for n, k in sources.entries(config)):
+    raise ConfigError(
+      "config.sources must be such that K of orthogonal:K is at most the number of an "
+      f"image's coordinates ({coordinates}), got {config.sources}."
     )

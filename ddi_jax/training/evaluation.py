@@ -148,10 +148,10 @@ def create_evaluate(
     sums_of = meshes.split_sums(sums_of, mesh, num_batched=3)
 
   @functools.partial(jax.jit, compiler_options=compiler_options(config))
-  def evaluate_batch(state, batch, index):
+  def evaluate_batch(params, model_state, batch, index):
     key = stream_key(config.seed, "evaluation", index)
     batched = (batch[name] for name in ("image", "label", "valid"))
-    return sums_of(state.params, state.model_state, *batched, key)
+    return sums_of(params, model_state, *batched, key)
 
   def evaluate(
     state: TrainState,
@@ -166,9 +166,8 @@ def create_evaluate(
     for index, batch in enumerate(batches):
       if interrupted():
         return None
-      sums.append(
-        evaluate_batch(state, meshes.to_devices(mesh, meshes.ALL, batch), index)
-      )
+      there = meshes.to_devices(mesh, meshes.ALL, batch)
+      sums.append(evaluate_batch(state.params, state.model_state, there, index))
     total = len(dataset)
     means = jax.tree.map(lambda *parts: float(sum(parts)) / total, *sums)
     # In the order of the config, which JAX does not keep.

@@ -69,8 +69,8 @@ def judge(
     "checkpoint": settings.checkpoint,
     "step": subject.step,
     "examples": len(subject.labels),
-    "norm": config.attack.norm,
-    "epsilon": config.attack.epsilon,
+    "norm": plan.threat_model.norm,
+    "epsilon": plan.threat_model.epsilon,
   }
   with contextlib.ExitStack() as stack:
     folder.mkdir(exist_ok=True)
@@ -87,7 +87,7 @@ def judge(
     print(
       f"Evaluating {config.method} on {config.data.name}, {settings.checkpoint} "
       f"checkpoint (step {subject.step}): {len(subject.labels):,} test images, "
-      f"{config.attack.norm} epsilon {config.attack.epsilon:g}, by "
+      f"{plan.threat_model.norm} epsilon {plan.threat_model.epsilon:g}, by "
       f"{', '.join(plan.attacks)}, on {jax.default_backend()}.\nFolder: {folder}"
     )
     found = _attack(config, plan, subject, journal, interrupted)
@@ -136,6 +136,7 @@ def _attack(
 ) -> Found | None:
   """All attacks, those in the journal excepted; None if interrupted."""
   settings, results = config.evaluation, journal.results
+  norm, epsilon = plan.threat_model.norm, float(plan.threat_model.epsilon)
   examples, curve_size = len(subject.labels), min(CURVE_LIMIT, len(subject.labels))
   curve_names = stage_names(plan.epsilons, plan.curve_attacks)
   sizes = {plan.attacks: examples}
@@ -166,7 +167,7 @@ def _attack(
       subject.labels,
       plan.threat_model,
       version=plan.version,
-      pgd_attack=judging_attack(config, config.attack.norm, config.attack.epsilon),
+      pgd_attack=judging_attack(config, norm, epsilon),
       pgd_restarts=settings.restarts,
       batch_size=settings.batch_size,
       after_batch=after_batch,
@@ -186,7 +187,7 @@ def _attack(
       subject.logits_fn,
       subject.inputs[:curve_size],
       subject.labels[:curve_size],
-      THREAT_MODELS[config.attack.norm],
+      THREAT_MODELS[norm],
       plan.epsilons,
       attacks=plan.curve_attacks,
       batch_size=settings.batch_size,

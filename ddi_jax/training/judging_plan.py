@@ -9,7 +9,7 @@ import ddi_jax
 from ddi_jax.attacks.autoattack import named_attacks, standard_attacks
 from ddi_jax.training.config import ConfigError
 from ddi_jax.training.restore import CHECKPOINTS
-from ddi_jax.training.threats import THREAT_MODELS
+from ddi_jax.training.threats import THREAT_MODELS, judged_radii
 
 VERSIONS = {"autoattack": "standard", "autoattack-plus": "plus"}
 _CURVE_ATTACKS: tuple[str, ...] = ("apgd-ce", "apgd-t")
@@ -25,6 +25,7 @@ class JudgingSettings(NamedTuple):
     limit: test images; None: config.evaluation.test_limit.
     epsilons: radii of the curve, increasing, none for no curve; None: multiples of the
       config's epsilon from 0 to 2.
+    norm: of which of the threat models that judge the run; None: of the only one.
     save: whether to save the adversarial examples.
     restart: whether to forget what an earlier evaluation found.
   """
@@ -33,6 +34,7 @@ class JudgingSettings(NamedTuple):
   checkpoint: str = "best"
   limit: int | None = None
   epsilons: tuple[float, ...] | None = None
+  norm: str | None = None
   save: bool = False
   restart: bool = False
 
@@ -40,6 +42,7 @@ class JudgingSettings(NamedTuple):
   def folder_name(self) -> str:
     """Of the evaluation, in the run's workdir."""
     name = f"evaluation-{self.attacks.replace(',', '+')}"
+    name += "" if self.norm is None else f"-{self.norm}"
     return name if self.checkpoint == "best" else f"{name}-{self.checkpoint}"
 
 
@@ -47,7 +50,7 @@ class JudgingPlan(NamedTuple):
   """The attacks of an evaluation.
 
   Attributes:
-    threat_model: the config's.
+    threat_model: whose attacks they are.
     version: for `ddi_jax.evaluate`.
     attacks: their names.
     epsilons: radii of the curve.
@@ -76,8 +79,17 @@ def make_plan(
     )
   if settings.limit is not None and settings.limit < 1:
     raise ConfigError(f"--evaluate_limit must be >= 1, got {settings.limit}.")
-  epsilon = config.attack.epsilon
-  threat_model = THREAT_MODELS[config.attack.norm](epsilon)
+  judged = judged_radii(config)
+  norm = settings.norm
+  if norm is None and len(judged) == 1:
+    (norm,) = judged
+  if norm not in judged:
+    raise ConfigError(
+      f"--evaluate_norm must be one of {', '.join(judged)}, the norms that judge this "
+      f"run; got {norm}."
+    )
+  epsilon = judged[norm]
+  threat_model = THREAT_MODELS[norm](epsilon)
   version: str | tuple[str, ...]
   if settings.attacks in VERSIONS:
     version = VERSIONS[settings.attacks]

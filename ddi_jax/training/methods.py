@@ -80,6 +80,6 @@ METHODS = {
 }
 
 
-def num_candidates(method: str, num_restarts: int) -> int:
+def num_attacks(method: str, num_restarts: int) -> int:
   """How many attacks a step of the method makes (1 for `standard`'s clean batch)."""
   return num_restarts if METHODS[method].restarts else 1

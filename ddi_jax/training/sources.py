@@ -12,8 +12,7 @@ import ddi_jax
 from ddi_jax import sources
 from ddi_jax.sources import Source
 from ddi_jax.threat_models import ThreatModel
-from ddi_jax.training.methods import METHODS
-from ddi_jax.training.methods import num_candidates as num_restarts
+from ddi_jax.training.methods import METHODS, num_attacks
 from ddi_jax.training.threats import THREAT_MODELS
 
 WARM = "warm"
@@ -166,13 +165,15 @@ def parse(entry: str) -> tuple[str, int]:
 _BLIND_TO_DEVICES = {
   "uniform",
   "targeted",
-  "trajectory",
   "linf",
   "l2",
   "l1",
   "msd",
   WARM,
 }
+
+# Whose candidates are not the ends of attacks that are all alike.
+_UNEQUAL = {"targeted", "trajectory", "spatial"}
 
 
 def entries(config: ml_collections.ConfigDict) -> list[tuple[str, int]]:
@@ -194,7 +195,13 @@ def num_candidates(config: ml_collections.ConfigDict) -> int:
   """How many candidates a step of the run makes."""
   if config.sources and METHODS[config.method].attacked:
     return sum(count for _, count in entries(config))
-  return num_restarts(config.method, config.num_restarts)
+  return num_attacks(config.method, config.num_restarts)
+
+
+def are_unequal(config: ml_collections.ConfigDict) -> bool:
+  """Whether the candidates are expected to differ in how well they maximise."""
+  names = {name for name, _ in entries(config)}
+  return len(names) > 1 or bool(names & _UNEQUAL)
 
 
 def create_source(

@@ -20,8 +20,8 @@ from ddi_jax.training import warm
 from ddi_jax.training.compilation import compiler_options
 from ddi_jax.training.config import step_size
 from ddi_jax.training.gradients import method_gradients
-from ddi_jax.training.methods import METHODS, num_candidates
-from ddi_jax.training.sources import WARM, create_source, places
+from ddi_jax.training.methods import METHODS, num_attacks
+from ddi_jax.training.sources import WARM, create_source, num_candidates, places
 from ddi_jax.training.threats import THREAT_MODELS
 
 StepFn = Callable[..., tuple["TrainState", dict[str, jax.Array]]]
@@ -213,7 +213,7 @@ def create_pure_step(
     images' places in the training set, needed by the source warm only.
   """
   method = METHODS[config.method]
-  restarts = num_candidates(config.method, config.num_restarts)
+  restarts = num_attacks(config.method, config.num_restarts)
   attacked_apply = in_bfloat16(apply) if config.attack.dtype == "bfloat16" else apply
 
   warmup_steps = max(1, round(config.attack.warmup_epochs * steps_per_epoch))
@@ -282,7 +282,8 @@ def create_pure_step(
     return gradients, candidate_losses, *aux, metrics, moves
 
   if mesh is not None:
-    one_candidate = restarts == 1 or method.select_worst or method.proximal
+    reduced = method.select_worst or method.proximal
+    one_candidate = reduced or num_candidates(config) == 1
     gradients_of = meshes.split_gradients(
       gradients_of, mesh, one_candidate=one_candidate, one_key=bool(config.sources)
     )

@@ -5,6 +5,7 @@ import ml_collections
 import ddi_jax
 
 THREAT_MODELS = {"linf": ddi_jax.linf, "l2": ddi_jax.l2, "l1": ddi_jax.l1}
+NORMS = tuple(THREAT_MODELS)
 
 
 def judged_radii(config: ml_collections.ConfigDict) -> dict[str, float]:

@@ -38,6 +38,7 @@ from ddi_jax.training.config import (
 from ddi_jax.training.evaluation import EvaluateFn, create_evaluate, describe_attack
 from ddi_jax.training.interruption import Interruption
 from ddi_jax.training.memory import check_memory
+from ddi_jax.training.sources import are_unequal
 from ddi_jax.training.step import (
   StepFn,
   TrainState,
@@ -110,7 +111,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
   mesh = meshes.create_mesh(config)
   with distributed.connection_errors():
     splits = distributed.together(lambda: load_data(config))
-  check_against_data(config, len(splits.train))
+  check_against_data(config, splits.train)
   _check_memory(config, splits)
   claim: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
   if distributed.is_writer():
@@ -272,6 +273,14 @@ def _run(
   start = int(state.step)
   began = time.monotonic() - progress["seconds"]
   num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  if writer and config.method == "danskin" and are_unequal(config):
+    danskin = config.danskin
+    if danskin.bundle_step is None and danskin.loss_tolerance is None:
+      print(
+        "Warning: plain danskin takes every candidate for a maximiser, and those of "
+        f"config.sources, {config.sources}, are not equally good: see docs/sources.md "
+        "and config.method=proximal or config.danskin.bundle_step."
+      )
   if writer:
     devices = "" if mesh is None else f"{mesh.size} devices, "
     print(

@@ -18,7 +18,8 @@ from ddi_jax.training.logs import TEMPORARY_SUFFIX, write_json
 CONFIG_FILE = "config.json"
 _LOCK_FILE = "lock"
 # Where the data lie on this machine and how they are read does not change the run; nor
-# do its devices, but for rounding, so that it may be resumed on others.
+# do its devices, but for rounding (and the starts of some sources, docs/scaling.md), so
+# that it may be resumed on others.
 _LOCAL_FIELDS = (
   "data.data_dir",
   "data.streaming",

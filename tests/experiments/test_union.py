@@ -1,5 +1,7 @@
 """The experiment on unions: equal compute, and every run's method by its name."""
 
+import json
+
 import pytest
 
 from ddi_jax import training
@@ -29,5 +31,22 @@ def test_passes_are_counted():
   assert counted["AVG"] == counted["DDi"] == 3 * 30 + 9
   assert counted["MSD"] == 10 * (3 + 3) + 3
   assert counted["l2 alone"] == 30 + 3
-  # Losses, then 8 iterations after the first vertex: a gradient, two passes forward.
-  assert counted["proximal"] == 3 * 30 + 3 + 9 * (3 + 6)
+  # Losses, then 2 iterations after the first vertex: a gradient, two passes forward.
+  assert counted["proximal"] == 3 * 30 + 3 + 3 * (3 + 6)
+  with pytest.raises(ValueError, match="not counted for the source 'spatial'"):
+    config.sources = ("linf", "spatial")
+    union.passes(config)
+
+
+def test_passes_taken_are_those_of_the_log(tmp_path):
+  config = union.with_arm(training.default_config(), "proximal")
+  config.attack.steps = 10
+  lines = [
+    {"step": 0, "split": "validation", "robust_accuracy": 0.1},
+    {"step": 1, "split": "train", "proximal/passes": 12},
+    {"step": 2, "split": "train", "proximal/passes": 30},
+  ]
+  path = tmp_path / "metrics.jsonl"
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  assert union.passes_taken(config, tmp_path) == 2 * 3 * 30 + 42
+  assert union.passes_taken(union.with_arm(config, "l2 alone"), tmp_path) == 2 * 33

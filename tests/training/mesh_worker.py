@@ -19,7 +19,7 @@ from ddi_jax.training import evaluation, warm
 from ddi_jax.training import mesh as meshes
 from ddi_jax.training import step as step_lib
 from ddi_jax.training.config import check_config, model_settings
-from ddi_jax.training.methods import METHODS, num_candidates
+from ddi_jax.training.methods import METHODS, num_attacks
 from ddi_jax.training.packing import Packing
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
@@ -68,7 +68,7 @@ def watched(config, mesh):
   if mesh is not None:
     direction = meshes.split_direction(direction, mesh, fsdp=config.mesh.fsdp)
   one = config.method in ("worst_restart", "proximal")
-  count = 1 if one else num_candidates(config.method, config.num_restarts)
+  count = 1 if one else num_attacks(config.method, config.num_restarts)
 
   def init(params):
     gradients = jax.tree.map(lambda p: np.zeros((count, *p.shape)), params)

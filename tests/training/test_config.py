@@ -53,6 +53,7 @@ def test_config_files_are_sound(path, variant):
     ("sources", ("msd:2",), "such that msd makes one candidate"),
     ("sources", "spatial", "a tuple of NAME"),
     ("sources", ("warm:2", "warm"), "with warm at most once"),
+    ("sources", ("targeted:10",), r"such that K of targeted:K is less .*\(10\)"),
     ("warm.steps", 0, "an integer >= 1 or None"),
     ("warm.reset_epochs", 0, "an integer >= 1 or None"),
     ("evaluation.norms", ("l2", "l3"), "a tuple without repetition of linf, l2, l1"),
@@ -187,7 +188,16 @@ def test_batch_larger_than_the_data():
   with pytest.raises(
     training.ConfigError, match=r"batch_size must be in \[1, 1237\].*digits, got 2000"
   ):
-    check_against_data(config, len(splits.train.labels))
+    check_against_data(config, splits.train)
+
+
+def test_more_orthogonal_starts_than_pixels():
+  config = changed("sources", ("orthogonal:65",))
+  splits = data.load("digits", validation_size=200)
+  with pytest.raises(
+    training.ConfigError, match=r"at most the number of an image's coordinates \(64\)"
+  ):
+    check_against_data(config, splits.train)
 
 
 def test_the_two_forms_of_danskin_exclude_each_other():
