@@ -35,7 +35,6 @@ ARMS: dict[str, dict[str, Any]] = {
   "proximal, per batch": PROXIMAL | {"proximal.per": "batch"},
   "proximal": PROXIMAL,
   "proximal, t = 0.5": PROXIMAL | {"proximal.step": 0.5},
-  "proximal, t = 3": PROXIMAL | {"proximal.step": 3.0},
 }
 
 

@@ -43,14 +43,14 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
     config.training.cifar10_small = cifar10_union.get_config()
     small = config.training.cifar10_small
     small.model.name = "small"
-    small.model.width = 16
-    small.model.hidden = 128
     small.model.strides = (2, 2)
     small.model.normalization = "none"
     config.learning_rates.cifar10_small = (0.01, 0.03, 0.1)
     for settings in (config.training.mnist, small):
+      settings.model.width, settings.model.hidden = 8, 64
       settings.data.limit = 10_000
-      settings.num_epochs = 6.0
-      settings.evaluation.every_epochs = 3.0
+      settings.num_epochs = 5.0
+      settings.evaluation.every_epochs = 2.5
       settings.evaluation.steps = 20
+      settings.evaluation.test_limit = 1000
   return config.lock()
