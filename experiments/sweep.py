@@ -24,7 +24,6 @@ import ml_collections
 from benchmarks import machine
 from ddi_jax.training import logs, workdir
 from ddi_jax.training.compilation import compilation_cache_in
-from experiments.cores import take_share
 
 Task = Callable[[ml_collections.ConfigDict, Path], Mapping[str, Any] | None]
 PROVENANCE_FILE = "provenance.json"
@@ -60,7 +59,7 @@ def run_all(task: Task, runs: Runs, folder: Path, *, jobs: int = 1) -> dict[str,
       was interrupted.  A function of a module, if `jobs` > 1.
     runs: all of them.
     folder: of all of them.  What a run prints goes to `logs/NAME.txt` in it.
-    jobs: number of processes, each on its own share of the cores.
+    jobs: number of processes.
 
   Returns:
     Why runs have failed, by name; the others have finished.
@@ -73,7 +72,7 @@ def run_all(task: Task, runs: Runs, folder: Path, *, jobs: int = 1) -> dict[str,
   (folder / _LOGS).mkdir(parents=True, exist_ok=True)
   provenance = describe_provenance()
   outcomes = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(
-    joblib.delayed(_run_one)(task, name, runs[name].config, folder, provenance, jobs)
+    joblib.delayed(_run_one)(task, name, runs[name].config, folder, provenance)
     for name in waiting
   )
   failures = {}
@@ -126,9 +125,8 @@ def read_provenance(folder: Path) -> dict[str, str]:
   return json.loads((folder / PROVENANCE_FILE).read_text())
 
 
-def _run_one(task, name, config, folder, provenance, jobs) -> tuple[str, float, str]:
+def _run_one(task, name, config, folder, provenance) -> tuple[str, float, str]:
   """Name, seconds, and what went wrong."""
-  take_share(folder, jobs)
   logging.set_verbosity(logging.ERROR)
   began = time.monotonic()
   reason = ""

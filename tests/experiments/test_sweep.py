@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import time
 
 import jax
 import pytest
@@ -67,26 +65,6 @@ def test_runs_share_a_cache_of_programs_and_leave_the_user_s(tmp_path, task):
   sweep.run_all(note_cache, runs_with_seeds(0, 1), tmp_path)
   assert caches == [str(tmp_path / compilation.FOLDER)] * 2
   assert jax.config.jax_compilation_cache_dir is None
-
-
-def keep_cores(config, workdir):
-  del config
-  workdir.mkdir()
-  time.sleep(0.5)  # That both processes get a run.
-  found = {"cores": sorted(os.sched_getaffinity(0)), "process": os.getpid()}
-  logs.write_json(workdir / "cores.json", found)
-  return found
-
-
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
-def test_processes_have_cores_of_their_own(tmp_path):
-  runs = runs_with_seeds(*range(4))
-  assert sweep.run_all(keep_cores, runs, tmp_path, jobs=2) == {}
-  found = [json.loads((tmp_path / name / "cores.json").read_text()) for name in runs]
-  shares = {tuple(one["cores"]) for one in found}
-  assert len(shares) == len({one["process"] for one in found}) == 2
-  assert set().union(*shares) == os.sched_getaffinity(0)
-  assert sum(map(len, shares)) == len(os.sched_getaffinity(0))
 
 
 def test_a_failure_is_told_and_stops_no_other(tmp_path, task, capsys):
