@@ -48,7 +48,8 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
     config.learning_rates.cifar10_small = (0.01, 0.03, 0.1)
     for settings in (config.training.mnist, small):
       settings.model.width, settings.model.hidden = 8, 64
-      settings.data.limit = 10_000
+      settings.data.limit = 6_000
+      settings.attack.steps = 5
       settings.num_epochs = 5.0
       settings.evaluation.every_epochs = 2.5
       settings.evaluation.steps = 20
