@@ -46,7 +46,12 @@ def recall(
   """What the images at `indices [B]` remember, float32 `[B, K, H, W, C]`; () of ().
 
   All 0 in an epoch that starts anew, which is every `config.warm.reset_epochs`-th.
+
+  Raises:
+    ValueError: if the config wants a memory, and it or the indices are missing.
   """
+  if num_remembered(config) and not jax.tree.leaves(moves):
+    raise ValueError("the source warm needs state.moves from create_moves, got ().")
 
   def of_batch(moves):
     if indices is None:

@@ -67,9 +67,6 @@ def test_values_and_gradients(channels, window, strides, padding):
   assert_right((2, 7, 8, channels), (*window, channels, 5), strides, padding)
 
 
-@pytest.mark.parametrize(
-  "shape", [(1, 3), (3, 16), (3, 40), (16, 16), (12, 3), (9, 70)]
-)
 def small_case():
   inputs = jax.random.normal(jax.random.key(2), (2, 2, 5, 5, 3))
   kernels = jax.random.normal(jax.random.key(3), (2, 3, 3, 3, 4))
@@ -128,6 +125,9 @@ def test_vmap_is_one_after_the_other(axes):
         np.testing.assert_allclose(ours[index], theirs, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+  "shape", [(1, 3), (3, 16), (3, 40), (16, 16), (12, 3), (9, 70)]
+)
 @pytest.mark.parametrize("width", [6, 8])
 def test_output_columns_together(shape, width):
   """However many columns are computed as one."""

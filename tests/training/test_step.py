@@ -10,7 +10,7 @@ import pytest
 import ddi_jax
 from ddi_jax import losses, models, training
 from ddi_jax.data import Dataset
-from ddi_jax.training import evaluation, sources
+from ddi_jax.training import evaluation, sources, warm
 from ddi_jax.training import step as step_lib
 from ddi_jax.training.compilation import compilation_cache_in
 from ddi_jax.training.config import check_config, model_settings
@@ -133,8 +133,9 @@ def test_candidates_of_every_source():
   config.sources = names
   check_config(config)
   _, state, step = build(config)
+  state = state._replace(moves=warm.create_moves(config, 6, (8, 8, 1)))
   before = copy(state.params)
-  state, metrics = step(state, IMAGES, LABELS)
+  state, metrics = step(state, IMAGES, LABELS, np.arange(6))
   count = len(sources.SOURCES) + 2
   assert sources.num_candidates(config) == count
   iterations = metrics["proximal/iterations"]

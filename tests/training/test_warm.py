@@ -120,10 +120,12 @@ def test_memory_is_forgotten_at_the_start_of_an_epoch():
   assert anew.max() < continued.min()
 
 
-def test_the_step_asks_for_the_indices():
+def test_the_step_asks_for_memory_and_indices():
   state, step = build()
   with pytest.raises(ValueError, match="needs the indices of the batch, got None"):
     step(state, IMAGES, LABELS)
+  with pytest.raises(ValueError, match="needs state.moves from create_moves"):
+    step(state._replace(moves=()), IMAGES, LABELS, PLACES)
 
 
 @pytest.mark.slow
