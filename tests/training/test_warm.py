@@ -124,7 +124,7 @@ def test_the_step_asks_for_memory_and_indices():
   state, step = build()
   with pytest.raises(ValueError, match="needs the indices of the batch, got None"):
     step(state, IMAGES, LABELS)
-  with pytest.raises(ValueError, match="needs state.moves from create_moves"):
+  with pytest.raises(ValueError, match=r"needs state\.moves from"):
     step(state._replace(moves=()), IMAGES, LABELS, PLACES)
 
 
