@@ -1,4 +1,4 @@
-"""The pictures and tables of docs/results.md, from the experiments' CSV files alone.
+"""The experiments' pictures and tables in the documents, from their CSV files alone.
 
 python -m experiments.figures --data=docs/data --images=docs/images
 
@@ -17,10 +17,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from experiments import union_results
+
 _DATA = flags.DEFINE_string("data", "docs/data", "Where the CSV files are.")
 _IMAGES = flags.DEFINE_string("images", "docs/images", "Where the pictures go.")
 _NAMES = flags.DEFINE_list(
-  "names", ["directions", "early_training"], "Which: the configs' `name`."
+  "names", ["directions", "early_training", "union"], "Which: the configs' `name`."
 )
 
 COLORS = {
@@ -236,9 +238,9 @@ def comparable_settings(curves: pd.DataFrame) -> Iterator[tuple[str, pd.DataFram
       yield setting, compared
 
 
-def compared_runs(curves: pd.DataFrame) -> pd.DataFrame:
+def compared_runs(table: pd.DataFrame) -> pd.DataFrame:
   """Without the sweep of learning rates, which is the least seed's."""
-  return curves[curves["seed"] > curves["seed"].min()]
+  return table[table["seed"] > table["seed"].min()]
 
 
 def _last(curves: pd.DataFrame) -> pd.DataFrame:
@@ -344,6 +346,13 @@ def _report_early_training(data: Path, images: Path, name: str) -> None:
     print(f"{setting}: not finished.")
 
 
+def _report_union(data: Path, images: Path, name: str) -> None:
+  runs = compared_runs(pd.read_csv(data / f"{name}-runs.csv"))
+  _save(union_results.draw(runs), images / f"{name}.png")
+  for setting, table in union_results.tables(runs):
+    print(f"\n### {setting}\n\n{table}\n")
+
+
 def _save(figure: Figure, path: Path) -> None:
   figure.savefig(path, dpi=110)
   print(path)
@@ -367,6 +376,8 @@ def main(argv: list[str]) -> None:
     for name in _NAMES.value:
       if name.startswith("directions"):
         _report_directions(data, images, name)
+      elif name.startswith("union"):
+        _report_union(data, images, name)
       else:
         _report_early_training(data, images, name)
 

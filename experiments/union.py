@@ -138,23 +138,18 @@ def _validation(folder: Path) -> list[float]:
   ]
 
 
-def results_table(runs: sweep.Runs, folder: Path) -> pd.DataFrame:
-  """One row per run: the test accuracies of its best checkpoint, by threat model."""
+def runs_table(runs: sweep.Runs, folder: Path) -> pd.DataFrame:
+  """One row per run; test accuracies, by threat model, are of its best checkpoint."""
   rows = []
-  for name, (setting, config) in runs.items():
+  for name, (_, config) in runs.items():
     summary = json.loads((folder / name / report.SUMMARY_FILE).read_text())
     row = {
       "run": name,
-      "setting": setting,
       "arm": arm_of(config),
-      "learning_rate": config.optimizer.learning_rate,
-      "seed": config.seed,
-      "steps": summary["steps"],
       "passes": passes_taken(config, folder / name),
     }
-    fields = ("clean_accuracy", "robust_accuracy", *_by_norm(summary))
-    rows.append(row | {field: summary[field] for field in fields})
-  return pd.DataFrame(rows)
+    rows.append(row | {field: summary[field] for field in _by_norm(summary)})
+  return program.runs_table(runs, folder).merge(pd.DataFrame(rows), on="run")
 
 
 def _by_norm(summary) -> list[str]:
@@ -174,21 +169,9 @@ def _form(config):
   return config.method, tuple(config.sources), proximal.per, proximal.step
 
 
-def means_table(results: pd.DataFrame, sweep_seed: int) -> pd.DataFrame:
-  """Per method: mean, standard deviation over the seeds, and their number."""
-  compared = results[results["seed"] != sweep_seed]
-  fields = [name for name in results if "accuracy" in name]
-  groups = compared.groupby(["setting", "arm"], sort=False)
-  table = groups[fields].agg(["mean", "std"])
-  table.columns = [f"{field}_{kind}" for field, kind in table.columns]
-  return table.assign(seeds=groups.size()).reset_index()
-
-
 def tables(runs: sweep.Runs, folder: Path) -> dict[str, pd.DataFrame]:
-  """The runs, and their means over the seeds."""
-  results = results_table(runs, folder)
-  sweep_seed = min(results["seed"])  # The configs number the others from there on.
-  return {"runs": results, "means": means_table(results, sweep_seed)}
+  """The runs."""
+  return {"runs": runs_table(runs, folder)}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,85 @@
+"""The picture and the tables of docs/sources.md's comparison at equal compute."""
+
+from collections.abc import Iterator
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+import numpy as np
+import pandas as pd
+
+FIELDS = {
+  "robust_accuracy": "union",
+  "robust_accuracy_linf": "l_inf",
+  "robust_accuracy_l2": "l2",
+  "robust_accuracy_l1": "l1",
+  "clean_accuracy": "clean",
+}
+
+
+def arms_of(runs: pd.DataFrame) -> list[str]:
+  """Of a setting, the best in the union first."""
+  means = runs.groupby("arm")["robust_accuracy"].mean()
+  return list(means.sort_values(ascending=False, kind="stable").index)
+
+
+def draw(runs: pd.DataFrame) -> Figure:
+  """A panel per setting: each method's test accuracies, a mark per seed and test."""
+  settings = list(dict.fromkeys(runs["setting"]))
+  figure = Figure(figsize=(5.2 * len(settings), 3.6))
+  FigureCanvasAgg(figure)
+  panels = figure.subplots(1, len(settings), squeeze=False)[0]
+  for panel, setting in zip(panels, settings, strict=True):
+    of_setting = runs[runs["setting"] == setting]
+    arms = arms_of(of_setting)
+    for which, (field, label) in enumerate(FIELDS.items()):
+      union = field == "robust_accuracy"
+      for row, arm in enumerate(arms):
+        values = of_setting[of_setting["arm"] == arm][field]
+        height = np.full(len(values), -row - 0.14 * (which - 2))
+        color, marker = f"C{which}", "D" if union else "o"
+        panel.plot(
+          values,
+          height,
+          marker,
+          color=color,
+          markersize=5 if union else 3.5,
+          alpha=0.8,
+          label=None if row else label,
+        )
+    panel.set_yticks(-np.arange(len(arms)), arms)
+    panel.grid(axis="x", alpha=0.3)
+    panel.set_title(setting)
+    panel.set_xlabel("test accuracy")
+  handles, labels = panels[0].get_legend_handles_labels()
+  figure.legend(handles, labels, loc="outside lower center", ncols=len(FIELDS))
+  return figure
+
+
+def tables(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
+  """(setting, Markdown table): means and standard deviations over the seeds.
+
+  The last column is the difference from the best of MAX, AVG and MSD, paired by seed,
+  with its standard error.
+  """
+  for setting, rows in runs.groupby("setting", sort=False):
+    arms = arms_of(rows)
+    best = next(arm for arm in arms if arm in ("MAX", "AVG", "MSD"))
+    reference = rows[rows["arm"] == best].set_index("seed")["robust_accuracy"]
+    lines = [
+      f"| method | learning rate | steps | passes an image | "
+      f"{' | '.join(FIELDS.values())} | union - {best} |",
+      "|---" * (5 + len(FIELDS)) + "|",
+    ]
+    for arm in arms:
+      of_arm = rows[rows["arm"] == arm]
+      cells = [arm, f"{of_arm['learning_rate'].iloc[0]:g}"]
+      cells += [f"{of_arm['steps'].mean():.0f}", f"{of_arm['passes'].mean():.3g}"]
+      cells += [
+        f"{of_arm[field].mean():.3f} ± {of_arm[field].std(ddof=1):.3f}"
+        for field in FIELDS
+      ]
+      gaps = of_arm.set_index("seed")["robust_accuracy"] - reference
+      error = gaps.std(ddof=1) / np.sqrt(len(gaps))
+      cells.append("" if arm == best else f"{gaps.mean():+.3f} ± {error:.3f}")
+      lines.append("| " + " | ".join(cells) + " |")
+    yield str(setting), "\n".join(lines)
