@@ -2,11 +2,12 @@
 
 import json
 
+import pandas as pd
 import pytest
 
 from ddi_jax import training
 from ddi_jax.training.config import check_config
-from experiments import union
+from experiments import union, union_results
 from experiments.configs import union as union_config
 
 
@@ -50,3 +51,34 @@ def test_passes_taken_are_those_of_the_log(tmp_path):
   path.write_text("".join(json.dumps(line) + "\n" for line in lines))
   assert union.passes_taken(config, tmp_path) == 2 * 3 * 30 + 42
   assert union.passes_taken(union.with_arm(config, "l2 alone"), tmp_path) == 2 * 33
+
+
+def test_tables_compare_with_the_best_baseline_by_seed():
+  rows = [
+    {
+      "setting": "mnist",
+      "arm": arm,
+      "seed": seed,
+      "learning_rate": 0.1,
+      "steps": 10,
+      "passes": 900.0,
+      **dict.fromkeys(union_results.FIELDS, accuracy + 0.01 * seed),
+    }
+    for arm, accuracy in {"AVG": 0.3, "MAX": 0.5, "proximal": 0.52, "DDi": 0.1}.items()
+    for seed in (1, 2, 3)
+  ]
+  runs = pd.DataFrame(rows)
+  ((setting, table),) = union_results.tables(runs)
+  assert setting == "mnist"
+  lines = table.splitlines()
+  assert lines[0].endswith("| union - MAX |")
+  assert [line.split(" | ")[0] for line in lines[2:]] == [
+    "| proximal",
+    "| MAX",
+    "| AVG",
+    "| DDi",
+  ]
+  assert "0.540 ± 0.010" in lines[2] and lines[2].endswith("+0.020 ± 0.000 |")
+  (panel,) = union_results.draw(runs).axes
+  shown = {tuple(line.get_xdata()) for line in panel.lines}
+  assert (0.53, 0.54, 0.55) in {tuple(round(x, 3) for x in xs) for xs in shown}
