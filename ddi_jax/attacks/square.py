@@ -232,26 +232,34 @@ def _pair_of_bumps(rows, columns, sides, shape, along_rows):
       window is one pixel high, they lie side by side.
   """
   along_rows = along_rows & (sides[0] > 1)
-  rows, columns = jnp.broadcast_arrays(rows, columns)
-  long = jnp.where(along_rows, rows, columns)
-  short = jnp.where(along_rows, columns, rows)
   length = jnp.where(along_rows, sides[0], sides[1])
   breadth = jnp.where(along_rows, sides[1], sides[0])
-
   half = length // 2
-  in_first = long < half
-  sizes = jnp.where(in_first, half, length - half)
-  centers = sizes // 2
-  distances = jnp.maximum(
-    jnp.abs(jnp.where(in_first, long, long - half) - centers),
-    jnp.abs(short - breadth // 2),
-  )
   # A bump is a pile of concentric squares, the k-th of height 1 / k^2.
   heights = 1 / np.arange(1.0, max(shape[:2]) + 2) ** 2
   piles = jnp.asarray(np.concatenate([[0], np.cumsum(heights)]), jnp.float32)
-  peak = jnp.maximum(centers, breadth // 2) + 1
-  values = piles[peak] - piles[jnp.clip(distances, 0, peak)]
-  return jnp.where(in_first, values, -values)
+
+  def along(coordinates):
+    """Sign, peak and distance from the middle of the bump, along the long side."""
+    in_first = coordinates < half
+    sizes = jnp.where(in_first, half, length - half)
+    centers = sizes // 2
+    peaks = piles[jnp.maximum(centers, breadth // 2) + 1]
+    distances = jnp.abs(jnp.where(in_first, coordinates, coordinates - half) - centers)
+    return jnp.where(in_first, 1, -1), peaks, distances
+
+  def choose(by_row, by_column):
+    return jnp.where(along_rows, by_row, by_column)
+
+  # All but the last line are of rows or columns, not of pixels.
+  of_rows, of_columns = along(rows), along(columns)
+  signs, peaks = (choose(of_rows[index], of_columns[index]) for index in range(2))
+  row_distances = choose(of_rows[2], jnp.abs(rows - breadth // 2))
+  column_distances = choose(jnp.abs(columns - breadth // 2), of_columns[2])
+  last = len(piles) - 1
+  row_piles = piles[jnp.minimum(row_distances, last)]
+  column_piles = piles[jnp.minimum(column_distances, last)]
+  return signs * jnp.maximum(peaks - jnp.maximum(row_piles, column_piles), 0)
 
 
 def _unit(array, power, axes=(0, 1)):
