@@ -4,16 +4,17 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from one_step import build
 import optax
 import pytest
 
 import ddi_jax
 from ddi_jax import losses, models, training
 from ddi_jax.data import Dataset
-from ddi_jax.training import evaluation, sources, warm
+from ddi_jax.training import evaluation, sources
 from ddi_jax.training import step as step_lib
 from ddi_jax.training.compilation import compilation_cache_in
-from ddi_jax.training.config import check_config, model_settings
+from ddi_jax.training.config import check_config
 from ddi_jax.training.methods import METHODS
 
 IMAGES = np.random.default_rng(0).integers(0, 17, (6, 8, 8, 1), np.uint8)
@@ -29,26 +30,6 @@ def small_config(**changes):
   config.attack.steps = 2
   config.update_from_flattened_dict(changes)
   return config
-
-
-def build(config):
-  model = models.create_model(
-    config.model.name,
-    image_shape=(8, 8, 1),
-    num_classes=10,
-    mean=(0.3,),
-    std=(0.4,),
-    settings=model_settings(config),
-    seed=0,
-  )
-  apply, params, model_state = models.functional(model)
-  schedule = step_lib.create_schedule(config, 10)
-  optimizer = step_lib.create_optimizer(config, schedule)
-  state = step_lib.create_train_state(params, model_state, optimizer)
-  step = step_lib.create_train_step(
-    config, apply, optimizer, schedule, steps_per_epoch=10, max_value=16
-  )
-  return apply, state, step
 
 
 def copy(tree):
@@ -133,7 +114,6 @@ def test_candidates_of_every_source():
   config.sources = names
   check_config(config)
   _, state, step = build(config)
-  state = state._replace(moves=warm.create_moves(config, 6, (8, 8, 1)))
   before = copy(state.params)
   state, metrics = step(state, IMAGES, LABELS, np.arange(6))
   count = len(sources.SOURCES) + 2

@@ -5,13 +5,13 @@ import importlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import one_step
 from program import small_config
 import pytest
 
 from ddi_jax import data, models, training
-from ddi_jax.training import step as step_lib
 from ddi_jax.training import warm
-from ddi_jax.training.config import check_config, model_settings
+from ddi_jax.training.config import check_config
 from ddi_jax.training.interruption import Interruption
 
 # The module, which the package hides behind the function of the same name.
@@ -29,23 +29,7 @@ def build(**changes):
     **({"method": "worst_restart", "sources": ("warm:2",), "batch_size": 6} | changes)
   )
   check_config(config)
-  model = models.create_model(
-    "small",
-    image_shape=(8, 8, 1),
-    num_classes=10,
-    mean=(0.3,),
-    std=(0.4,),
-    settings=model_settings(config),
-    seed=0,
-  )
-  apply, params, model_state = models.functional(model)
-  schedule = step_lib.create_schedule(config, 10)
-  optimizer = step_lib.create_optimizer(config, schedule)
-  state = step_lib.create_train_state(params, model_state, optimizer)
-  state = state._replace(moves=warm.create_moves(config, 10, (8, 8, 1)))
-  step = step_lib.create_train_step(
-    config, apply, optimizer, schedule, steps_per_epoch=2, max_value=16
-  )
+  _, state, step = one_step.build(config, num_images=10, steps_per_epoch=2)
   return state, step
 
 
