@@ -32,8 +32,8 @@ def test_passes_are_counted():
   assert counted["AVG"] == counted["DDi"] == 3 * 30 + 9
   assert counted["MSD"] == 10 * (3 + 3) + 3
   assert counted["l2 alone"] == 30 + 3
-  # Losses, then 2 iterations after the first vertex: a gradient, two passes forward.
-  assert counted["proximal"] == 3 * 30 + 3 + 3 * (3 + 6)
+  # Losses, then for each of two vertices a gradient and the slopes of 3 candidates.
+  assert counted["proximal"] == 3 * 30 + 3 + 2 * (3 + 6)
   with pytest.raises(ValueError, match="not counted for the source 'spatial'"):
     config.sources = ("linf", "spatial")
     union.passes(config)
