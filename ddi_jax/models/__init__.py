@@ -10,12 +10,13 @@ import jax
 from ddi_jax.models.convolution import conv_general_dilated
 from ddi_jax.models.functional import functional, in_bfloat16
 from ddi_jax.models.layers import ACTIVATIONS, NORMALIZATIONS, Standardize
+from ddi_jax.models.mlp import MLP
 from ddi_jax.models.resnet import ResNet18
 from ddi_jax.models.resnet50 import ResNet50
 from ddi_jax.models.small import SmallConvNet
 from ddi_jax.models.wide_resnet import WideResNet
 
-MODELS = ("small", "resnet18", "preact_resnet18", "resnet50", "wide_resnet")
+MODELS = ("small", "mlp", "resnet18", "preact_resnet18", "resnet50", "wide_resnet")
 
 
 def create_model(
@@ -37,7 +38,7 @@ def create_model(
     num_classes: number of logits.
     mean: per channel, of the images in [0, 1].
     std: per channel.
-    settings: the model's own keyword arguments, see `SmallConvNet`, `ResNet18`,
+    settings: the model's own keyword arguments, see `SmallConvNet`, `MLP`, `ResNet18`,
       `ResNet50` and `WideResNet`.
     seed: of the initial parameters.
     abstract: whether to compute nothing; all arrays are then `jax.ShapeDtypeStruct`s.
@@ -50,6 +51,7 @@ def create_model(
     rngs = nnx.Rngs(params=seed)
     kinds: dict[str, Callable[..., nnx.Module]] = {
       "small": SmallConvNet,
+      "mlp": MLP,
       "resnet18": ResNet18,
       "preact_resnet18": functools.partial(ResNet18, preactivation=True),
       "resnet50": ResNet50,
@@ -71,6 +73,7 @@ def create_model(
 
 __all__ = [
   "ACTIVATIONS",
+  "MLP",
   "MODELS",
   "NORMALIZATIONS",
   "ResNet18",

@@ -18,6 +18,7 @@ CIFAR = {
 IMAGES = jax.random.uniform(jax.random.key(0), (4, 32, 32, 3))
 
 
+LAYERED = [name for name in models.MODELS if name != "mlp"]  # May be normalised.
 SHALLOW = {"wide_resnet": {"depth": 10, "widening": 2}}
 
 
@@ -29,13 +30,30 @@ def create(name="resnet18", seed=0, **settings):
 
 
 @pytest.mark.parametrize("normalization", models.NORMALIZATIONS)
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", LAYERED)
 def test_logits_at_initialisation_are_moderate(name, normalization):
   apply, params, state = create(name, normalization=normalization)
   logits, _ = apply(params, state, IMAGES, train=False)
   assert logits.shape == (4, 10)
   assert 1e-3 < jnp.abs(logits).max() < 30
   assert bool(jax.tree.leaves(state)) == (normalization == "batch")
+
+
+@pytest.mark.parametrize("layers", [(), (8,), (16, 8)])
+def test_the_mlp_is_what_its_layers_say(layers):
+  model = models.create_model(
+    "mlp", settings={"layers": layers, "activation": "celu"}, seed=0, **CIFAR
+  )
+  _, params, _ = models.functional(model)
+  x = (IMAGES - np.asarray(CIFAR["mean"])) / np.asarray(CIFAR["std"])
+  x = x.reshape(4, -1)
+  for index, units in enumerate(layers):
+    layer = params["hidden"][index]
+    assert layer["kernel"].shape == (x.shape[1], units)
+    x = jax.nn.celu(x @ layer["kernel"] + layer["bias"])
+  logits = x @ params["logits"]["kernel"] + params["logits"]["bias"]
+  np.testing.assert_allclose(model(IMAGES), logits, rtol=1e-4, atol=1e-5)
+  assert 1e-3 < jnp.abs(logits).max() < 30
 
 
 @pytest.mark.parametrize("activation", models.ACTIVATIONS)
