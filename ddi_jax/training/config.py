@@ -91,6 +91,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.model.norm_groups = 8  # of normalization "group"
   config.model.hidden = 64  # units of the dense layer (small)
   config.model.strides = (1, 2)  # of the two convolutions (small)
+  config.model.layers = (256, 128)  # units of the hidden layers (mlp)
   config.model.depth = 28  # 6 n + 4 (wide_resnet)
   config.model.widening = 10  # of the stages, over the stem's width (wide_resnet)
 
@@ -181,6 +182,8 @@ def step_size(attack: ml_collections.ConfigDict, epsilon: float) -> float:
 
 def model_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """The keyword arguments of the chosen model."""
+  if config.model.name == "mlp":
+    return {name: config.model[name] for name in ("layers", "activation")}
   names = ["width", "activation", "normalization", "norm_groups"]
   if config.model.name == "small":
     names += ["hidden", "strides"]
@@ -274,6 +277,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   one_of("model.name", models.MODELS)
   one_of("model.activation", models.ACTIVATIONS)
   one_of("model.normalization", models.NORMALIZATIONS)
+  check(
+    "model.normalization",
+    "'none' with config.model.name 'mlp'",
+    lambda value: value == "none" or config.model.name != "mlp",
+  )
   positive_int("model.width")
   positive_int("model.norm_groups")
   positive_int("model.hidden")
@@ -281,6 +289,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     "model.strides",
     "two integers >= 1",
     lambda value: len(value) == 2 and all(stride >= 1 for stride in value),
+  )
+  check(
+    "model.layers",
+    "a tuple of integers >= 1",
+    lambda value: not isinstance(value, str) and all(units >= 1 for units in value),
   )
   check("model.depth", "6 n + 4, n >= 1", lambda value: value >= 10 and value % 6 == 4)
   positive_int("model.widening")
@@ -412,15 +425,9 @@ def _check_mesh(
 def _check_sources(
   config: ml_collections.ConfigDict, check: Callable[..., None]
 ) -> None:
-  def named(entries):
-    return [sources.parse(entry) for entry in entries]
-
-  def times(wanted, entries):
-    return [name for name, _ in named(entries)].count(wanted)
-
   def well_formed(entries):
     try:
-      return not isinstance(entries, str) and named(entries) is not None
+      return not isinstance(entries, str) and sources.entries(config) is not None
     except (ValueError, AttributeError):
       return False
 
@@ -429,13 +436,14 @@ def _check_sources(
     "a tuple of NAME or NAME:K with K >= 1, NAME one of " + ", ".join(sources.SOURCES),
     well_formed,
   )
+  entries = sources.entries(config)
+  names = [name for name, _ in entries]
   check(
     "sources",
     f"such that K of trajectory:K divides config.attack.steps ({config.attack.steps})",
-    lambda entries: (
+    lambda _: (
       not any(
-        name == "trajectory" and config.attack.steps % count
-        for name, count in named(entries)
+        name == "trajectory" and config.attack.steps % count for name, count in entries
       )
     ),
   )
@@ -443,39 +451,33 @@ def _check_sources(
   check(
     "sources",
     f"such that K of targeted:K is less than the number of classes ({classes})",
-    lambda entries: all(
-      name != "targeted" or count < classes for name, count in named(entries)
-    ),
+    lambda _: all(name != "targeted" or count < classes for name, count in entries),
   )
   check(
     "sources",
     "such that msd makes one candidate",
-    lambda entries: ("msd" not in dict(named(entries))) or ("msd", 1) in named(entries),
+    lambda _: "msd" not in names or ("msd", 1) in entries,
   )
   check(
     "sources",
     f"with warm at most once, and without it for config.data.name {config.data.name}, "
     "whose images are cropped at random when they are read",
-    lambda entries: (
-      times(sources.WARM, entries)
-      <= (DATASETS[config.data.name].image_shape is not None)
+    lambda _: (
+      names.count(sources.WARM) <= (DATASETS[config.data.name].image_shape is not None)
     ),
   )
   check(
     "sources",
     "without r_fgsm and n_fgsm where config.attack.norm is not linf",
-    lambda entries: (
-      config.attack.norm == "linf"
-      or not {"r_fgsm", "n_fgsm"} & set(dict(named(entries)))
-    ),
+    lambda _: config.attack.norm == "linf" or not {"r_fgsm", "n_fgsm"} & set(names),
   )
   check(
     "sources",
     "without trajectory, msd, r_fgsm and n_fgsm, which end where they end, where "
     "config.attack.iterate is not last or config.attack.stop_below not None",
-    lambda entries: (
+    lambda _: (
       (config.attack.iterate == "last" and config.attack.stop_below is None)
-      or not {"trajectory", "msd", "r_fgsm", "n_fgsm"} & set(dict(named(entries)))
+      or not {"trajectory", "msd", "r_fgsm", "n_fgsm"} & set(names)
     ),
   )
   method = METHODS[config.method]
