@@ -9,7 +9,7 @@ from ddi_jax import loops, losses
 from ddi_jax.attacks import pgd
 from ddi_jax.sources.base import Source, check_count, pgd_from
 from ddi_jax.sources.restarts import LossOfLogits
-from ddi_jax.threat_models import ThreatModel
+from ddi_jax.threat_models import Bounds, ThreatModel
 
 
 def output_diversified(
@@ -22,6 +22,7 @@ def output_diversified(
   loop: str = "auto",
   at_a_time: int | None = None,
   pgd_loop: str = "auto",
+  bounds: Bounds = (0.0, 1.0),
   **settings: Any,
 ) -> Source:
   """PGD, each run started far off in the space of logits.
@@ -39,6 +40,7 @@ def output_diversified(
     loop: arrangement of the K runs.
     at_a_time: see `ddi_jax.restart_candidates`.
     pgd_loop: `loop` of `ddi_jax.pgd`, over its steps.
+    bounds: the box `(low, high)` that holds the inputs, or None.
     **settings: steps, step_size and so on, of `ddi_jax.pgd`.
 
   Returns:
@@ -47,7 +49,6 @@ def output_diversified(
   check_count("start_steps", start_steps)
   length = threat_model.epsilon if start_step_size is None else start_step_size
 
-  bounds = settings.get("bounds", (0.0, 1.0))
   ascend = pgd(
     threat_model, steps=start_steps, step_size=length, bounds=bounds, loop=pgd_loop
   )
@@ -70,7 +71,7 @@ def output_diversified(
     threat_model,
     count,
     loss,
-    settings,
+    {"bounds": bounds, **settings},
     loop=loop,
     at_a_time=at_a_time,
     pgd_loop=pgd_loop,

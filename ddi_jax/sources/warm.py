@@ -9,7 +9,7 @@ from ddi_jax import losses
 from ddi_jax.attacks.pgd import start_in_batch
 from ddi_jax.sources.base import Source, pgd_from
 from ddi_jax.sources.restarts import LossOfLogits
-from ddi_jax.threat_models import ThreatModel
+from ddi_jax.threat_models import Bounds, ThreatModel
 
 
 def warm_restarts(
@@ -20,6 +20,7 @@ def warm_restarts(
   loop: str = "auto",
   at_a_time: int | None = None,
   pgd_loop: str = "auto",
+  bounds: Bounds = (0.0, 1.0),
   **settings: Any,
 ) -> Source:
   """PGD from what was found before for the same inputs.
@@ -36,6 +37,7 @@ def warm_restarts(
     loop: arrangement of the K runs.
     at_a_time: see `ddi_jax.restart_candidates`.
     pgd_loop: `loop` of `ddi_jax.pgd`, over its steps.
+    bounds: the box `(low, high)` that holds the inputs, or None.
     **settings: steps, step_size and so on, of `ddi_jax.pgd`.
 
   Returns:
@@ -44,7 +46,6 @@ def warm_restarts(
   Raises:
     ValueError: when it runs, if `moves` does not fit the inputs.
   """
-  bounds = settings.get("bounds", (0.0, 1.0))
   batch_axis = settings.get("batch_axis")
 
   def starts(key, logits_fn, inputs, labels, count):
@@ -65,7 +66,7 @@ def warm_restarts(
     threat_model,
     len(moves),
     loss,
-    settings,
+    {"bounds": bounds, **settings},
     loop=loop,
     at_a_time=at_a_time,
     pgd_loop=pgd_loop,
