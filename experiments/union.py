@@ -35,7 +35,10 @@ ARMS: dict[str, dict[str, Any]] = {
   "proximal, per batch": PROXIMAL | {"proximal.per": "batch"},
   "proximal": PROXIMAL,
   "proximal, t = 0.5": PROXIMAL | {"proximal.step": 0.5},
+  "proximal, t = 3": PROXIMAL | {"proximal.step": 3.0},
+  "proximal, t = 10": PROXIMAL | {"proximal.step": 10.0},
 }
+BASELINES = ("MAX", "AVG", "MSD", "l_inf alone", "l2 alone", "l1 alone")
 
 
 def attack_passes(config: ml_collections.ConfigDict) -> int:

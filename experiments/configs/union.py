@@ -5,6 +5,7 @@ python -m experiments.union --config=experiments/configs/union.py --data_dir=DIR
 Budgets, after the colon:
 
 - "small" (without one): MNIST and the small net for CIFAR-10, 3 seeds, for CPU cores.
+- "mlp": MNIST, a fully connected network and Adam, 5 seeds, for CPU cores.
 - "resnet18": ResNet-18 on CIFAR-10.  For a GPU.
 - "debug": digits, seconds, to see it work.
 """
@@ -12,9 +13,9 @@ Budgets, after the colon:
 import ml_collections
 
 from configs import cifar10_union, digits, mnist_union
-from experiments.union import ARMS
+from experiments.union import BASELINES
 
-BUDGETS = ("small", "resnet18", "debug")
+BUDGETS = ("small", "mlp", "resnet18", "debug")
 
 
 def get_config(budget: str = "small") -> ml_collections.ConfigDict:
@@ -23,7 +24,13 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
     raise ValueError(f"the budget must be one of {', '.join(BUDGETS)}; got {budget!r}.")
   config = ml_collections.ConfigDict()
   config.name = "union" if budget == "small" else f"union_{budget}"
-  config.arms = tuple(ARMS)
+  config.arms = (
+    *BASELINES,
+    "DDi",
+    "proximal, per batch",
+    "proximal",
+    "proximal, t = 0.5",
+  )
   config.sweep_seed = 0
   config.seeds = (1, 2, 3)  # of the runs that are compared, not the sweep's
   config.training = ml_collections.ConfigDict()  # by setting: a training config each
@@ -34,6 +41,27 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
     config.training.digits = digits.get_config("debug")
     config.training.digits.evaluation.norms = ("linf", "l2", "l1")
     config.learning_rates.digits = (0.05,)
+  elif budget == "mlp":
+    # Adam's step has no length in the units of t.
+    config.arms = (
+      *BASELINES,
+      "DDi",
+      "proximal, t = 0.5",
+      "proximal, t = 3",
+      "proximal, t = 10",
+    )
+    config.seeds = (1, 2, 3, 4, 5)
+    config.training.mnist_mlp = mnist_union.get_config()
+    mlp = config.training.mnist_mlp
+    mlp.model.name = "mlp"
+    mlp.radii.linf, mlp.radii.l2, mlp.radii.l1 = 0.15, 1.5, 10.0
+    mlp.attack.epsilon = 0.15
+    mlp.attack.warmup_epochs = 0.0
+    mlp.attack.steps = 8
+    mlp.num_epochs = 3.0
+    mlp.evaluation.every_epochs = 1.0
+    mlp.optimizer.name = "adam"
+    config.learning_rates.mnist_mlp = (5e-4, 1e-3, 2e-3)
   elif budget == "resnet18":
     config.training.cifar10 = cifar10_union.get_config()
     config.learning_rates.cifar10 = (0.01, 0.03, 0.1)
