@@ -58,8 +58,8 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
     mlp.attack.epsilon = 0.15
     mlp.attack.warmup_epochs = 0.0
     mlp.attack.steps = 8
-    mlp.num_epochs = 3.0
-    mlp.evaluation.every_epochs = 1.0
+    mlp.num_epochs = 1.0
+    mlp.evaluation.every_epochs = 0.5
     mlp.optimizer.name = "adam"
     config.learning_rates.mnist_mlp = (5e-4, 1e-3, 2e-3)
   elif budget == "resnet18":
