@@ -76,18 +76,23 @@ def create_optimizer(
   mesh: Mesh | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """K gradients -> direction -> weight decay and momentum -> update."""
-  settings = config.optimizer
   direction = METHODS[config.method].direction(config)
   if mesh is not None:
     direction = meshes.split_direction(direction, mesh, fsdp=config.mesh.fsdp)
+  return optax.chain(direction, create_rule(config, schedule))
+
+
+def create_rule(
+  config: ml_collections.ConfigDict, schedule: optax.Schedule
+) -> optax.GradientTransformationExtraArgs:
+  """Direction -> weight decay and momentum -> update."""
+  settings = config.optimizer
   if settings.name == "adam":
-    rule = optax.adamw(schedule, weight_decay=settings.weight_decay)
-  else:
-    rule = optax.chain(
-      optax.add_decayed_weights(settings.weight_decay),
-      optax.sgd(schedule, momentum=settings.momentum),
-    )
-  return optax.chain(direction, rule)
+    return optax.adamw(schedule, weight_decay=settings.weight_decay)
+  return optax.chain(
+    optax.add_decayed_weights(settings.weight_decay),
+    optax.sgd(schedule, momentum=settings.momentum),
+  )
 
 
 def create_train_state(

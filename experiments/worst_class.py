@@ -1,0 +1,293 @@
+"""Worst-class robustness: the greatest of the classes' mean robust losses.
+
+python -m experiments.worst_class --config=experiments/configs/worst_class.py \
+  --data_dir=DIR --output=docs/data
+
+Adversarial training protects some classes far better than others (Xu et al., 2021, "To
+be robust or to be fair").  Here the worst of them counts: the least over theta of the
+greatest over c of E[max l | class c], a maximum of smooth functions that differ, at the
+price of ordinary adversarial training.  A step attacks one batch, with as many images
+of each class, and takes each class' gradient from its own part.
+
+For every method a sweep of learning rates on one seed; then the best of them, by the
+validation robust accuracy of the worst class, on other seeds.
+"""
+
+from collections.abc import Callable, Iterator
+import functools
+import json
+from pathlib import Path
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pandas as pd
+
+import ddi_jax
+from ddi_jax import data, losses
+from ddi_jax.training import logs, report
+from ddi_jax.training.config import ConfigError, check_config, step_size
+from ddi_jax.training.evaluation import Evaluation
+from ddi_jax.training.interruption import Interruption
+from ddi_jax.training.step import (
+  TrainState,
+  create_rule,
+  create_schedule,
+  stream_key,
+)
+from ddi_jax.training.threats import THREAT_MODELS
+from ddi_jax.training.train import Experiment, create_experiment, load_data
+from ddi_jax.training.workdir import claim_workdir
+from experiments import program, sweep
+
+# Group DRO: the rate of the weights.  DDi: the t of its bundle form; MAX is t -> 0.
+ARMS: dict[str, tuple[str, float | None]] = {
+  "AVG": ("average", None),
+  "MAX": ("danskin", 1e-6),
+  "group DRO, rate 0.02": ("group_dro", 0.02),
+  "group DRO, rate 0.05": ("group_dro", 0.05),
+  "DDi": ("danskin", None),
+  "DDi, t = 0.1": ("danskin", 0.1),
+  "DDi, t = 0.3": ("danskin", 0.3),
+}
+
+
+def create_direction(
+  arm: str, num_classes: int
+) -> optax.GradientTransformationExtraArgs:
+  """From the classes' gradients, and their losses, to one."""
+  kind, value = ARMS[arm]
+  if kind == "average":
+    return ddi_jax.average_direction(normalize=False)
+  if kind == "group_dro":
+    assert value is not None
+    return group_dro_direction(value, num_classes)
+  return ddi_jax.danskin_direction(normalize=False, bundle_step=value)
+
+
+def group_dro_direction(
+  rate: float, count: int
+) -> optax.GradientTransformationExtraArgs:
+  """The mean of K gradients under weights that grow by e^(rate * loss) in every step.
+
+  Sagawa et al. (2020), "Distributionally robust neural networks", algorithm 1.  The
+  state is the weights' logarithm, `[K]`, but for a constant.
+  """
+
+  def init(params):
+    del params
+    return jnp.zeros(count)
+
+  def update(updates, state, params=None, *, losses, **extra_args):
+    del params, extra_args
+    state = state + rate * losses
+    weights = jax.nn.softmax(state)
+    return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), updates), state
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def stages(config: ml_collections.ConfigDict, folder: Path) -> Iterator[sweep.Runs]:
+  """The sweep of learning rates, then the best of them on other seeds."""
+  for setting in config.training:
+    rates = config.learning_rates[setting]
+    swept = sweep.named(
+      arm_run(config, setting, arm, rate, config.sweep_seed)
+      for arm in config.arms
+      for rate in rates
+    )
+    yield swept
+    found = sweep.finished(swept, folder)
+    yield sweep.named(
+      arm_run(config, setting, arm, rate, seed)
+      for arm, rate in best_learning_rates(found, folder).items()
+      for seed in config.seeds
+    )
+
+
+def arm_run(
+  config: ml_collections.ConfigDict,
+  setting: str,
+  arm: str,
+  learning_rate: float,
+  seed: int,
+) -> sweep.Run:
+  """A training config with the field `arm`."""
+  run = config.training[setting].copy_and_resolve_references()
+  run.optimizer.learning_rate, run.seed = learning_rate, seed
+  with run.unlocked():
+    run.arm = arm
+  return sweep.Run(setting, run)
+
+
+def best_learning_rates(runs: sweep.Runs, folder: Path) -> dict[str, float]:
+  """By arm, of those runs the one whose worst class is the most robust."""
+  best: dict[str, tuple[float, float]] = {}
+  for name, (_, config) in runs.items():
+    summary = json.loads((folder / name / report.SUMMARY_FILE).read_text())
+    found = (summary["validation_worst_class"], config.optimizer.learning_rate)
+    best[config.arm] = max(found, best.get(config.arm, found))
+  return {arm: rate for arm, (_, rate) in best.items()}
+
+
+def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
+  """Trains a network with one arm, and judges it by class.
+
+  Args:
+    config: see `arm_run`.
+    workdir: receives config.json and summary.json.
+
+  Returns:
+    The content of summary.json; None if the run was interrupted, of which nothing is
+    kept.
+
+  Raises:
+    ConfigError: if a setting is impossible.
+  """
+  began = time.monotonic()
+  check_config(config)
+  splits = load_data(config)
+  if config.batch_size % splits.num_classes:
+    raise ConfigError(
+      f"config.batch_size must be a multiple of {splits.num_classes}, the number of "
+      f"classes; got {config.batch_size}."
+    )
+  if config.model.normalization == "batch":
+    raise ConfigError("config.model.normalization must be none or group; got 'batch'.")
+  with claim_workdir(workdir, config), Interruption() as interrupted:
+    experiment = create_experiment(config, splits)
+    state = experiment.start()
+    opt_state, step = create_step(config, experiment)
+    params = state.params
+    every = splits.train.read(np.arange(len(splits.train)))
+    per_class = config.batch_size // splits.num_classes
+    for index in range(experiment.total):
+      if interrupted():
+        return None
+      chosen = balanced_indices(every["label"], per_class, config.seed, index)
+      params, opt_state = step(params, opt_state, every["image"][chosen], index)
+    state = state._replace(params=params)
+    limits = config.evaluation
+    validation = judge(experiment, state, splits.validation, limits.validation_limit)
+    test = judge(experiment, state, splits.test, limits.test_limit)
+    summary = {
+      "steps": experiment.total,
+      "seconds": time.monotonic() - began,
+      "clean_accuracy": float(np.mean([e.clean_accuracy for e in test])),
+      "robust_accuracy": float(np.mean([e.robust_accuracy for e in test])),
+      "worst_class": min(e.robust_accuracy for e in test),
+      "worst_class_loss": max(e.robust_loss for e in test),
+      "by_class": [round(e.robust_accuracy, 4) for e in test],
+      "validation_worst_class": min(e.robust_accuracy for e in validation),
+    }
+    logs.write_json(workdir / report.SUMMARY_FILE, summary)
+    return summary
+
+
+def balanced_indices(
+  labels: np.ndarray, per_class: int, seed: int, step: int
+) -> np.ndarray:
+  """Of a batch with as many images of each class, drawn with replacement, in order."""
+  rng = np.random.default_rng((seed, step))
+  return np.concatenate(
+    [
+      rng.choice(np.flatnonzero(labels == label), per_class)
+      for label in np.unique(labels)
+    ]
+  )
+
+
+def create_step(
+  config: ml_collections.ConfigDict, experiment: Experiment
+) -> tuple[Any, Callable[..., Any]]:
+  """The optimizer's first state, and the training step.
+
+  The step is (params, optimizer state, images `[B, H, W, C]`, number of the step) ->
+  (params, optimizer state), for images whose classes are in order.
+  """
+  splits, num_classes = experiment.splits, experiment.splits.num_classes
+  model_state = experiment.initial_state.model_state
+  per_class = config.batch_size // num_classes
+  direction = create_direction(config.arm, num_classes)
+
+  def loss(params, inputs, labels):
+    logits = experiment.apply(params, model_state, inputs, train=True)[0]
+    return losses.cross_entropy(logits, labels)
+
+  def optimizer_of(learning_rate):
+    of_run = config.copy_and_resolve_references()
+    with of_run.ignore_type():  # It may be a tracer.
+      of_run.optimizer.learning_rate = learning_rate
+    return optax.chain(
+      direction, create_rule(of_run, create_schedule(of_run, experiment.total))
+    )
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def step(params, opt_state, images, seed, index, learning_rate):
+    labels = jnp.repeat(jnp.arange(num_classes), per_class)
+    inputs = images.astype(jnp.float32) / splits.max_value
+    warmup_steps = config.attack.warmup_epochs * experiment.total / config.num_epochs
+    epsilon = config.attack.epsilon * jnp.minimum(1, (index + 1) / max(1, warmup_steps))
+    attack = ddi_jax.pgd(
+      THREAT_MODELS[config.attack.norm](epsilon),
+      steps=config.attack.steps,
+      step_size=step_size(config.attack, epsilon),
+    )
+    attacked = attack(
+      stream_key(seed, "training", index), lambda x: loss(params, x, labels), inputs
+    )
+
+    def of_class(part):
+      return jax.value_and_grad(lambda params: loss(params, *part).mean())(params)
+
+    by_class = jax.tree.map(
+      lambda leaf: leaf.reshape(num_classes, per_class, *leaf.shape[1:]),
+      (attacked, labels),
+    )
+    class_losses, gradients = jax.lax.map(of_class, by_class)
+    optimizer = optimizer_of(learning_rate)
+    updates, opt_state = optimizer.update(
+      gradients, opt_state, params, losses=class_losses
+    )
+    return optax.apply_updates(params, updates), opt_state
+
+  rate = config.optimizer.learning_rate
+  first = optimizer_of(rate).init(experiment.initial_state.params)
+  return first, lambda params, state, images, index: step(
+    params, state, images, config.seed, index, rate
+  )
+
+
+def judge(
+  experiment: Experiment, state: TrainState, examples: data.Examples, limit: int | None
+) -> list[Evaluation]:
+  """Of each class by itself, among the first `limit` examples."""
+  examples = examples.first(limit)
+  every = examples.read(np.arange(len(examples)))
+  found = []
+  for label in range(experiment.splits.num_classes):
+    of_class = every["label"] == label
+    part = data.Dataset(every["image"][of_class], every["label"][of_class])
+    evaluation = experiment.evaluate(state, part)
+    assert evaluation is not None  # Nothing interrupts it.
+    found.append(evaluation)
+  return found
+
+
+def tables(runs: sweep.Runs, folder: Path) -> dict[str, pd.DataFrame]:
+  """The runs."""
+  rows = []
+  for name, (_, config) in runs.items():
+    summary = json.loads((folder / name / report.SUMMARY_FILE).read_text())
+    fields = ("worst_class", "worst_class_loss", "validation_worst_class", "by_class")
+    rows.append({"run": name, "arm": config.arm} | {f: summary[f] for f in fields})
+  found = pd.DataFrame(rows)
+  return {"runs": program.runs_table(runs, folder).merge(found, on="run")}
+
+
+if __name__ == "__main__":
+  program.main(train, stages, tables)
