@@ -8,6 +8,7 @@ training are the range of the seeds, and differences are paired by seed.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from absl import app, flags
 import matplotlib
@@ -17,12 +18,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from experiments import union_results
+from experiments import union_results, worst_class_results
+from experiments.comparison import compared_runs, mean_and_deviation
 
 _DATA = flags.DEFINE_string("data", "docs/data", "Where the CSV files are.")
 _IMAGES = flags.DEFINE_string("images", "docs/images", "Where the pictures go.")
 _NAMES = flags.DEFINE_list(
-  "names", ["directions", "early_training", "union"], "Which: the configs' `name`."
+  "names",
+  ["directions", "early_training", "union", "union_mlp", "worst_class"],
+  "Which: the configs' `name`.",
 )
 
 COLORS = {
@@ -216,12 +220,12 @@ def early_training_tables(
       base = "pgd" + (_UNIT if arm.endswith(_UNIT) else "")
       cells = [arm, f"{compared[compared['arm'] == arm]['learning_rate'].iloc[0]:g}"]
       for table in (at_epoch, at_end):
-        cells.append(_mean_and_deviation(table[arm]))
+        cells.append(mean_and_deviation(table[arm]))
         gaps = (table[arm] - table[base]).dropna()
         cells.append("" if arm == base else _interval(gaps))
       of_arm = tested[tested["direction"] == arm]
-      cells.append(_mean_and_deviation(of_arm["robust_accuracy"]))
-      cells.append(_mean_and_deviation(of_arm["mean_confidence"]))
+      cells.append(mean_and_deviation(of_arm["robust_accuracy"]))
+      cells.append(mean_and_deviation(of_arm["mean_confidence"]))
       cosines = compared[compared["arm"] == arm]["cosine"].dropna()
       several = arm.removesuffix(_UNIT) not in _ONE_GRADIENT
       cells.append(f"{cosines.min():.4f} to {cosines.max():.4f}" if several else "")
@@ -238,19 +242,10 @@ def comparable_settings(curves: pd.DataFrame) -> Iterator[tuple[str, pd.DataFram
       yield setting, compared
 
 
-def compared_runs(table: pd.DataFrame) -> pd.DataFrame:
-  """Without the sweep of learning rates, which is the least seed's."""
-  return table[table["seed"] > table["seed"].min()]
-
-
 def _last(curves: pd.DataFrame) -> pd.DataFrame:
   """Robust accuracies at the last evaluation, `[seeds, arms]`."""
   rows = curves.loc[curves.groupby("run")["step"].idxmax()]
   return rows.pivot(index="seed", columns="arm", values="robust_accuracy")
-
-
-def _mean_and_deviation(values: pd.Series) -> str:
-  return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
 
 
 def _interval(samples: pd.Series) -> str:
@@ -346,10 +341,11 @@ def _report_early_training(data: Path, images: Path, name: str) -> None:
     print(f"{setting}: not finished.")
 
 
-def _report_union(data: Path, images: Path, name: str) -> None:
+def _report_runs(results: ModuleType, data: Path, images: Path, name: str) -> None:
+  """Of `union_results` or `worst_class_results`."""
   runs = compared_runs(pd.read_csv(data / f"{name}-runs.csv"))
-  _save(union_results.draw(runs), images / f"{name}.png")
-  for setting, table in union_results.tables(runs):
+  _save(results.draw(runs), images / f"{name}.png")
+  for setting, table in results.tables(runs):
     print(f"\n### {setting}\n\n{table}\n")
 
 
@@ -377,7 +373,9 @@ def main(argv: list[str]) -> None:
       if name.startswith("directions"):
         _report_directions(data, images, name)
       elif name.startswith("union"):
-        _report_union(data, images, name)
+        _report_runs(union_results, data, images, name)
+      elif name.startswith("worst_class"):
+        _report_runs(worst_class_results, data, images, name)
       else:
         _report_early_training(data, images, name)
 

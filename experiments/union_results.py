@@ -7,6 +7,8 @@ from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 
+from experiments import comparison
+
 FIELDS = {
   "robust_accuracy": "union",
   "robust_accuracy_linf": "l_inf",
@@ -14,12 +16,6 @@ FIELDS = {
   "robust_accuracy_l1": "l1",
   "clean_accuracy": "clean",
 }
-
-
-def arms_of(runs: pd.DataFrame) -> list[str]:
-  """Of a setting, the best in the union first."""
-  means = runs.groupby("arm")["robust_accuracy"].mean()
-  return list(means.sort_values(ascending=False, kind="stable").index)
 
 
 def draw(runs: pd.DataFrame) -> Figure:
@@ -30,7 +26,7 @@ def draw(runs: pd.DataFrame) -> Figure:
   panels = figure.subplots(1, len(settings), squeeze=False)[0]
   for panel, setting in zip(panels, settings, strict=True):
     of_setting = runs[runs["setting"] == setting]
-    arms = arms_of(of_setting)
+    arms = comparison.ranked_arms(of_setting, "robust_accuracy")
     for which, (field, label) in enumerate(FIELDS.items()):
       union = field == "robust_accuracy"
       for row, arm in enumerate(arms):
@@ -61,25 +57,14 @@ def tables(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
   The last column is the difference from the best of MAX, AVG and MSD, paired by seed,
   with its standard error.
   """
+  columns: comparison.Columns = {
+    "steps": lambda rows: f"{rows['steps'].mean():.0f}",
+    "passes an image": lambda rows: f"{rows['passes'].mean():.3g}",
+    **comparison.columns_of(FIELDS),
+  }
   for setting, rows in runs.groupby("setting", sort=False):
-    arms = arms_of(rows)
-    best = next(arm for arm in arms if arm in ("MAX", "AVG", "MSD"))
-    reference = rows[rows["arm"] == best].set_index("seed")["robust_accuracy"]
-    lines = [
-      f"| method | learning rate | steps | passes an image | "
-      f"{' | '.join(FIELDS.values())} | union - {best} |",
-      "|---" * (5 + len(FIELDS)) + "|",
-    ]
-    for arm in arms:
-      of_arm = rows[rows["arm"] == arm]
-      cells = [arm, f"{of_arm['learning_rate'].iloc[0]:g}"]
-      cells += [f"{of_arm['steps'].mean():.0f}", f"{of_arm['passes'].mean():.3g}"]
-      cells += [
-        f"{of_arm[field].mean():.3f} ± {of_arm[field].std(ddof=1):.3f}"
-        for field in FIELDS
-      ]
-      gaps = of_arm.set_index("seed")["robust_accuracy"] - reference
-      error = gaps.std(ddof=1) / np.sqrt(len(gaps))
-      cells.append("" if arm == best else f"{gaps.mean():+.3f} ± {error:.3f}")
-      lines.append("| " + " | ".join(cells) + " |")
-    yield str(setting), "\n".join(lines)
+    baselines = ("MAX", "AVG", "MSD")
+    yield (
+      str(setting),
+      comparison.table(rows, "robust_accuracy", "union", baselines, columns),
+    )

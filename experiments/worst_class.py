@@ -54,6 +54,7 @@ ARMS: dict[str, tuple[str, float | None]] = {
   "DDi, t = 0.1": ("danskin", 0.1),
   "DDi, t = 0.3": ("danskin", 0.3),
 }
+BASELINES = tuple(arm for arm in ARMS if not arm.startswith("DDi"))
 
 
 def create_direction(

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from ddi_jax.training.config import check_config
-from experiments import directions, early_training, figures
+from experiments import comparison, directions, early_training, figures
 from experiments.configs import directions as directions_configs
 from experiments.configs import early_training as early_training_configs
 
@@ -133,7 +133,7 @@ def curves_and_runs():
 
 def test_seeds_that_chose_are_not_compared():
   curves, runs = curves_and_runs()
-  assert set(figures.compared_runs(curves)["seed"]) == {1, 2}
+  assert set(comparison.compared_runs(curves)["seed"]) == {1, 2}
   ((setting, table),) = figures.early_training_tables(runs, curves)
   assert setting == "mnist"
   pgd, danskin = table.splitlines()[2:]

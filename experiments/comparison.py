@@ -1,0 +1,63 @@
+"""What the tables of compared methods share: arms, seeds, paired differences."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+Columns = Mapping[str, Callable[[pd.DataFrame], str]]  # title -> an arm's rows -> cell
+
+
+def compared_runs(table: pd.DataFrame) -> pd.DataFrame:
+  """Without the sweep of learning rates, which is the least seed's."""
+  return table[table["seed"] > table["seed"].min()]
+
+
+def ranked_arms(runs: pd.DataFrame, field: str) -> list[str]:
+  """The one with the greatest mean first."""
+  means = runs.groupby("arm")[field].mean()
+  return list(means.sort_values(ascending=False, kind="stable").index)
+
+
+def mean_and_deviation(values: pd.Series) -> str:
+  """Over the seeds."""
+  return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
+
+
+def columns_of(fields: Mapping[str, str]) -> Columns:
+  """Means and standard deviations of fields, by their titles."""
+
+  def column(field):
+    return lambda rows: mean_and_deviation(rows[field])
+
+  return {title: column(field) for field, title in fields.items()}
+
+
+def table(
+  runs: pd.DataFrame,
+  field: str,
+  title: str,
+  baselines: Sequence[str],
+  columns: Columns,
+) -> str:
+  """Markdown, a line per arm, ranked by a field.
+
+  The last column is the field's difference from the best of the baselines, paired by
+  seed, with its standard error.
+  """
+  arms = ranked_arms(runs, field)
+  best = next(arm for arm in arms if arm in baselines)
+  reference = runs[runs["arm"] == best].set_index("seed")[field]
+  lines = [
+    f"| method | learning rate | {' | '.join(columns)} | {title} - {best} |",
+    "|---" * (3 + len(columns)) + "|",
+  ]
+  for arm in arms:
+    of_arm = runs[runs["arm"] == arm]
+    cells = [arm, f"{of_arm['learning_rate'].iloc[0]:g}"]
+    cells += [cell(of_arm) for cell in columns.values()]
+    gaps = of_arm.set_index("seed")[field] - reference
+    error = gaps.std(ddof=1) / np.sqrt(len(gaps))
+    cells.append("" if arm == best else f"{gaps.mean():+.3f} ± {error:.3f}")
+    lines.append("| " + " | ".join(cells) + " |")
+  return "\n".join(lines)

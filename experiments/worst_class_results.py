@@ -1,0 +1,58 @@
+"""The picture and the tables of docs/sources.md's worst-class robustness."""
+
+from collections.abc import Iterator
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+import pandas as pd
+
+from experiments import comparison
+from experiments.worst_class import BASELINES
+
+FIELDS = {
+  "worst_class": "worst class",
+  "robust_accuracy": "all classes",
+  "clean_accuracy": "clean",
+  "worst_class_loss": "greatest robust loss of a class",
+}
+
+
+def draw(runs: pd.DataFrame) -> Figure:
+  """A panel per setting: each run's worst class over the mean of all."""
+  settings = list(dict.fromkeys(runs["setting"]))
+  figure = Figure(figsize=(5.2 * len(settings), 3.8))
+  FigureCanvasAgg(figure)
+  panels = figure.subplots(1, len(settings), squeeze=False)[0]
+  for panel, setting in zip(panels, settings, strict=True):
+    of_setting = runs[runs["setting"] == setting]
+    for which, arm in enumerate(comparison.ranked_arms(of_setting, "worst_class")):
+      of_arm = of_setting[of_setting["arm"] == arm]
+      panel.plot(
+        of_arm["robust_accuracy"],
+        of_arm["worst_class"],
+        "oDs^vPX"[which % 7],
+        color=f"C{which}",
+        alpha=0.8,
+        label=arm,
+      )
+    panel.set_title(setting)
+    panel.set_xlabel("robust accuracy, all classes")
+    panel.set_ylabel("robust accuracy, worst class")
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=8)
+  return figure
+
+
+def tables(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
+  """(setting, Markdown table): means and standard deviations over the seeds."""
+  for setting, rows in runs.groupby("setting", sort=False):
+    yield (
+      str(setting),
+      comparison.table(
+        rows,
+        "worst_class",
+        "worst class",
+        BASELINES,
+        comparison.columns_of(FIELDS),
+      ),
+    )
