@@ -2,8 +2,8 @@
 
 python benchmarks/candidates.py
 
-A small network for scikit-learn's digits, trained for a while on each example's worst
-candidate in l_inf.  From the same parameters and batches, every set of candidates gives
+A small network, for scikit-learn's digits by default (`--data`, `--epsilon`), trained
+for a while on each example's worst candidate in l_inf.  From the same parameters and batches, every set of candidates gives
 a step -t z by each of three methods; the fall is that of the mean worst loss that
 fresh, longer attacks find before and after the step.  Gradient evaluations are those of
 making the candidates, per example.  The warm starts are those found with the parameters
@@ -15,9 +15,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from absl import app, flags
-import digits_network
 import jax
 from machine import describe_machine
+import small_network
 
 import ddi_jax
 from ddi_jax import sources
@@ -104,14 +104,14 @@ def main(argv: list[str]) -> None:
   """Trains, then compares sets of candidates."""
   del argv
   print(describe_machine("jax", "ddi_jax"))
-  network = digits_network.create(_BATCH_SIZE.value)
+  network = small_network.create(_BATCH_SIZE.value)
   model = ddi_jax.linf(_EPSILON.value)
-  training_source = digits_network.restarts_in([model], steps=_PGD_STEPS, count=1)
-  earlier = digits_network.train_on_worst(network, training_source, _STEPS.value)
-  network = digits_network.train_on_worst(earlier, training_source, 10)
-  judge = digits_network.restarts_in([model], steps=20, count=4)
-  robust_loss = digits_network.robust_loss(network, judge)
-  three = digits_network.restarts_in([model], steps=_PGD_STEPS, count=3)
+  training_source = small_network.restarts_in([model], steps=_PGD_STEPS, count=1)
+  earlier = small_network.train_on_worst(network, training_source, _STEPS.value)
+  network = small_network.train_on_worst(earlier, training_source, 10)
+  judge = small_network.restarts_in([model], steps=20, count=4)
+  robust_loss = small_network.robust_loss(network, judge)
+  three = small_network.restarts_in([model], steps=_PGD_STEPS, count=3)
   params = network.params
 
   @jax.jit
@@ -129,7 +129,7 @@ def main(argv: list[str]) -> None:
         z, _ = ddi_jax.proximal_danskin_gradient(
           network.loss, params, points, labels, **({"step": _LENGTH.value} | settings)
         )
-        after.append(digits_network.moved(params, z, _LENGTH.value))
+        after.append(small_network.moved(params, z, _LENGTH.value))
       return after
 
     return steps
@@ -156,7 +156,7 @@ def main(argv: list[str]) -> None:
         falls, steps(keys[2], moves, inputs, labels), strict=True
       ):
         column.append(float(before - robust_loss(after, keys[0], inputs, labels)))
-    found = [digits_network.mean_and_error(column) for column in falls]
+    found = [small_network.mean_and_error(column) for column in falls]
     reference = reference or found[-1][0]
     cells = " | ".join(f"{fall:.4f} | {error:.4f}" for fall, error in found)
     share = found[-1][0] / reference

@@ -1,20 +1,21 @@
 """How much the robust loss falls in one step along each direction, and at what price.
 
 python benchmarks/proximal.py
+python benchmarks/proximal.py --data=mnist --data_dir=DIR
 
-A small network for scikit-learn's digits, trained for a while on each example's worst
-of an l_inf, an l2 and an l1 attack (MAX).  Then, from the same parameters and batches:
-the step -t z of every method, and the mean over examples of the worst loss that fresh,
-longer attacks find before and after it.  Passes are forward passes over the batch,
-after the attacks (a gradient counts as 3, a Jacobian-vector product as 2).  Prints a
-Markdown table for each t.
+A small network, for scikit-learn's digits by default, trained for a while on each
+example's worst of an l_inf, an l2 and an l1 attack (MAX).  Then, from the same
+parameters and batches: the step -t z of every method, and the mean over examples of the
+worst loss that fresh, longer attacks find before and after it.  Passes are forward
+passes over the batch, after the attacks (a gradient counts as 3, a Jacobian-vector
+product as 2).  Prints a Markdown table for each t.
 """
 
 from absl import app, flags
-import digits_network
 import jax
 from machine import describe_machine
 import numpy as np
+import small_network
 
 import ddi_jax
 
@@ -23,7 +24,6 @@ _LENGTHS = flags.DEFINE_multi_float("lengths", [0.1, 0.3, 1.0], "t.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images.")
 _BATCHES = flags.DEFINE_integer("batches", 8, "To take the mean over.")
 _COUNT = flags.DEFINE_integer("count", 1, "Candidates of each of the three norms.")
-_THREATS = (ddi_jax.linf(0.1), ddi_jax.l2(0.8), ddi_jax.l1(3.0))
 
 # Settings of ddi_jax.proximal_danskin_gradient.
 METHODS = {
@@ -42,12 +42,13 @@ def main(argv: list[str]) -> None:
   """Trains, then compares single steps."""
   del argv
   print(describe_machine("jax", "ddi_jax"))
-  source = digits_network.restarts_in(_THREATS, steps=8, count=_COUNT.value)
-  judge = digits_network.restarts_in(_THREATS, steps=20, count=2)
-  network = digits_network.create(_BATCH_SIZE.value)
-  network = digits_network.train_on_worst(network, source, _STEPS.value)
-  robust_loss = digits_network.robust_loss(network, judge)
-  num_candidates = len(_THREATS) * _COUNT.value
+  threats = small_network.threat_models()
+  source = small_network.restarts_in(threats, steps=8, count=_COUNT.value)
+  judge = small_network.restarts_in(threats, steps=20, count=2)
+  network = small_network.create(_BATCH_SIZE.value)
+  network = small_network.train_on_worst(network, source, _STEPS.value)
+  robust_loss = small_network.robust_loss(network, judge)
+  num_candidates = len(threats) * _COUNT.value
 
   @jax.jit
   def candidates(key, inputs, labels):
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> None:
       network.loss, network.params, points, labels
     )
     mean = jax.tree.map(lambda leaf: leaf.mean(axis=0), gradients)
-    return digits_network.moved(network.params, mean, length), 3 * num_candidates, 0.0
+    return small_network.moved(network.params, mean, length), 3 * num_candidates, 0.0
 
   def compile_method(settings):
     @jax.jit
@@ -67,7 +68,7 @@ def main(argv: list[str]) -> None:
       z, info = ddi_jax.proximal_danskin_gradient(
         network.loss, network.params, points, labels, **({"step": length} | settings)
       )
-      after = digits_network.moved(network.params, z, length)
+      after = small_network.moved(network.params, z, length)
       return after, info.passes, info.predicted_decrease
 
     return take_step
@@ -92,7 +93,7 @@ def main(argv: list[str]) -> None:
         foretold.append(float(predicted))
         # The certificate of MAX costs more than its step.
         passes.append(num_candidates + 3 if name == "MAX" else float(spent))
-      fall, error = digits_network.mean_and_error(falls)
+      fall, error = small_network.mean_and_error(falls)
       # What AVG and DDi foretell is not of their step.
       text = "" if name in ("AVG", "DDi") else f"{np.mean(foretold):.4f}"
       cells = f"{fall:.4f} | {error:.4f} | {text} | {np.mean(passes):.1f}"

@@ -1,8 +1,13 @@
-"""A small CELU network for scikit-learn's digits, trained in part, for single steps."""
+"""A small CELU network, trained in part, for single steps.
+
+The flags `--data` and `--data_dir` say for which data set: scikit-learn's digits, MNIST
+or CIFAR-10.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from absl import flags
 import chex
 import jax
 import jax.numpy as jnp
@@ -15,9 +20,17 @@ from ddi_jax.sources import Source
 from ddi_jax.threat_models import ThreatModel
 
 Params = chex.ArrayTree
+_DATA = flags.DEFINE_enum("data", "digits", ("digits", "mnist", "cifar10"), "Data set.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS' mnist and cifar10 are.")
+# Of the three threat models (l_inf, l2, l1), by data set.
+_RADII = {
+  "digits": (0.1, 0.8, 3.0),
+  "mnist": (0.15, 1.5, 10.0),
+  "cifar10": (0.03, 0.5, 12.0),
+}
 
 
-class DigitsNetwork(NamedTuple):
+class Network(NamedTuple):
   """A network on its way.
 
   Attributes:
@@ -33,18 +46,30 @@ class DigitsNetwork(NamedTuple):
   batch: Callable[[], tuple[jax.Array, jax.Array]]
 
 
-def create(batch_size: int) -> DigitsNetwork:
+def threat_models() -> tuple[ThreatModel, ThreatModel, ThreatModel]:
+  """In l_inf, l2 and l1, of the radii for the data set."""
+  linf, l2, l1 = _RADII[_DATA.value]
+  return ddi_jax.linf(linf), ddi_jax.l2(l2), ddi_jax.l1(l1)
+
+
+def create(batch_size: int) -> Network:
   """The untrained network."""
-  splits = data.load("digits", validation_size=200, split_seed=0)
+  name = _DATA.value
+  splits = data.load(name, data_dir=_DATA_DIR.value, validation_size=200, limit=20_000)
   images = jnp.asarray(splits.train.images, jnp.float32) / splits.max_value
   labels = jnp.asarray(splits.train.labels)
   model = models.create_model(
     "small",
     image_shape=images.shape[1:],
     num_classes=10,
-    mean=(0.3,),
-    std=(0.4,),
-    settings={"width": 8, "activation": "celu", "normalization": "none"},
+    mean=(0.3,) * images.shape[-1],  # Near enough, for all three.
+    std=(0.4,) * images.shape[-1],
+    settings={
+      "width": 8,
+      "strides": (1, 2) if name == "digits" else (2, 2),
+      "activation": "celu",
+      "normalization": "none",
+    },
     seed=0,
   )
   apply, params, model_state = models.functional(model)
@@ -60,12 +85,12 @@ def create(batch_size: int) -> DigitsNetwork:
   def loss(params, inputs, labels):
     return losses.cross_entropy(logits(params, inputs), labels)
 
-  return DigitsNetwork(logits, loss, params, batch)
+  return Network(logits, loss, params, batch)
 
 
 def train_on_worst(
-  network: DigitsNetwork, source: Source, steps: int, learning_rate: float = 1e-3
-) -> DigitsNetwork:
+  network: Network, source: Source, steps: int, learning_rate: float = 1e-3
+) -> Network:
   """Adam on each example's worst candidate (MAX, Tramer and Boneh, 2019)."""
   optimizer = optax.adam(learning_rate)
 
@@ -100,7 +125,7 @@ def restarts_in(
 
 
 def robust_loss(
-  network: DigitsNetwork, judge: Source
+  network: Network, judge: Source
 ) -> Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]:
   """Jitted (params, key, inputs, labels) -> the mean of each example's worst loss."""
 
