@@ -3,12 +3,13 @@
 python benchmarks/candidates.py
 
 A small network, for scikit-learn's digits by default (`--data`, `--epsilon`), trained
-for a while on each example's worst candidate in l_inf.  From the same parameters and batches, every set of candidates gives
-a step -t z by each of three methods; the fall is that of the mean worst loss that
-fresh, longer attacks find before and after the step.  Gradient evaluations are those of
-making the candidates, per example.  The warm starts are those found with the parameters
-of 10 steps before.  Prints a Markdown table; the last column is the fall of the
-proximal form as a share of that of the first row, 10 full restarts.
+for a while on each example's worst candidate in l_inf.  From the same parameters and
+batches, every set of candidates gives a step -t z by each of three methods; the fall is
+that of the mean worst loss that fresh, longer attacks find before and after the step.
+Gradient evaluations are those of making the candidates, per example.  The warm starts
+are those found with the parameters of 10 steps before.  Prints a Markdown table; the
+last column is the fall of the proximal form as a share of that of the first row, 10
+full restarts.
 """
 
 from collections.abc import Callable
