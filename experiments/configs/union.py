@@ -61,7 +61,7 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
     mlp.num_epochs = 1.0
     mlp.evaluation.every_epochs = 0.5
     mlp.optimizer.name = "adam"
-    config.learning_rates.mnist_mlp = (5e-4, 1e-3, 2e-3)
+    config.learning_rates.mnist_mlp = (1e-3, 2e-3, 4e-3)
   elif budget == "resnet18":
     config.training.cifar10 = cifar10_union.get_config()
     config.learning_rates.cifar10 = (0.01, 0.03, 0.1)

@@ -48,7 +48,7 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
     mlp.attack.epsilon = 0.15
     mlp.attack.step_size = None
     mlp.num_epochs = 1.6  # 400 steps
-    config.learning_rates.mnist_mlp = (1e-3, 2e-3, 4e-3, 8e-3)
+    config.learning_rates.mnist_mlp = (2e-3, 4e-3, 8e-3, 16e-3)
   for settings in config.training.values():
     settings.method = "pgd"  # One attack a step; the arm says what is made of it.
     settings.batch_size = 100 if budget == "debug" else 200
