@@ -159,34 +159,50 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
     )
   if config.model.normalization == "batch":
     raise ConfigError("config.model.normalization must be none or group; got 'batch'.")
+  limits = config.evaluation
+  every = all_of(splits.train, None)
+  validation = all_of(splits.validation, limits.validation_limit)
+  test = all_of(splits.test, limits.test_limit)
+  for name, part in (("training", every), ("validation", validation), ("test", test)):
+    missing = np.setdiff1d(np.arange(splits.num_classes), part.labels)
+    if len(missing):
+      raise ConfigError(
+        f"config.data.limit and config.evaluation's limits must leave images of each "
+        f"class; the {name} set has none of class {missing[0]}."
+      )
   with claim_workdir(workdir, config), Interruption() as interrupted:
     experiment = create_experiment(config, splits)
     state = experiment.start()
     opt_state, step = create_step(config, experiment)
     params = state.params
-    every = splits.train.read(np.arange(len(splits.train)))
     per_class = config.batch_size // splits.num_classes
     for index in range(experiment.total):
       if interrupted():
         return None
-      chosen = balanced_indices(every["label"], per_class, config.seed, index)
-      params, opt_state = step(params, opt_state, every["image"][chosen], index)
+      chosen = balanced_indices(every.labels, per_class, config.seed, index)
+      params, opt_state = step(params, opt_state, every.images[chosen], index)
     state = state._replace(params=params)
-    limits = config.evaluation
-    validation = judge(experiment, state, splits.validation, limits.validation_limit)
-    test = judge(experiment, state, splits.test, limits.test_limit)
+    of_validation = judge(experiment, state, validation)
+    of_test = judge(experiment, state, test)
     summary = {
       "steps": experiment.total,
       "seconds": time.monotonic() - began,
-      "clean_accuracy": float(np.mean([e.clean_accuracy for e in test])),
-      "robust_accuracy": float(np.mean([e.robust_accuracy for e in test])),
-      "worst_class": min(e.robust_accuracy for e in test),
-      "worst_class_loss": max(e.robust_loss for e in test),
-      "by_class": [round(e.robust_accuracy, 4) for e in test],
-      "validation_worst_class": min(e.robust_accuracy for e in validation),
+      "clean_accuracy": float(np.mean([e.clean_accuracy for e in of_test])),
+      "robust_accuracy": float(np.mean([e.robust_accuracy for e in of_test])),
+      "worst_class": min(e.robust_accuracy for e in of_test),
+      "worst_class_loss": max(e.robust_loss for e in of_test),
+      "by_class": [round(e.robust_accuracy, 4) for e in of_test],
+      "validation_worst_class": min(e.robust_accuracy for e in of_validation),
     }
     logs.write_json(workdir / report.SUMMARY_FILE, summary)
     return summary
+
+
+def all_of(examples: data.Examples, limit: int | None) -> data.Dataset:
+  """The first `limit` of them, in memory."""
+  examples = examples.first(limit)
+  read = examples.read(np.arange(len(examples)))
+  return data.Dataset(read["image"], read["label"])
 
 
 def balanced_indices(
@@ -264,15 +280,13 @@ def create_step(
 
 
 def judge(
-  experiment: Experiment, state: TrainState, examples: data.Examples, limit: int | None
+  experiment: Experiment, state: TrainState, examples: data.Dataset
 ) -> list[Evaluation]:
-  """Of each class by itself, among the first `limit` examples."""
-  examples = examples.first(limit)
-  every = examples.read(np.arange(len(examples)))
+  """Of each class by itself."""
   found = []
   for label in range(experiment.splits.num_classes):
-    of_class = every["label"] == label
-    part = data.Dataset(every["image"][of_class], every["label"][of_class])
+    of_class = examples.labels == label
+    part = data.Dataset(examples.images[of_class], examples.labels[of_class])
     evaluation = experiment.evaluate(state, part)
     assert evaluation is not None  # Nothing interrupts it.
     found.append(evaluation)

@@ -108,6 +108,7 @@ def test_a_run_is_judged_by_class_and_is_the_same_again(tmp_path):
   [
     ({"batch_size": 64}, "config.batch_size must be a multiple of 10"),
     ({"model.normalization": "batch"}, "config.model.normalization must be none or"),
+    ({"evaluation.test_limit": 4}, "the test set has none of class"),
   ],
 )
 def test_impossible_settings(tmp_path, changes, message):
