@@ -51,6 +51,7 @@ ARMS: dict[str, tuple[str, float | None]] = {
   "group DRO, rate 0.02": ("group_dro", 0.02),
   "group DRO, rate 0.05": ("group_dro", 0.05),
   "DDi": ("danskin", None),
+  "DDi, t = 0.03": ("danskin", 0.03),
   "DDi, t = 0.1": ("danskin", 0.1),
   "DDi, t = 0.3": ("danskin", 0.3),
 }
