@@ -20,8 +20,8 @@ def ranked_arms(runs: pd.DataFrame, field: str) -> list[str]:
 
 
 def mean_and_deviation(values: pd.Series) -> str:
-  """Over the seeds."""
-  return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
+  """Over the seeds; of one, no deviation."""
+  return _with_error(f"{values.mean():.3f}", values.std(ddof=1))
 
 
 def columns_of(fields: Mapping[str, str]) -> Columns:
@@ -58,6 +58,10 @@ def table(
     cells += [cell(of_arm) for cell in columns.values()]
     gaps = of_arm.set_index("seed")[field] - reference
     error = gaps.std(ddof=1) / np.sqrt(len(gaps))
-    cells.append("" if arm == best else f"{gaps.mean():+.3f} ± {error:.3f}")
+    cells.append("" if arm == best else _with_error(f"{gaps.mean():+.3f}", error))
     lines.append("| " + " | ".join(cells) + " |")
   return "\n".join(lines)
+
+
+def _with_error(value: str, error: float) -> str:
+  return value if np.isnan(error) else f"{value} ± {error:.3f}"

@@ -12,7 +12,7 @@ import pytest
 from ddi_jax import losses, training
 from ddi_jax.training.config import check_config
 from ddi_jax.training.train import create_experiment, load_data
-from experiments import sweep, worst_class, worst_class_results
+from experiments import comparison, sweep, worst_class, worst_class_results
 from experiments.configs import worst_class as configs
 
 GRADIENTS = {"w": jnp.array([[1.0, 0.0], [-0.5, 1.0], [3.0, 3.0]])}
@@ -141,6 +141,11 @@ def test_the_learning_rate_is_chosen_by_the_worst_class(tmp_path):
     summary = json.dumps({"validation_worst_class": worst})
     (tmp_path / name / "summary.json").write_text(summary)
   assert worst_class.best_learning_rates(runs, tmp_path) == {"AVG": 0.02}
+
+
+def test_one_seed_has_no_deviation():
+  assert comparison.mean_and_deviation(pd.Series([0.25])) == "0.250"
+  assert comparison.mean_and_deviation(pd.Series([0.2, 0.4])) == "0.300 ± 0.141"
 
 
 def test_tables_compare_with_the_best_baseline_by_seed():
