@@ -5,7 +5,7 @@ python -m experiments.union --config=experiments/configs/union.py --data_dir=DIR
 Budgets, after the colon:
 
 - "small" (without one): MNIST and the small net for CIFAR-10, 3 seeds, for CPU cores.
-- "mlp": MNIST, a fully connected network and Adam, 5 seeds, for CPU cores.
+- "mlp": MNIST, a fully connected network and Adam, 3 seeds, for CPU cores.
 - "resnet18": ResNet-18 on CIFAR-10.  For a GPU.
 - "debug": digits, seconds, to see it work.
 """
@@ -50,7 +50,6 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
       "proximal, t = 3",
       "proximal, t = 10",
     )
-    config.seeds = (1, 2, 3, 4, 5)
     config.training.mnist_mlp = mnist_union.get_config()
     mlp = config.training.mnist_mlp
     mlp.model.name = "mlp"
