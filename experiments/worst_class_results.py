@@ -30,7 +30,7 @@ def draw(runs: pd.DataFrame) -> Figure:
       panel.plot(
         of_arm["robust_accuracy"],
         of_arm["worst_class"],
-        "oDs^vPX"[which % 7],
+        "oDs^vPX*"[which % 8],
         color=f"C{which}",
         alpha=0.8,
         label=arm,

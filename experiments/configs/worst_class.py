@@ -6,7 +6,7 @@ python -m experiments.worst_class --config=experiments/configs/worst_class.py \
 Budgets, after the colon:
 
 - "small" (without one): MNIST with a fully connected network, 5 seeds, for CPU cores.
-- "cifar10": CIFAR-10 with the small network, 3 seeds, for CPU cores.
+- "cifar10": CIFAR-10 with the small network, 3 seeds; not run yet.
 - "debug": digits, seconds, to see it work.
 """
 
