@@ -34,6 +34,7 @@ def test_passes_are_counted():
   assert counted["l2 alone"] == 30 + 3
   # Losses, then for each of two vertices a gradient and the slopes of 3 candidates.
   assert counted["proximal"] == 3 * 30 + 3 + 2 * (3 + 6)
+  assert counted["proximal, t = 3"] == 3 * 30 + 3 + 5 * (3 + 6)
   with pytest.raises(ValueError, match="not counted for the source 'spatial'"):
     config.sources = ("linf", "spatial")
     union.passes(config)
