@@ -160,6 +160,13 @@ def test_groups_must_divide_the_width():
     check_config(config)
 
 
+def test_the_mlp_has_no_normalization():
+  config = changed("model.normalization", "group")
+  config.model.name = "mlp"
+  with pytest.raises(training.ConfigError, match=r"'none' with config\.model"):
+    check_config(config)
+
+
 def test_settings_that_contradict_each_other():
   config = changed("loops.restarts", "merge")
   check_config(config)
