@@ -13,7 +13,7 @@ from ddi_jax import training
 
 
 def get_config(variant: str = "full"):
-  """The experiment; "debug" takes a few steps of the same at width 8."""
+  """The experiment; "debug" takes a few steps of a small network's."""
   config = training.default_config()
   config.data.name = "cifar10"
   config.data.validation_size = 10_000
@@ -40,6 +40,8 @@ def get_config(variant: str = "full"):
   config.evaluation.validation_limit = 1000
   config.evaluation.test_limit = 2000
   if variant == "debug":
+    config.model.name = "small"  # ResNet-18 compiles for more than a minute.
+    config.model.strides = (2, 2)
     config.model.width = 8
     config.model.norm_groups = 8
   return training.select_variant(config, variant)
