@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 
@@ -61,6 +64,20 @@ def table(
     cells.append("" if arm == best else _with_error(f"{gaps.mean():+.3f}", error))
     lines.append("| " + " | ".join(cells) + " |")
   return "\n".join(lines)
+
+
+def panels(
+  runs: pd.DataFrame, height: float
+) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+  """A figure with a panel per setting, and each panel with its setting's runs."""
+  settings = list(dict.fromkeys(runs["setting"]))
+  figure = Figure(figsize=(5.2 * len(settings), height))
+  FigureCanvasAgg(figure)
+  found = figure.subplots(1, len(settings), squeeze=False)[0]
+  for panel, setting in zip(found, settings, strict=True):
+    panel.set_title(setting)
+  by_setting = [runs[runs["setting"] == setting] for setting in settings]
+  return figure, list(zip(found, by_setting, strict=True))
 
 
 def _with_error(value: str, error: float) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
@@ -20,12 +19,8 @@ FIELDS = {
 
 def draw(runs: pd.DataFrame) -> Figure:
   """A panel per setting: each method's test accuracies, a mark per seed and test."""
-  settings = list(dict.fromkeys(runs["setting"]))
-  figure = Figure(figsize=(5.2 * len(settings), 3.6))
-  FigureCanvasAgg(figure)
-  panels = figure.subplots(1, len(settings), squeeze=False)[0]
-  for panel, setting in zip(panels, settings, strict=True):
-    of_setting = runs[runs["setting"] == setting]
+  figure, panels = comparison.panels(runs, 3.6)
+  for panel, of_setting in panels:
     arms = comparison.ranked_arms(of_setting, "robust_accuracy")
     for which, (field, label) in enumerate(FIELDS.items()):
       union = field == "robust_accuracy"
@@ -44,9 +39,8 @@ def draw(runs: pd.DataFrame) -> Figure:
         )
     panel.set_yticks(-np.arange(len(arms)), arms)
     panel.grid(axis="x", alpha=0.3)
-    panel.set_title(setting)
     panel.set_xlabel("test accuracy")
-  handles, labels = panels[0].get_legend_handles_labels()
+  handles, labels = panels[0][0].get_legend_handles_labels()
   figure.legend(handles, labels, loc="outside lower center", ncols=len(FIELDS))
   return figure
 

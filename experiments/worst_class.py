@@ -13,7 +13,7 @@ For every method a sweep of learning rates on one seed; then the best of them, b
 validation robust accuracy of the worst class, on other seeds.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import functools
 import json
 from pathlib import Path
@@ -177,10 +177,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
     opt_state, step = create_step(config, experiment)
     params = state.params
     per_class = config.batch_size // splits.num_classes
+    members = members_of(every.labels)
     for index in range(experiment.total):
       if interrupted():
         return None
-      chosen = balanced_indices(every.labels, per_class, config.seed, index)
+      chosen = balanced_indices(members, per_class, config.seed, index)
       params, opt_state = step(params, opt_state, every.images[chosen], index)
     state = state._replace(params=params)
     of_validation = judge(experiment, state, validation)
@@ -206,17 +207,17 @@ def all_of(examples: data.Examples, limit: int | None) -> data.Dataset:
   return data.Dataset(read["image"], read["label"])
 
 
+def members_of(labels: np.ndarray) -> list[np.ndarray]:
+  """The places of each class' images."""
+  return [np.flatnonzero(labels == label) for label in np.unique(labels)]
+
+
 def balanced_indices(
-  labels: np.ndarray, per_class: int, seed: int, step: int
+  members: Sequence[np.ndarray], per_class: int, seed: int, step: int
 ) -> np.ndarray:
   """Of a batch with as many images of each class, drawn with replacement, in order."""
   rng = np.random.default_rng((seed, step))
-  return np.concatenate(
-    [
-      rng.choice(np.flatnonzero(labels == label), per_class)
-      for label in np.unique(labels)
-    ]
-  )
+  return np.concatenate([rng.choice(places, per_class) for places in members])
 
 
 def create_step(

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 import pandas as pd
 
@@ -19,12 +18,8 @@ FIELDS = {
 
 def draw(runs: pd.DataFrame) -> Figure:
   """A panel per setting: each run's worst class over the mean of all."""
-  settings = list(dict.fromkeys(runs["setting"]))
-  figure = Figure(figsize=(5.2 * len(settings), 3.8))
-  FigureCanvasAgg(figure)
-  panels = figure.subplots(1, len(settings), squeeze=False)[0]
-  for panel, setting in zip(panels, settings, strict=True):
-    of_setting = runs[runs["setting"] == setting]
+  figure, panels = comparison.panels(runs, 3.8)
+  for panel, of_setting in panels:
     for which, arm in enumerate(comparison.ranked_arms(of_setting, "worst_class")):
       of_arm = of_setting[of_setting["arm"] == arm]
       panel.plot(
@@ -35,7 +30,6 @@ def draw(runs: pd.DataFrame) -> Figure:
         alpha=0.8,
         label=arm,
       )
-    panel.set_title(setting)
     panel.set_xlabel("robust accuracy, all classes")
     panel.set_ylabel("robust accuracy, worst class")
     panel.grid(alpha=0.3)

@@ -15,6 +15,7 @@ Budgets, after the colon:
 import ml_collections
 
 from configs import cifar10, cifar10_small, digits, mnist
+from experiments.configs import start
 
 BUDGETS = ("small", "full", "resnet18", "debug")
 NETWORKS = {
@@ -27,10 +28,7 @@ NETWORKS = {
 
 def get_config(budget: str = "small") -> ml_collections.ConfigDict:
   """The experiment with a budget."""
-  if budget not in BUDGETS:
-    raise ValueError(f"the budget must be one of {', '.join(BUDGETS)}; got {budget!r}.")
-  config = ml_collections.ConfigDict()
-  config.name = "directions" if budget == "small" else f"directions_{budget}"
+  config = start("directions", budget, BUDGETS)
   config.seeds = (0,)
   config.measurement = ml_collections.ConfigDict()
   config.measurement.phases = (0.0, 0.25, 1.0, 3.0)  # epochs of PGD training

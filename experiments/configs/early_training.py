@@ -19,6 +19,7 @@ Budgets, after the colon:
 import ml_collections
 
 from configs import cifar10, cifar10_small, digits, mnist
+from experiments.configs import start
 from experiments.early_training import ARMS
 
 BUDGETS = ("small", "full", "resnet18", "debug")
@@ -26,10 +27,7 @@ BUDGETS = ("small", "full", "resnet18", "debug")
 
 def get_config(budget: str = "small") -> ml_collections.ConfigDict:
   """The experiment with a budget."""
-  if budget not in BUDGETS:
-    raise ValueError(f"the budget must be one of {', '.join(BUDGETS)}; got {budget!r}.")
-  config = ml_collections.ConfigDict()
-  config.name = "early_training" if budget == "small" else f"early_training_{budget}"
+  config = start("early_training", budget, BUDGETS)
   config.arms = tuple(ARMS)
   config.learning_rates = ml_collections.ConfigDict()  # the same for every method
   config.sweep_seed = 0

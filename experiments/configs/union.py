@@ -13,6 +13,7 @@ Budgets, after the colon:
 import ml_collections
 
 from configs import cifar10_union, digits, mnist_union
+from experiments.configs import start
 from experiments.union import BASELINES
 
 BUDGETS = ("small", "mlp", "resnet18", "debug")
@@ -20,10 +21,7 @@ BUDGETS = ("small", "mlp", "resnet18", "debug")
 
 def get_config(budget: str = "small") -> ml_collections.ConfigDict:
   """The experiment with a budget."""
-  if budget not in BUDGETS:
-    raise ValueError(f"the budget must be one of {', '.join(BUDGETS)}; got {budget!r}.")
-  config = ml_collections.ConfigDict()
-  config.name = "union" if budget == "small" else f"union_{budget}"
+  config = start("union", budget, BUDGETS)
   config.arms = (
     *BASELINES,
     "DDi",

@@ -13,6 +13,7 @@ Budgets, after the colon:
 import ml_collections
 
 from configs import cifar10_small, digits, mnist
+from experiments.configs import start
 from experiments.worst_class import ARMS
 
 BUDGETS = ("small", "cifar10", "debug")
@@ -20,10 +21,7 @@ BUDGETS = ("small", "cifar10", "debug")
 
 def get_config(budget: str = "small") -> ml_collections.ConfigDict:
   """The experiment with a budget."""
-  if budget not in BUDGETS:
-    raise ValueError(f"the budget must be one of {', '.join(BUDGETS)}; got {budget!r}.")
-  config = ml_collections.ConfigDict()
-  config.name = "worst_class" if budget == "small" else f"worst_class_{budget}"
+  config = start("worst_class", budget, BUDGETS)
   config.arms = tuple(ARMS)
   config.sweep_seed = 0
   config.seeds = (1, 2, 3, 4, 5)  # of the runs that are compared, not the sweep's
