@@ -13,15 +13,20 @@ import signal
 import sys
 from typing import Any
 
+try:  # First of all, since it says which extra is not installed.
+  from ddi_jax import training
+except ImportError as error:
+  sys.exit(f"launch.py: {error}")
+
 from absl import app, flags, logging
 import ml_collections
 from ml_collections import config_flags
 
-from ddi_jax import training
 from ddi_jax.data import DataError
-from ddi_jax.training import distributed
-from ddi_jax.training.restore import CHECKPOINTS
-from ddi_jax.training.workdir import default_workdir
+from ddi_jax.training.devices import processes
+from ddi_jax.training.settings.check import CHOICES
+from ddi_jax.training.storage.restore import CHECKPOINTS
+from ddi_jax.training.storage.workdir import default_workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", help_string="An experiment, configs/NAME.py or configs/NAME.py:debug."
@@ -48,11 +53,11 @@ _EPSILONS = flags.DEFINE_list(
   "from 0 to twice the config's.",
 )
 _NORM = flags.DEFINE_string(
-  "evaluate_norm", None, "In which norm, for a run judged in several."
+  "evaluate_norm", None, "In which norm, for a run evaluated in several."
 )
 _SAVE = flags.DEFINE_bool("evaluate_save", False, "Save the adversarial examples.")
 _RESTART = flags.DEFINE_bool(
-  "evaluate_restart", False, "Forget what an earlier evaluation found."
+  "evaluate_restart", False, "Forget the results of an earlier evaluation."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed",
@@ -61,8 +66,8 @@ _DISTRIBUTED = flags.DEFINE_bool(
   "Cloud TPU) or by the next three flags; config.mesh has all their devices.",
 )
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of all hosts.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's, from 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's number, from 0.")
 flags.mark_flag_as_required("config")
 _INTERRUPTED = 128 + signal.SIGTERM  # The exit status; what runs jobs starts it again.
 
@@ -73,11 +78,22 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.ERROR)  # Not a page of orbax per checkpoint.
-  config = _CONFIG.value
+  config = _config_of_flags()
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
   workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(config, name)
-  with distributed.leaving_at_once():
+  with processes.leaving_at_once():
     _run(config, workdir)
+
+
+def _config_of_flags() -> ml_collections.ConfigDict:
+  """The config; what only a piece used that a flag replaced has its default again."""
+  overrides = set(config_flags.get_override_values(flags.FLAGS["config"]))
+  if not overrides & set(CHOICES):
+    return _CONFIG.value
+  try:
+    return training.drop_unused(_CONFIG.value, keep=overrides)
+  except training.ConfigError as error:
+    return sys.exit(f"launch.py: {error}")
 
 
 def _run(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -87,7 +103,7 @@ def _run(config: ml_collections.ConfigDict, workdir: Path) -> None:
       _refuse_evaluate_flags()
       result = training.train(config, workdir)
     else:
-      result = training.judge(config, workdir, _judging_settings(_EVALUATE.value))
+      result = training.audit_run(config, workdir, _audit_settings(_EVALUATE.value))
   except (
     training.CheckpointError,
     training.ConfigError,
@@ -106,7 +122,7 @@ def _refuse_evaluate_flags() -> None:
       raise training.ConfigError(f"--{flag.name} needs --evaluate.")
 
 
-def _judging_settings(attacks: str) -> training.JudgingSettings:
+def _audit_settings(attacks: str) -> training.AuditSettings:
   epsilons = None
   if _EPSILONS.value is not None:
     try:
@@ -115,7 +131,7 @@ def _judging_settings(attacks: str) -> training.JudgingSettings:
       raise training.ConfigError(
         f"--evaluate_epsilons must be numbers with commas between: {error}."
       ) from error
-  return training.JudgingSettings(
+  return training.AuditSettings(
     attacks=attacks,
     checkpoint=_CHECKPOINT.value,
     limit=_LIMIT.value,
@@ -129,12 +145,12 @@ def _judging_settings(attacks: str) -> training.JudgingSettings:
 def _join_processes() -> None:
   if _DISTRIBUTED.value:
     if _EVALUATE.value is not None:
-      raise training.ConfigError("--evaluate runs in one process: no --distributed.")
-    distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+      raise training.ConfigError("--evaluate runs in one process: no --processes.")
+    processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     return
   for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID):
     if flag.present:
-      raise training.ConfigError(f"--{flag.name} needs --distributed.")
+      raise training.ConfigError(f"--{flag.name} needs --processes.")
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -161,4 +177,5 @@ def _check_field(field: str) -> None:
 
 
 if __name__ == "__main__":
+  sys.path.insert(0, "")  # Your own pieces are found in the current folder.
   app.run(main, flags_parser=_parse_flags)

@@ -24,7 +24,6 @@ def get_config(variant: str = "full"):
   config.radii.linf = 0.03
   config.radii.l2 = 0.5
   config.radii.l1 = 12.0
-  config.attack.epsilon = 0.03
   config.attack.steps = 10
   config.attack.warmup_epochs = 1.0
   config.num_epochs = 50.0

@@ -28,7 +28,6 @@ def get_config(variant: str = "full"):
   config.radii.linf = 0.3
   config.radii.l2 = 2.0
   config.radii.l1 = 10.0
-  config.attack.epsilon = 0.3
   config.attack.steps = 10
   config.attack.warmup_epochs = 2.0
   config.model.name = "small"

@@ -1,13 +1,6 @@
-"""Danskin's descent direction for adversarial training in JAX."""
+"""Danskin's descent direction: minimise a worst case, and train robustly, in JAX."""
 
-from ddi_jax import attacks, losses
-from ddi_jax.accuracy import Accuracy, wilson_interval
-from ddi_jax.aggregators import (
-  cagrad_direction,
-  mgda_direction,
-  pcgrad_direction,
-  upgrad_direction,
-)
+from ddi_jax import attacks, candidates, losses
 from ddi_jax.attacks import (
   Attack,
   AutoAttackResult,
@@ -16,27 +9,39 @@ from ddi_jax.attacks import (
   autoattack,
   pgd,
 )
-from ddi_jax.calibration import calibrate_temperature
-from ddi_jax.direction import (
-  DirectionState,
+from ddi_jax.candidates import restart_candidates, worst_candidate
+from ddi_jax.directions.aggregators import (
+  cagrad_direction,
+  mgda_direction,
+  pcgrad_direction,
+  upgrad_direction,
+)
+from ddi_jax.directions.danskin import (
   average_direction,
   danskin_direction,
   first_restart_direction,
 )
-from ddi_jax.evaluation import RobustnessEvaluation, evaluate
-from ddi_jax.gradient_matrix import KeptGradients, gram_matrix
-from ddi_jax.min_norm import MinNormSolution, min_norm_weights
-from ddi_jax.proximal import ProximalInfo, proximal_danskin_gradient
-from ddi_jax.recomputation import RecomputedGradients
-from ddi_jax.restarts import (
+from ddi_jax.directions.min_norm import MinNormSolution, min_norm_weights
+from ddi_jax.directions.proximal import ProximalInfo, proximal_danskin_gradient
+from ddi_jax.directions.weighting import (
+  DirectionState,
+  Weighting,
+  WeightingInput,
+  Weights,
+  weighted_direction,
+)
+from ddi_jax.evaluation.accuracy import Accuracy, wilson_interval
+from ddi_jax.evaluation.curve import RobustnessCurve, robustness_curve
+from ddi_jax.evaluation.robustness import RobustnessEvaluation, evaluate
+from ddi_jax.evaluation.step_comparison import StepEffects, TriedDirection, step_effects
+from ddi_jax.evaluation.temperature import calibrate_temperature
+from ddi_jax.gradients.gram import gram_matrix
+from ddi_jax.gradients.per_candidate import (
   RestartInfo,
   candidate_gradients,
-  restart_candidates,
   restart_gradients,
-  worst_candidate,
 )
-from ddi_jax.robustness_curve import RobustnessCurve, robustness_curve
-from ddi_jax.step_effects import StepEffects, TriedDirection, step_effects
+from ddi_jax.gradients.recomputed import RecomputedGradients, recomputed_gradients
 from ddi_jax.threat_models import ThreatModel, l1, l2, linf
 
 __all__ = [
@@ -45,7 +50,6 @@ __all__ = [
   "AutoAttackResult",
   "ClassifierAttack",
   "DirectionState",
-  "KeptGradients",
   "MinNormSolution",
   "Objective",
   "ProximalInfo",
@@ -56,12 +60,16 @@ __all__ = [
   "StepEffects",
   "ThreatModel",
   "TriedDirection",
+  "Weighting",
+  "WeightingInput",
+  "Weights",
   "attacks",
   "autoattack",
   "average_direction",
   "cagrad_direction",
   "calibrate_temperature",
   "candidate_gradients",
+  "candidates",
   "danskin_direction",
   "evaluate",
   "first_restart_direction",
@@ -75,12 +83,14 @@ __all__ = [
   "pcgrad_direction",
   "pgd",
   "proximal_danskin_gradient",
+  "recomputed_gradients",
   "restart_candidates",
   "restart_gradients",
   "robustness_curve",
   "step_effects",
   "upgrad_direction",
+  "weighted_direction",
   "wilson_interval",
   "worst_candidate",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"

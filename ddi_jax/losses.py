@@ -3,13 +3,22 @@
 Every function takes logits `[..., C]` and returns losses `[...]`, in float32 at least.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 
-from ddi_jax.precision import at_least_float32
+from ddi_jax.numerics.precision import at_least_float32
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float, Int
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(
+  logits: Float[Array, "*batch C"], labels: Int[Array, "*batch"]
+) -> Float[Array, "*batch"]:
   """Cross entropy in nats.
 
   Args:
@@ -18,12 +27,20 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
   Returns:
     Losses `[...]`, >= 0.
+
+  Example:
+    >>> import jax.numpy as jnp, ddi_jax
+    >>> loss = ddi_jax.losses.cross_entropy(jnp.array([[0.0, 0.0]]), jnp.array([0]))
+    >>> round(float(loss[0]), 3)
+    0.693
   """
   logits = _check(logits, labels, min_classes=1)
   return -_pick(jax.nn.log_softmax(logits), labels)
 
 
-def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def margin(
+  logits: Float[Array, "*batch C"], labels: Int[Array, "*batch"]
+) -> Float[Array, "*batch"]:
   """Largest wrong logit minus the right one: positive where misclassified.
 
   The loss of Carlini and Wagner (2017, section V-A, f_6) without its clamp.
@@ -37,12 +54,19 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
   Raises:
     ValueError: if C < 2.
+
+  Example:
+    >>> import jax.numpy as jnp, ddi_jax
+    >>> ddi_jax.losses.margin(jnp.array([[3.0, 1.0], [3.0, 1.0]]), jnp.array([0, 1]))
+    Array([-2.,  2.], dtype=float32)
   """
   logits = _check(logits, labels, min_classes=2)
   return _best_rival(logits, labels) - _pick(logits, labels)
 
 
-def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def dlr(
+  logits: Float[Array, "*batch C"], labels: Int[Array, "*batch"]
+) -> Float[Array, "*batch"]:
   """Difference-of-logits ratio: the margin over the spread of the top three logits.
 
   Unchanged when the logits are shifted or scaled, so over-confidence cannot hide a
@@ -57,6 +81,14 @@ def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
   Raises:
     ValueError: if C < 3.
+
+  Example:
+    >>> import jax.numpy as jnp, ddi_jax
+    >>> logits = jnp.array([[4.0, 2.0, 0.0]])
+    >>> ddi_jax.losses.dlr(logits, jnp.array([0]))
+    Array([-0.5], dtype=float32)
+    >>> ddi_jax.losses.dlr(10 * logits, jnp.array([0]))
+    Array([-0.5], dtype=float32)
   """
   logits = _check(logits, labels, min_classes=3)
   top = jax.lax.top_k(logits, 3)[0]
@@ -64,7 +96,11 @@ def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return difference / (top[..., 0] - top[..., 2] + 1e-12)
 
 
-def targeted_dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> jax.Array:
+def targeted_dlr(
+  logits: Float[Array, "*batch C"],
+  labels: Int[Array, "*batch"],
+  targets: Int[Array, "*batch"],
+) -> Float[Array, "*batch"]:
   """Targeted difference-of-logits ratio (Croce and Hein, 2020, equation 7).
 
   Args:
@@ -77,6 +113,13 @@ def targeted_dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> ja
 
   Raises:
     ValueError: if C < 4.
+
+  Example:
+    >>> import jax.numpy as jnp, ddi_jax
+    >>> logits = jnp.array([[4.0, 2.0, 1.0, 1.0]])
+    >>> loss = ddi_jax.losses.targeted_dlr(logits, jnp.array([0]), jnp.array([1]))
+    >>> round(float(loss[0]), 3)
+    -0.667
   """
   logits = _check(logits, labels, min_classes=4)
   top = jax.lax.top_k(logits, 4)[0]
@@ -85,7 +128,9 @@ def targeted_dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> ja
   return difference / (spread + 1e-12)
 
 
-def kl_divergence(logits: jax.Array, reference_logits: jax.Array) -> jax.Array:
+def kl_divergence(
+  logits: Float[Array, "*batch C"], reference_logits: Float[Array, "*batch C"]
+) -> Float[Array, "*batch"]:
   """KL(reference || model) in nats, TRADES' inner loss (Zhang et al., 2019, eq. 5).
 
   Args:
@@ -97,6 +142,12 @@ def kl_divergence(logits: jax.Array, reference_logits: jax.Array) -> jax.Array:
 
   Raises:
     ValueError: if the shapes differ.
+
+  Example:
+    >>> import jax.numpy as jnp, ddi_jax
+    >>> logits = jnp.array([[0.0, 1.0]])
+    >>> ddi_jax.losses.kl_divergence(logits, logits)
+    Array([0.], dtype=float32)
   """
   if logits.shape != reference_logits.shape:
     raise ValueError(
@@ -108,7 +159,7 @@ def kl_divergence(logits: jax.Array, reference_logits: jax.Array) -> jax.Array:
   return jnp.sum(jnp.exp(log_reference) * (log_reference - log_model), axis=-1)
 
 
-def _check(logits, labels, *, min_classes):
+def _check(logits: jax.Array, labels: jax.Array, *, min_classes: int) -> jax.Array:
   if logits.ndim < 1 or logits.shape[:-1] != labels.shape:
     raise ValueError(
       "logits must be [..., C] and labels [...], got "
@@ -123,10 +174,10 @@ def _check(logits, labels, *, min_classes):
   return at_least_float32(logits)
 
 
-def _pick(logits, labels):
+def _pick(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
 
 
-def _best_rival(logits, labels):
+def _best_rival(logits: jax.Array, labels: jax.Array) -> jax.Array:
   is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
   return jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)

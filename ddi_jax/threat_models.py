@@ -1,13 +1,13 @@
 """Threat models: norm balls inside a box, with what an attack needs of them."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddi_jax.thresholds import kth_largest
+from ddi_jax.numerics.thresholds import kth_largest
 
 Bounds = tuple[float, float] | None
 
@@ -51,22 +51,30 @@ def linf(epsilon: float | jax.Array) -> ThreatModel:
 
   Raises:
     ValueError: if `epsilon` is negative or not finite.
+
+  Example:
+    >>> import jax.numpy as jnp, ddi_jax
+    >>> ball = ddi_jax.linf(0.1)
+    >>> ball.project(jnp.array([[0.5, 1.2]]), jnp.array([[0.2, 0.95]]), (0.0, 1.0))
+    Array([[0.3, 1. ]], dtype=float32)
   """
   epsilon = _check_epsilon(epsilon)
 
-  def size(perturbations):
+  def size(perturbations: jax.Array) -> jax.Array:
     return jnp.max(jnp.abs(_flat(perturbations)), axis=1, initial=0.0)
 
-  def project(points, centers, bounds):
+  def project(points: jax.Array, centers: jax.Array, bounds: Bounds) -> jax.Array:
     return _clip(jnp.clip(points, centers - epsilon, centers + epsilon), bounds)
 
-  def random_start(key, centers, bounds):
+  def random_start(key: jax.Array, centers: jax.Array, bounds: Bounds) -> jax.Array:
     noise = jax.random.uniform(
       key, centers.shape, centers.dtype, minval=-1.0, maxval=1.0
     )
     return _clip(centers + epsilon * noise, bounds)
 
-  def steepest_ascent(gradients, points, bounds):
+  def steepest_ascent(
+    gradients: jax.Array, points: jax.Array, bounds: Bounds
+  ) -> jax.Array:
     del points, bounds
     return jnp.sign(gradients)
 
@@ -88,19 +96,25 @@ def l2(epsilon: float | jax.Array) -> ThreatModel:
 
   Raises:
     ValueError: if `epsilon` is negative or not finite.
+
+  Example:
+    >>> import jax.numpy as jnp, ddi_jax
+    >>> ball = ddi_jax.l2(0.5)
+    >>> ball.project(jnp.array([[3.0, 4.0]]), jnp.zeros((1, 2)), None)
+    Array([[0.3, 0.4]], dtype=float32)
   """
   epsilon = _check_epsilon(epsilon)
 
-  def size(perturbations):
+  def size(perturbations: jax.Array) -> jax.Array:
     return jnp.linalg.norm(_flat(perturbations), axis=1)
 
-  def project(points, centers, bounds):
+  def project(points: jax.Array, centers: jax.Array, bounds: Bounds) -> jax.Array:
     flat_centers = _flat(centers)
-    moves = _flat(points) - flat_centers
-    scale = _l2_scale(moves, flat_centers, epsilon, bounds)
-    return _clip(flat_centers + scale * moves, bounds).reshape(centers.shape)
+    offsets = _flat(points) - flat_centers
+    scale = _l2_scale(offsets, flat_centers, epsilon, bounds)
+    return _clip(flat_centers + scale * offsets, bounds).reshape(centers.shape)
 
-  def random_start(key, centers, bounds):
+  def random_start(key: jax.Array, centers: jax.Array, bounds: Bounds) -> jax.Array:
     direction_key, radius_key = jax.random.split(key)
     noise = _flat(jax.random.normal(direction_key, centers.shape, centers.dtype))
     uniform = jax.random.uniform(radius_key, (len(noise), 1), centers.dtype)
@@ -108,7 +122,9 @@ def l2(epsilon: float | jax.Array) -> ThreatModel:
     ball = radii * _unit(noise, jnp.linalg.norm(noise, axis=1, keepdims=True))
     return _clip(centers + ball.reshape(centers.shape), bounds)
 
-  def steepest_ascent(gradients, points, bounds):
+  def steepest_ascent(
+    gradients: jax.Array, points: jax.Array, bounds: Bounds
+  ) -> jax.Array:
     del points, bounds
     flat = _flat(gradients)
     # Scaled first: the squares of a saturated network's gradients underflow.
@@ -138,22 +154,28 @@ def l1(epsilon: float | jax.Array, *, top_fraction: float = 0.01) -> ThreatModel
   Raises:
     ValueError: if `epsilon` is negative or not finite, or `top_fraction` is not in
       [0, 1].
+
+  Example:
+    >>> import jax.numpy as jnp, ddi_jax
+    >>> ball = ddi_jax.l1(1.0)
+    >>> ball.project(jnp.array([[1.0, 1.5]]), jnp.zeros((1, 2)), None)
+    Array([[0.25, 0.75]], dtype=float32)
   """
   epsilon = _check_epsilon(epsilon)
   if not 0 <= top_fraction <= 1:
     raise ValueError(f"top_fraction must be in [0, 1], got {top_fraction!r}.")
 
-  def size(perturbations):
+  def size(perturbations: jax.Array) -> jax.Array:
     return jnp.sum(jnp.abs(_flat(perturbations)), axis=1)
 
-  def project(points, centers, bounds):
-    def shrink(lengths, rooms):
+  def project(points: jax.Array, centers: jax.Array, bounds: Bounds) -> jax.Array:
+    def shrink(lengths: jax.Array, rooms: jax.Array) -> jax.Array:
       thresholds = _l1_threshold(lengths, rooms, epsilon)
       return jnp.clip(lengths - thresholds, 0, rooms)
 
     return _project_by_coordinate(shrink, points, centers, bounds)
 
-  def random_start(key, centers, bounds):
+  def random_start(key: jax.Array, centers: jax.Array, bounds: Bounds) -> jax.Array:
     sign_key, length_key, slack_key = jax.random.split(key, 3)
     flat = _flat(centers)
     signs = jax.random.rademacher(sign_key, flat.shape, centers.dtype)
@@ -163,7 +185,9 @@ def l1(epsilon: float | jax.Array, *, top_fraction: float = 0.01) -> ThreatModel
     ball = epsilon * signs * lengths / total
     return _clip(centers + ball.reshape(centers.shape), bounds)
 
-  def steepest_ascent(gradients, points, bounds):
+  def steepest_ascent(
+    gradients: jax.Array, points: jax.Array, bounds: Bounds
+  ) -> jax.Array:
     flat = _flat(gradients)
     if bounds is not None:
       low, high = bounds
@@ -178,7 +202,7 @@ def l1(epsilon: float | jax.Array, *, top_fraction: float = 0.01) -> ThreatModel
   return ThreatModel("l1", epsilon, size, project, random_start, steepest_ascent)
 
 
-def _check_epsilon(epsilon):
+def _check_epsilon(epsilon: Any) -> Any:
   if isinstance(epsilon, jax.core.Tracer):
     return epsilon
   is_number = np.ndim(epsilon) == 0 and not isinstance(epsilon, str)
@@ -187,19 +211,21 @@ def _check_epsilon(epsilon):
   return epsilon
 
 
-def _flat(array):
+def _flat(array: jax.Array) -> jax.Array:
   return array.reshape(len(array), -1)
 
 
-def _unit(array, norms):
+def _unit(array: jax.Array, norms: jax.Array) -> jax.Array:
   return array / jnp.where(norms > 0, norms, 1)
 
 
-def _clip(points, bounds):
+def _clip(points: jax.Array, bounds: Bounds) -> jax.Array:
   return points if bounds is None else jnp.clip(points, *bounds)
 
 
-def _project_by_coordinate(shrink, points, centers, bounds):
+def _project_by_coordinate(
+  shrink: Any, points: jax.Array, centers: jax.Array, bounds: Bounds
+) -> jax.Array:
   """Moves each coordinate from its centre by `shrink(lengths, rooms)`, both [B, n].
 
   `lengths` are the distances from centre to point, `rooms` those from centre to the
@@ -217,30 +243,32 @@ def _project_by_coordinate(shrink, points, centers, bounds):
   return _clip(centers + moved.reshape(centers.shape), bounds)
 
 
-def _l2_scale(moves, centers, radius, bounds):
-  """The largest s <= 1, `[B, 1]`: `clip(centers + s moves)` is within the radius."""
+def _l2_scale(
+  offsets: jax.Array, centers: jax.Array, radius: Any, bounds: Bounds
+) -> jax.Array:
+  """The largest s <= 1, `[B, 1]`: `clip(centers + s offsets)` is within the radius."""
 
-  def fit(square, left):
+  def fit(square: jax.Array, left: jax.Array) -> jax.Array:
     return jnp.where(
       square > left, jnp.sqrt(left / jnp.where(square > 0, square, 1)), 1
     )
 
   if bounds is None:
-    square = jnp.sum(jnp.square(moves), axis=1, keepdims=True)
+    square = jnp.sum(jnp.square(offsets), axis=1, keepdims=True)
     return fit(square, jnp.square(radius).astype(square.dtype))
   low, high = bounds
 
-  def larger(scale):
+  def larger(scale: jax.Array) -> jax.Array:
     # Coordinates at the wall spend their share of the radius; the others scale.
-    reached = centers + scale * moves
-    free = jnp.where(moves < 0, reached > low, reached < high)
-    rooms = jnp.where(moves < 0, low, high) - centers
+    reached = centers + scale * offsets
+    free = jnp.where(offsets < 0, reached > low, reached < high)
+    rooms = jnp.where(offsets < 0, low, high) - centers
     spent = jnp.sum(jnp.where(free, 0, jnp.square(rooms)), axis=1, keepdims=True)
-    square = jnp.sum(jnp.where(free, jnp.square(moves), 0), axis=1, keepdims=True)
+    square = jnp.sum(jnp.where(free, jnp.square(offsets), 0), axis=1, keepdims=True)
     return fit(square, jnp.maximum(jnp.square(radius) - spent, 0))
 
-  rounding = 1 + 8 * jnp.finfo(moves.dtype).eps
-  zero = jnp.zeros((len(moves), 1), moves.dtype)
+  rounding = 1 + 8 * jnp.finfo(offsets.dtype).eps
+  zero = jnp.zeros((len(offsets), 1), offsets.dtype)
   _, scale = jax.lax.while_loop(
     lambda scales: jnp.any(scales[1] > scales[0] * rounding),
     lambda scales: (scales[1], larger(scales[1])),
@@ -249,21 +277,23 @@ def _l2_scale(moves, centers, radius, bounds):
   return scale
 
 
-def _l1_threshold(lengths, rooms, radius):
+def _l1_threshold(lengths: jax.Array, rooms: jax.Array, radius: Any) -> jax.Array:
   """The least s >= 0, `[B, 1]`: `clip(lengths - s, 0, rooms)` sums to <= radius."""
   rounding = 8 * jnp.finfo(lengths.dtype).eps
 
-  def excess(threshold):
+  def excess(threshold: jax.Array) -> tuple[jax.Array, jax.Array]:
     left = lengths - threshold
     total = jnp.sum(jnp.clip(left, 0, rooms), axis=1, keepdims=True)
     slope = jnp.sum((left > 0) & (left < rooms), axis=1, keepdims=True)
     return total - radius, slope
 
-  def unsolved(low, high, threshold, value):
+  def unsolved(
+    low: jax.Array, high: jax.Array, threshold: jax.Array, value: Any
+  ) -> jax.Array:
     wide = high - low > rounding * high
     return wide & (jnp.abs(value) > rounding * radius) & (threshold < high)
 
-  def body(state):
+  def body(state: Any) -> Any:
     low, high, threshold, value, slope = state
     low = jnp.where(value > 0, threshold, low)
     high = jnp.where(value > 0, high, threshold)

@@ -5,14 +5,14 @@
 misclassified points.
 """
 
-from ddi_jax.attacks.apgd import apgd
-from ddi_jax.attacks.autoattack import autoattack, standard_attacks
-from ddi_jax.attacks.checks import check_model
+from ddi_jax.attacks.auto_pgd import apgd
 from ddi_jax.attacks.classifier import ClassifierAttack, LogitsFn, classifier_attack
-from ddi_jax.attacks.fab import fab
+from ddi_jax.attacks.ensemble import autoattack, standard_attacks
+from ddi_jax.attacks.fast_boundary import fab
+from ddi_jax.attacks.model_checks import check_model
 from ddi_jax.attacks.multi_targeted import multi_targeted_pgd
-from ddi_jax.attacks.pgd import Attack, Objective, pgd
-from ddi_jax.attacks.square import square
+from ddi_jax.attacks.projected_gradient import Attack, Objective, pgd
+from ddi_jax.attacks.random_squares import square
 from ddi_jax.attacks.stages import AutoAttackResult, Progress
 
 __all__ = [

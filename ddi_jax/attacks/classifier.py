@@ -1,15 +1,21 @@
 """Attacks on classifiers: functions `(key, logits_fn, inputs, labels) -> inputs`."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from ddi_jax import losses
-from ddi_jax.attacks.pgd import Attack
+from ddi_jax.attacks.projected_gradient import Attack
 from ddi_jax.attacks.remaining import expand, group_size, run_on_remaining, select
+from ddi_jax.checks import check_bounds, check_positive_int
 from ddi_jax.threat_models import Bounds, ThreatModel
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float, Int
 
 LogitsFn = Callable[..., jax.Array]
 LossOfLogits = Callable[[jax.Array, jax.Array], jax.Array]
@@ -38,12 +44,12 @@ class ClassifierAttack(Protocol):
     self,
     key: jax.Array,
     logits_fn: LogitsFn,
-    inputs: jax.Array,
-    labels: jax.Array,
-  ) -> jax.Array: ...
+    inputs: Float[Array, " B *example"],
+    labels: Int[Array, " B"],
+  ) -> Float[Array, " B *example"]: ...
 
 
-class Found(NamedTuple):
+class BestPoints(NamedTuple):
   """The best point so far of each example.
 
   Attributes:
@@ -80,10 +86,26 @@ def classifier_attack(
 
   Raises:
     ValueError: if `restarts` < 1.
-  """
-  check_positive("restarts", restarts)
 
-  def run(index, keys, logits_fn, inputs, labels, clean_logits):
+  Example:
+    >>> import jax, jax.numpy as jnp, ddi_jax
+    >>> pgd = ddi_jax.pgd(ddi_jax.linf(0.1), steps=5, step_size=0.05)
+    >>> attack = ddi_jax.attacks.classifier_attack(pgd, restarts=2)
+    >>> inputs, labels = jnp.array([[0.55, 0.45, 0.3]]), jnp.array([0])
+    >>> points = attack(jax.random.key(0), lambda x: x, inputs, labels)
+    >>> int(points.argmax())
+    1
+  """
+  check_positive_int("restarts", restarts)
+
+  def run(
+    index: Any,
+    keys: jax.Array,
+    logits_fn: LogitsFn,
+    inputs: jax.Array,
+    labels: jax.Array,
+    clean_logits: jax.Array,
+  ) -> BestPoints:
     del index, clean_logits
     points = attack(keys[0], lambda x: loss(logits_fn(x), labels), inputs)
     return by_margin(points, logits_fn(points), labels)
@@ -92,7 +114,7 @@ def classifier_attack(
 
 
 def repeated(
-  run: Callable[..., Found],
+  run: Callable[..., BestPoints],
   num_runs: Callable[[int], int],
   *,
   at_once: bool = False,
@@ -101,7 +123,7 @@ def repeated(
 
   Args:
     run: (index, keys `[b]`, logits_fn, inputs, labels, clean logits `[b, C]`) ->
-      `Found`, of the examples that are left or a group of them.
+      `BestPoints`, of the examples that are left or a group of them.
     num_runs: number of classes -> number of runs.  They end early once the whole
       batch is misclassified.
     at_once: whether a run gets the whole batch, as one that draws for it does.
@@ -110,21 +132,25 @@ def repeated(
     A `ClassifierAttack`.
   """
 
-  def attack(key, logits_fn, inputs, labels):
+  def attack(
+    key: jax.Array, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array
+  ) -> jax.Array:
     keys = example_keys(key, inputs)
     clean_logits = check_call(logits_fn, inputs, labels)
 
-    def run_and_compare(index, arguments, found):
+    def run_and_compare(
+      index: Any, arguments: Any, best_points: BestPoints
+    ) -> BestPoints:
       keys, inputs, labels, clean_logits = arguments
       run_keys = fold_in(keys, index)
       new = run(index, run_keys, logits_fn, inputs, labels, clean_logits)
-      return better(found, new._replace(scores=new.margins))
+      return better(best_points, new._replace(scores=new.margins))
 
     return run_on_remaining(
       run_and_compare,
       num_runs(clean_logits.shape[1]),
       by_margin(inputs, clean_logits, labels),
-      lambda found: ~found.broken,
+      lambda best_points: ~best_points.broken,
       (keys, inputs, labels, clean_logits),
       len(inputs) if at_once else group_size(len(inputs)),
     ).points
@@ -132,10 +158,10 @@ def repeated(
   return attack
 
 
-def by_margin(points: jax.Array, logits: jax.Array, labels: jax.Array) -> Found:
+def by_margin(points: jax.Array, logits: jax.Array, labels: jax.Array) -> BestPoints:
   """Points with these logits, of which the one with the largest margin is best."""
   margins = losses.margin(logits, labels)
-  return Found(points, misclassified(logits, labels), margins, margins)
+  return BestPoints(points, misclassified(logits, labels), margins, margins)
 
 
 def misclassified(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -144,11 +170,11 @@ def misclassified(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return wrong | jnp.any(jnp.isnan(logits), axis=1)
 
 
-def better(old: Found, new: Found) -> Found:
+def better(old: BestPoints, new: BestPoints) -> BestPoints:
   """For each example the new point where it is better, else the old one."""
   same = new.broken == old.broken
   take = (new.broken & ~old.broken) | (same & (new.scores > old.scores))
-  return Found(*select(take, new, old))
+  return BestPoints(*select(take, new, old))
 
 
 def targets_by_rank(
@@ -165,7 +191,7 @@ def random_directions(
 ) -> jax.Array:
   """Perturbations `[B, ...]` of norm 1, uniform for l_inf, else normal; keys `[B]`."""
 
-  def draw(key):
+  def draw(key: jax.Array) -> jax.Array:
     shape, dtype = inputs.shape[1:], inputs.dtype
     if threat_model.norm == "linf":
       return jax.random.uniform(key, shape, dtype, minval=-1.0, maxval=1.0)
@@ -220,11 +246,4 @@ def check_settings(threat_model: ThreatModel, bounds: Bounds) -> None:
     raise ValueError(
       f"this attack knows the norms linf, l2 and l1, got {threat_model.norm!r}."
     )
-  if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
-    raise ValueError(f"bounds must be (low, high) with low < high, got {bounds!r}.")
-
-
-def check_positive(name: str, value: Any) -> None:
-  """Raises ValueError unless the value is an integer >= 1."""
-  if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-    raise ValueError(f"{name} must be an integer >= 1, got {value!r}.")
+  check_bounds(bounds)

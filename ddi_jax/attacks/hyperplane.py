@@ -1,10 +1,12 @@
 """The nearest point of a hyperplane inside a box, in l_inf, l2 and l1."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from ddi_jax.numerics.thresholds import largest_threshold
 from ddi_jax.threat_models import Bounds
-from ddi_jax.thresholds import largest_threshold
 
 
 def displacement(
@@ -55,18 +57,20 @@ def displacement(
   return (signs * lengths).reshape(points.shape)
 
 
-def _together(weights, rooms, needs):
+def _together(weights: jax.Array, rooms: jax.Array, needs: jax.Array) -> jax.Array:
   return _until_met(weights, jnp.ones_like(weights), rooms, needs)
 
 
-def _by_weight(weights, rooms, needs):
+def _by_weight(weights: jax.Array, rooms: jax.Array, needs: jax.Array) -> jax.Array:
   return _until_met(weights, weights, rooms, needs)
 
 
-def _until_met(weights, speeds, rooms, needs):
+def _until_met(
+  weights: jax.Array, speeds: Any, rooms: jax.Array, needs: jax.Array
+) -> jax.Array:
   """`min(t speeds, rooms)` with the least t for which <weights, it> is `needs`."""
 
-  def later(time):
+  def later(time: jax.Array) -> jax.Array:
     # No later than the one looked for: what is met is concave in time.
     reached = time * speeds
     free = reached < rooms
@@ -84,12 +88,12 @@ def _until_met(weights, speeds, rooms, needs):
   return jnp.minimum(time * speeds, rooms)
 
 
-def _in_turn(weights, rooms, needs):
+def _in_turn(weights: jax.Array, rooms: jax.Array, needs: jax.Array) -> jax.Array:
   """A fractional knapsack: the least sum of lengths with <weights, them> = `needs`."""
   weights = jnp.maximum(weights, 0)
   gains = jnp.where(weights > 0, weights * rooms, 0)
 
-  def total(chosen):
+  def total(chosen: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(chosen, gains, 0), axis=1, keepdims=True)
 
   last = largest_threshold(weights, lambda chosen: total(chosen) >= needs)

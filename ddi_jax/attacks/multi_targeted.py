@@ -1,10 +1,14 @@
 """Multi-targeted PGD (Gowal et al., 2019)."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 
 from ddi_jax.attacks import classifier
-from ddi_jax.attacks.classifier import ClassifierAttack
-from ddi_jax.attacks.pgd import pgd
+from ddi_jax.attacks.classifier import BestPoints, ClassifierAttack, LogitsFn
+from ddi_jax.attacks.projected_gradient import pgd
+from ddi_jax.checks import check_positive_int
 from ddi_jax.threat_models import Bounds, ThreatModel
 
 
@@ -38,24 +42,40 @@ def multi_targeted_pgd(
 
   Raises:
     ValueError: for an argument outside its range.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, ddi_jax
+    >>> attack = ddi_jax.attacks.multi_targeted_pgd(
+    ...     ddi_jax.linf(0.1), steps=5, step_size=0.05)
+    >>> inputs, labels = jnp.array([[0.55, 0.45, 0.3]]), jnp.array([0])
+    >>> points = attack(jax.random.key(0), lambda x: x, inputs, labels)
+    >>> int(points.argmax())
+    1
   """
   attack = pgd(threat_model, steps=steps, step_size=step_size, bounds=bounds)
-  classifier.check_positive("restarts", restarts)
+  check_positive_int("restarts", restarts)
   if targets is not None:
-    classifier.check_positive("targets", targets)
+    check_positive_int("targets", targets)
 
-  def run(index, keys, logits_fn, inputs, labels, clean_logits):
+  def run(
+    index: Any,
+    keys: jax.Array,
+    logits_fn: LogitsFn,
+    inputs: jax.Array,
+    labels: jax.Array,
+    clean_logits: jax.Array,
+  ) -> BestPoints:
     chosen = classifier.targets_by_rank(clean_logits, labels, index // restarts)
     rows = jnp.arange(len(inputs))
 
-    def difference(points):
+    def difference(points: jax.Array) -> jax.Array:
       logits = logits_fn(points)
       return logits[rows, chosen] - logits[rows, labels]
 
     points = attack(keys[0], difference, inputs)
     return classifier.by_margin(points, logits_fn(points), labels)
 
-  def num_runs(num_classes):
+  def num_runs(num_classes: int) -> int:
     return restarts * min(targets or num_classes, num_classes - 1)
 
   return classifier.repeated(run, num_runs, at_once=True)

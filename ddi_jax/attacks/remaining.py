@@ -23,62 +23,64 @@ def group_size(batch: int) -> int:
 def run_on_remaining(
   run: Callable[[jax.Array, Any, Any], Any],
   runs: int,
-  found: Any,
+  results: Any,
   remain: Callable[[Any], jax.Array],
   arguments: Any,
   size: int,
 ) -> Any:
-  """Repeats `found = run(index, arguments, found)` on the examples that remain.
+  """Repeats `results = run(index, arguments, results)` on the examples that remain.
 
   Before each run they are gathered from the batch, `size` at a time, so that a run
   costs what is left and not what was there at first, without another compilation.
 
   Args:
-    run: (index of the run, arguments `[b, ...]`, found `[b, ...]`) -> found
+    run: (index of the run, arguments `[b, ...]`, results `[b, ...]`) -> results
       `[b, ...]`, each example by itself.
     runs: how many, >= 1.
-    found: arrays `[B, ...]` to be changed.
-    remain: found -> whether an example takes part in the next run, `[B]`.  What does
+    results: arrays `[B, ...]` to be changed.
+    remain: results -> whether an example takes part in the next run, `[B]`.  What does
       not remain is not changed.
     arguments: arrays `[B, ...]`.
     size: examples at a time.  From B on all are, in their order, while one remains.
 
   Returns:
-    What was found, `[B, ...]`.
+    The results, `[B, ...]`.
   """
-  batch = len(remain(found))
+  batch = len(remain(results))
 
-  def run_or_keep(index, arguments, found):
-    return select(remain(found), run(index, arguments, found), found)
+  def run_or_keep(index: Any, arguments: Any, results: Any) -> Any:
+    return select(remain(results), run(index, arguments, results), results)
 
-  def together(index, found):
-    return run_or_keep(index, arguments, found)
+  def together(index: Any, results: Any) -> Any:
+    return run_or_keep(index, arguments, results)
 
-  def by_group(index, found):
-    left = remain(found)
+  def by_group(index: Any, results: Any) -> Any:
+    left = remain(results)
     count = jnp.sum(left)
     # Past the batch's end nothing is written.
     beyond = jnp.full(size - 1, batch)
     order = jnp.concatenate([jnp.argsort(~left), beyond])
 
-    def group(state):
-      start, found = state
+    def group(state: Any) -> Any:
+      start, results = state
       picked = jax.lax.dynamic_slice(order, (start,), (size,))
-      some = jax.tree.map(lambda leaf: leaf[picked], (arguments, found))
+      some = jax.tree.map(lambda leaf: leaf[picked], (arguments, results))
       new = run_or_keep(index, *some)
-      return start + size, jax.tree.map(lambda a, b: a.at[picked].set(b), found, new)
+      return start + size, jax.tree.map(lambda a, b: a.at[picked].set(b), results, new)
 
     start = jnp.zeros_like(count)
-    _, found = jax.lax.while_loop(lambda state: state[0] < count, group, (start, found))
-    return found
+    _, results = jax.lax.while_loop(
+      lambda state: state[0] < count, group, (start, results)
+    )
+    return results
 
   turn = together if size >= batch else by_group
-  _, found = jax.lax.while_loop(
+  _, results = jax.lax.while_loop(
     lambda state: (state[0] < runs) & jnp.any(remain(state[1])),
     lambda state: (state[0] + 1, turn(*state)),
-    (jnp.int32(0), found),
+    (jnp.int32(0), results),
   )
-  return found
+  return results
 
 
 def expand(values: jax.Array, like: jax.Array) -> jax.Array:

@@ -23,6 +23,7 @@ class AutoAttackResult(NamedTuple):
     faced: how many of the attacks the example has been through, `[N]`.
     adversarial: the misclassified point where one was found, elsewhere the input,
       `[N, ...]`; None where points are not kept.
+    warnings: what looks suspicious of the model or of the outcome, a sentence each.
   """
 
   attacks: tuple[str, ...]
@@ -30,6 +31,7 @@ class AutoAttackResult(NamedTuple):
   broken_by: np.ndarray
   faced: np.ndarray
   adversarial: np.ndarray | None
+  warnings: tuple[str, ...] = ()
 
   @property
   def robust(self) -> np.ndarray:
@@ -112,7 +114,9 @@ class Batches:
     ValueError: for data of another shape or type.
   """
 
-  def __init__(self, logits_fn: LogitsFn, inputs: Any, labels: Any, batch_size: int):
+  def __init__(
+    self, logits_fn: LogitsFn, inputs: Any, labels: Any, batch_size: int
+  ) -> None:
     self.inputs, self.labels = np.asarray(inputs), np.asarray(labels)
     _check_data(self.inputs, self.labels)
     if not isinstance(logits_fn, jax.tree_util.Partial):
@@ -143,7 +147,14 @@ class Batches:
     return np.concatenate([logits for _, (_, logits) in runs])
 
 
-def judge(keys, logits_fn, inputs, labels, *, randomised=False):
+def classify_batch(
+  keys: jax.Array,
+  logits_fn: LogitsFn,
+  inputs: Any,
+  labels: Any,
+  *,
+  randomised: bool = False,
+) -> tuple[jax.Array, jax.Array]:
   """(whether each is misclassified `[B]`, logits `[B, C]`)."""
   draw = (jax.random.fold_in(keys[0], 1),) if randomised else ()
   logits = logits_fn(inputs, *draw)
@@ -196,10 +207,10 @@ def run_stages(
       index alone.
     batches: the examples.
     stages: in order.
-    classify: jitted `judge`, of the clean inputs and of what the attacks find.
+    classify: jitted `classify_batch`, of the clean inputs and of what the attacks find.
     bounds: the box that the points must not leave, or None.
     keep_points: whether the result holds the misclassified points.
-    after_batch: see `ddi_jax.attacks.autoattack.Evaluate`.
+    after_batch: see `ddi_jax.attacks.ensemble.Evaluate`.
     resume: the result of a run that was stopped.
 
   Returns:
@@ -238,7 +249,14 @@ def run_stages(
   return result
 
 
-def _run_and_classify(run, classify, keys, logits_fn, inputs, labels):
+def _run_and_classify(
+  run: Callable[..., Any],
+  classify: Callable[..., Any],
+  keys: jax.Array,
+  logits_fn: LogitsFn,
+  inputs: Any,
+  labels: Any,
+) -> tuple[np.ndarray, jax.Array, jax.Array]:
   """(points, sizes, whether each is misclassified), by the program of the inputs."""
   points, sizes = run(keys, logits_fn, inputs, labels)
   # On the host, like the inputs: the same program for both.
@@ -246,7 +264,7 @@ def _run_and_classify(run, classify, keys, logits_fn, inputs, labels):
   return points, sizes, classify(keys, logits_fn, points, labels)[0]
 
 
-def _check_data(inputs, labels):
+def _check_data(inputs: Any, labels: Any) -> None:
   if not np.issubdtype(inputs.dtype, np.floating) or inputs.ndim < 2 or not len(inputs):
     raise ValueError(
       "inputs must be floating point, [N, ...] with N >= 1; got "
@@ -258,7 +276,7 @@ def _check_data(inputs, labels):
     )
 
 
-def _check_inside(stage, points, sizes, bounds):
+def _check_inside(stage: Stage, points: Any, sizes: Any, bounds: Bounds) -> None:
   if np.any(sizes > stage.epsilon * (1 + 1e-3) + 1e-6):
     raise ValueError(
       f"{stage.name} left the ball: a perturbation of size {np.max(sizes):g}, epsilon "
@@ -268,7 +286,9 @@ def _check_inside(stage, points, sizes, bounds):
     raise ValueError(f"{stage.name} left the box [{bounds[0]:g}, {bounds[1]:g}].")
 
 
-def _check_resumed(resume, names, inputs, keep_points):
+def _check_resumed(
+  resume: AutoAttackResult, names: tuple[str, ...], inputs: Any, keep_points: bool
+) -> AutoAttackResult:
   shape = inputs.shape if keep_points else inputs.shape[:1]
   theirs = (resume.faced if resume.adversarial is None else resume.adversarial).shape
   if resume.attacks != names or theirs != shape:
@@ -276,5 +296,6 @@ def _check_resumed(resume, names, inputs, keep_points):
       f"resume is of {resume.attacks} on inputs {theirs}, this is of {names} on "
       f"{shape}."
     )
-  arrays = jax.tree.map(np.copy, tuple(resume[1:]))
-  return AutoAttackResult(names, *arrays)
+  return jax.tree.map(np.copy, resume._replace(attacks=(), warnings=()))._replace(
+    attacks=names
+  )

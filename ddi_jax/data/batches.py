@@ -41,6 +41,14 @@ def training_batches(
   Raises:
     ValueError: if the batch is larger than the data, or cannot be divided so.
     DataError: while iterating, if a streamed file is damaged.
+
+  Example:
+    >>> import numpy as np
+    >>> from ddi_jax import data
+    >>> dataset = data.Dataset(np.zeros((10, 8, 8, 1), np.uint8), np.arange(10))
+    >>> batches = data.training_batches(dataset, 4, seed=0, start=0, stop=2)
+    >>> [batch["image"].shape for batch in batches]
+    [(4, 8, 8, 1), (4, 8, 8, 1)]
   """
   if not 1 <= batch_size <= len(dataset):
     raise ValueError(
@@ -49,7 +57,9 @@ def training_batches(
     )
   part = _part(batch_size, shard, num_shards)
 
-  def draw(indices: np.ndarray, rng: np.random.Generator):
+  def draw(
+    indices: np.ndarray, rng: np.random.Generator
+  ) -> tuple[np.ndarray, np.ndarray]:
     return indices[part], rng.integers(2**63, size=batch_size)[part]
 
   batches = (
@@ -83,6 +93,13 @@ def evaluation_batches(
   Raises:
     ValueError: if a batch cannot be divided so.
     DataError: while iterating, if a streamed file is damaged.
+
+  Example:
+    >>> import numpy as np
+    >>> from ddi_jax import data
+    >>> dataset = data.Dataset(np.zeros((10, 8, 8, 1), np.uint8), np.arange(10))
+    >>> [int(batch["valid"].sum()) for batch in data.evaluation_batches(dataset, 4)]
+    [4, 4, 2]
   """
   part = _part(batch_size, shard, num_shards)
 

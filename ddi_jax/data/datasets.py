@@ -1,8 +1,9 @@
 """Data sets by name, split, in memory or streamed."""
 
+from collections.abc import Callable
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -108,6 +109,12 @@ def load(
     ValueError: for an unknown name, a validation set as large as the data, or a
       resolution or way of streaming that the data set has not.
     DataError: if the data set is not prepared, or a package to read it is missing.
+
+  Example:
+    >>> from ddi_jax import data
+    >>> splits = data.load("digits", validation_size=200)
+    >>> len(splits.train), len(splits.validation), len(splits.test)
+    (1237, 200, 360)
   """
   if name not in DATASETS:
     raise ValueError(f"data.name must be one of {', '.join(DATASETS)}; got {name!r}.")
@@ -120,6 +127,46 @@ def load(
       tfds_source.open_split(name, split, data_dir, prepare)
       for split in ("train", description.test_split)
     )
+
+  def streams(num_images: int) -> bool:
+    num_bytes = num_images * math.prod(image_shape(name, resolution))
+    return _streams(name, num_bytes, streaming, resolution)
+
+  return _split(
+    train,
+    test,
+    description._replace(image_shape=image_shape(name, resolution)),
+    name=name,
+    validation_size=validation_size,
+    split_seed=split_seed,
+    limit=limit,
+    streams=streams,
+  )
+
+
+def _split(
+  train: tfds_source.OpenSplit,
+  test: tfds_source.OpenSplit,
+  description: Description,
+  *,
+  name: str,
+  validation_size: int,
+  split_seed: int,
+  limit: int | None,
+  streams: Callable[[int], bool],
+) -> Splits:
+  """Holds out the validation set; reads all images unless they are streamed.
+
+  Args:
+    train: the official training set.
+    test: the official test set.
+    description: of the data set.
+    name: of the data set, for messages.
+    validation_size: see `load`.
+    split_seed: see `load`.
+    limit: see `load`.
+    streams: number of images -> whether to stream them.
+  """
   if not 0 < validation_size < train.size:
     raise ValueError(
       f"data.validation_size must be in [1, {train.size - 1}] for {name}, "
@@ -129,12 +176,13 @@ def load(
   train_indices = order[validation_size:][:limit]
   validation_indices = order[:validation_size][:limit]
   test_indices = np.arange(test.size)[:limit]
-  shape = image_shape(name, resolution)
+  shape = description.image_shape
+  assert shape is not None  # The caller knows it by now.
   num_images = len(train_indices) + len(validation_indices) + len(test_indices)
-  streams = _streams(name, num_images * math.prod(shape), streaming, resolution)
+  is_streamed = streams(num_images)
 
   def make(split: tfds_source.OpenSplit, indices: np.ndarray) -> Examples:
-    if streams:
+    if is_streamed:
       return StreamedDataset(split.read, indices, shape)
     chunks = [
       split.read(indices[start : start + _CHUNK], None)
@@ -153,9 +201,102 @@ def load(
   )
 
 
-def class_names(name: str) -> tuple[str, ...]:
-  """What the labels of a data set stand for, by number."""
-  return _CLASS_NAMES.get(name, tuple(map(str, range(DATASETS[name].num_classes))))
+def split_arrays(
+  arrays: Any,
+  *,
+  name: str,
+  validation_size: int,
+  split_seed: int = 0,
+  limit: int | None = None,
+) -> Splits:
+  """Split a data set of your own, given as arrays.
+
+  Args:
+    arrays: (training images, training labels, test images, test labels); images are
+      uint8 `[N, H, W, C]` with C of 1 or 3, in [0, 255], labels integers `[N]` >= 0.
+    name: of the data set, for messages.
+    validation_size: see `load`.
+    split_seed: see `load`.
+    limit: see `load`.
+
+  Returns:
+    `Splits`; mean and deviation are those of the training images, the number of classes
+    is that of the greatest label, plus 1.
+
+  Raises:
+    ValueError: for arrays of another form, or a validation set as large as the data.
+
+  Example:
+    >>> import numpy as np
+    >>> from ddi_jax import data
+    >>> images, labels = np.zeros((10, 8, 8, 1), np.uint8), np.arange(10)
+    >>> splits = data.split_arrays(
+    ...     (images, labels, images, labels), name="mine", validation_size=2)
+    >>> len(splits.train), splits.num_classes
+    (8, 10)
+  """
+  if not isinstance(arrays, tuple) or len(arrays) != 4:
+    raise ValueError(
+      f"data.name {name!r} must return (training images, training labels, test images, "
+      f"test labels), got {type(arrays).__name__}."
+    )
+  arrays = tuple(map(np.asarray, arrays))
+  for images, labels in (arrays[:2], arrays[2:]):
+    _check_arrays(name, images, labels)
+  train, test = (_kept(images, labels) for images, labels in (arrays[:2], arrays[2:]))
+  scaled = arrays[0].reshape(-1, arrays[0].shape[-1]) / 255
+  return _split(
+    train,
+    test,
+    Description(
+      max_value=255,
+      mean=tuple(map(float, scaled.mean(axis=0))),
+      std=tuple(map(float, np.maximum(scaled.std(axis=0), 1e-6))),
+      image_shape=arrays[0].shape[1:],
+      num_classes=int(max(arrays[1].max(), arrays[3].max())) + 1,
+    ),
+    name=name,
+    validation_size=validation_size,
+    split_seed=split_seed,
+    limit=limit,
+    streams=lambda num_images: False,
+  )
+
+
+def _check_arrays(name: str, images: np.ndarray, labels: np.ndarray) -> None:
+  if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+    raise ValueError(
+      f"data.name {name!r} must return images uint8 [N, H, W, C] with C of 1 or 3, got "
+      f"{images.dtype} {images.shape}."
+    )
+  if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+    raise ValueError(
+      f"data.name {name!r} must return labels, integers [{len(images)}], got "
+      f"{labels.dtype} {labels.shape}."
+    )
+  if np.min(labels) < 0:
+    raise ValueError(f"data.name {name!r} must return labels >= 0, got {min(labels)}.")
+
+
+def _kept(images: np.ndarray, labels: np.ndarray) -> tfds_source.OpenSplit:
+  """Arrays as a split that has been opened."""
+  labels = labels.astype(np.int32)
+  return tfds_source.OpenSplit(
+    len(labels),
+    images.shape[1:],
+    lambda indices, seeds: (images[indices], labels[indices]),
+  )
+
+
+def class_names(name: str, num_classes: int) -> tuple[str, ...]:
+  """What the labels of a data set stand for, by number.
+
+  Example:
+    >>> from ddi_jax import data
+    >>> data.class_names("cifar10", 10)[:2]
+    ('airplane', 'automobile')
+  """
+  return _CLASS_NAMES.get(name, tuple(map(str, range(num_classes))))
 
 
 def image_shape(name: str, resolution: int | None) -> tuple[int, int, int]:
@@ -163,6 +304,11 @@ def image_shape(name: str, resolution: int | None) -> tuple[int, int, int]:
 
   Raises:
     ValueError: for a resolution where none is wanted, or none where one is.
+
+  Example:
+    >>> from ddi_jax import data
+    >>> data.image_shape("mnist", None)
+    (28, 28, 1)
   """
   shape = DATASETS[name].image_shape
   if shape is not None:
@@ -219,7 +365,7 @@ def _open_digits() -> tuple[tfds_source.OpenSplit, tfds_source.OpenSplit]:
   labels = digits.target.astype(np.int32)
   order = np.random.default_rng(0).permutation(len(images))
 
-  def open_part(part):
+  def open_part(part: np.ndarray) -> tfds_source.OpenSplit:
     return tfds_source.OpenSplit(
       len(part),
       images.shape[1:],

@@ -56,12 +56,14 @@ def central_crop(
   return _resize(image, resolution, (left, top, left + side, top + side))
 
 
-def _resize(image, resolution, box):
+def _resize(
+  image: np.ndarray, resolution: int, box: tuple[float, float, float, float]
+) -> np.ndarray:
   from PIL import Image  # noqa: PLC0415  (an optional extra)
 
   # Pillow has no images of one channel as an axis.
   plain = image[..., 0] if image.shape[-1] == 1 else image
   resized = Image.fromarray(plain).resize(
-    (resolution, resolution), Image.Resampling.BILINEAR, box=tuple(map(float, box))
+    (resolution, resolution), Image.Resampling.BILINEAR, box=box
   )
   return np.asarray(resized).reshape(resolution, resolution, image.shape[-1])

@@ -1,6 +1,6 @@
 """Reads prepared TensorFlow Datasets directories without TensorFlow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import importlib.util
 import os
 from pathlib import Path
@@ -69,7 +69,10 @@ def open_split(
       f"{_advice(root, name)}"
     ) from error
 
-  def read(indices, seeds=None):
+  def read(
+    indices: Sequence[int] | np.ndarray,
+    seeds: Sequence[int | None] | np.ndarray | None = None,
+  ) -> tuple[np.ndarray, np.ndarray]:
     seeds = [None] * len(indices) if seeds is None else seeds
     numbers = [int(index) for index in indices]
     try:
@@ -110,7 +113,7 @@ def _check_packages(name: str) -> None:
   missing = [package for package in needed if not _installed(package)]
   if missing:
     raise DataError(
-      f"reading {name} needs {' and '.join(missing)}: pip install 'ddi_jax[tfds]'."
+      f"reading {name} needs {' and '.join(missing)}: pip install 'ddi_jax[training]'."
     )
   if not (_installed("PIL") or _installed("cv2")):
     raise DataError(

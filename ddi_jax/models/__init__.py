@@ -4,23 +4,37 @@ from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any
 
-from flax import nnx
 import jax
 
+from ddi_jax.checks import keyword_parameters, missing_extra
+
+try:
+  from flax import nnx
+except ModuleNotFoundError as error:
+  raise missing_extra("training", error) from error
+
 from ddi_jax.models.convolution import conv_general_dilated
-from ddi_jax.models.functional import functional, in_bfloat16
 from ddi_jax.models.layers import ACTIVATIONS, NORMALIZATIONS, Standardize
 from ddi_jax.models.mlp import MLP
+from ddi_jax.models.pure import functional, in_bfloat16
 from ddi_jax.models.resnet import ResNet18
 from ddi_jax.models.resnet50 import ResNet50
 from ddi_jax.models.small import SmallConvNet
 from ddi_jax.models.wide_resnet import WideResNet
 
-MODELS = ("small", "mlp", "resnet18", "preact_resnet18", "resnet50", "wide_resnet")
+# Each is called as factory(image_shape, num_classes, mean=, std=, rngs=, **settings).
+MODELS: dict[str, Callable[..., nnx.Module]] = {
+  "small": SmallConvNet,
+  "mlp": MLP,
+  "resnet18": ResNet18,
+  "preact_resnet18": functools.partial(ResNet18, preactivation=True),
+  "resnet50": ResNet50,
+  "wide_resnet": WideResNet,
+}
 
 
 def create_model(
-  name: str,
+  model: str | Callable[..., nnx.Module],
   *,
   image_shape: tuple[int, int, int],
   num_classes: int,
@@ -33,7 +47,9 @@ def create_model(
   """A freshly initialised model.  Not to be called under a jax transformation.
 
   Args:
-    name: one of `MODELS`.
+    model: a name of `MODELS`, or a module's class (or a function that makes one),
+      called as `model(image_shape, num_classes, *, rngs, **settings)`.  It is also
+      given `mean` and `std` if it has arguments of these names.
     image_shape: (height, width, channels).
     num_classes: number of logits.
     mean: per channel, of the images in [0, 1].
@@ -45,19 +61,28 @@ def create_model(
 
   Returns:
     A module: images `[B, H, W, C]` in [0, 1] -> logits `[B, num_classes]`.
+
+  Raises:
+    ValueError: for a setting that the model refuses.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from ddi_jax import models
+    >>> model = models.create_model(
+    ...     "mlp", image_shape=(8, 8, 1), num_classes=10, mean=(0.5,), std=(0.3,),
+    ...     settings={"layers": (16,)}, seed=0)
+    >>> model(jnp.zeros((4, 8, 8, 1))).shape
+    (4, 10)
   """
+  factory = MODELS[model] if isinstance(model, str) else model
+  arguments = dict(settings)
+  moments = {"mean": tuple(mean), "std": tuple(std)}
+  accepted = keyword_parameters(factory)
+  arguments |= {name: value for name, value in moments.items() if name in accepted}
 
   def build() -> nnx.Module:
     rngs = nnx.Rngs(params=seed)
-    kinds: dict[str, Callable[..., nnx.Module]] = {
-      "small": SmallConvNet,
-      "mlp": MLP,
-      "resnet18": ResNet18,
-      "preact_resnet18": functools.partial(ResNet18, preactivation=True),
-      "resnet50": ResNet50,
-      "wide_resnet": WideResNet,
-    }
-    return kinds[name](image_shape, num_classes, mean, std, rngs=rngs, **settings)
+    return factory(image_shape, num_classes, rngs=rngs, **arguments)
 
   if abstract:
     return nnx.eval_shape(build)

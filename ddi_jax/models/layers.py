@@ -1,13 +1,15 @@
 """The parts that the image networks share."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from ddi_jax.checks import check_choice, check_positive_int
 from ddi_jax.models.convolution import conv_general_dilated
-from ddi_jax.precision import at_least_float32
+from ddi_jax.numerics.precision import at_least_float32
 
 
 @jax.custom_jvp
@@ -21,7 +23,7 @@ def celu(inputs: jax.Array) -> jax.Array:
 
 
 @celu.defjvp
-def _celu_jvp(primals, tangents):
+def _celu_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
   output = celu(*primals)
   return output, tangents[0] * jnp.where(output > 0, 1, output + 1)
 
@@ -36,13 +38,33 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 NORMALIZATIONS = ("none", "group", "batch")
 PADDINGS = ("symmetric", "same")
 
+
+def check_settings(
+  *,
+  width: int,
+  activation: str,
+  normalization: str = "none",
+  norm_groups: int = 1,
+) -> None:
+  """Raise a ValueError for an impossible setting that the networks share."""
+  check_positive_int("width", width)
+  check_choice("activation", activation, ACTIVATIONS)
+  check_choice("normalization", normalization, NORMALIZATIONS)
+  check_positive_int("norm_groups", norm_groups)
+  if normalization == "group" and width % norm_groups:
+    raise ValueError(
+      f"norm_groups must be a divisor of width ({width}) with normalization 'group', "
+      f"got {norm_groups!r}."
+    )
+
+
 he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class Standardize(nnx.Module):
   """(x - mean) / std per channel: lets attacks live in the input's own range."""
 
-  def __init__(self, mean: Sequence[float], std: Sequence[float]):
+  def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
     self.mean = tuple(mean)
     self.std = tuple(std)
 
@@ -59,7 +81,7 @@ def conv(
   stride: int = 1,
   *,
   normalization: str = "none",
-  kernel_init=he_normal,
+  kernel_init: Any = he_normal,
   padding: str = "symmetric",
   rngs: nnx.Rngs,
 ) -> nnx.Conv:
@@ -100,7 +122,7 @@ class GroupNorm(nnx.Module):
 
   def __init__(
     self, features: int, num_groups: int, epsilon: float = 1e-5, *, rngs: nnx.Rngs
-  ):
+  ) -> None:
     self.num_groups = num_groups
     self.epsilon = epsilon
     self.scale = nnx.Param(nnx.initializers.ones_init()(rngs.params(), (features,)))
@@ -111,7 +133,7 @@ class GroupNorm(nnx.Module):
     scale, bias = self.scale[...], self.bias[...]
     group_size = len(scale) // self.num_groups
 
-    def group_mean(images):
+    def group_mean(images: jax.Array) -> jax.Array:
       means = jnp.mean(images, axis=(1, 2))
       means = means.reshape(-1, self.num_groups, group_size).mean(-1)
       return jnp.repeat(means, group_size, axis=1)

@@ -6,6 +6,7 @@ import itertools
 from flax import nnx
 import jax
 
+from ddi_jax.checks import check_choice
 from ddi_jax.models import layers as parts
 
 
@@ -32,7 +33,10 @@ class MLP(nnx.Module):
     layers: Sequence[int] = (256, 128),
     activation: str = "relu",
     rngs: nnx.Rngs,
-  ):
+  ) -> None:
+    check_choice("activation", activation, parts.ACTIVATIONS)
+    if isinstance(layers, str) or not all(units >= 1 for units in layers):
+      raise ValueError(f"layers must be a tuple of integers >= 1, got {layers!r}.")
     height, breadth, channels = image_shape
     self.standardize = parts.Standardize(mean, std)
     self.activation = parts.ACTIVATIONS[activation]

@@ -13,7 +13,15 @@ from ddi_jax.models import layers
 class BasicBlock(nnx.Module):
   """conv-norm-act-conv-norm, plus shortcut, act (He et al., 2016a)."""
 
-  def __init__(self, in_features, features, stride, activation, norm, rngs):
+  def __init__(
+    self,
+    in_features: int,
+    features: int,
+    stride: int,
+    activation: str,
+    norm: tuple[str, int],
+    rngs: nnx.Rngs,
+  ) -> None:
     kind, groups = norm
     self.activation = layers.ACTIVATIONS[activation]
     self.conv1 = layers.conv(
@@ -29,7 +37,7 @@ class BasicBlock(nnx.Module):
       )
       self.shortcut_norm = layers.norm(kind, features, groups, rngs=rngs)
 
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     y = self.activation(self.norm1(self.conv1(x)))
     y = self.norm2(self.conv2(y))
     shortcut = self.shortcut_norm(self.shortcut(x)) if self.projects else x
@@ -45,15 +53,15 @@ class PreActBlock(nnx.Module):
 
   def __init__(
     self,
-    in_features,
-    features,
-    stride,
-    activation,
-    norm,
-    rngs,
-    padding="symmetric",
-    activated_shortcut=True,
-  ):
+    in_features: int,
+    features: int,
+    stride: int,
+    activation: str,
+    norm: tuple[str, int],
+    rngs: nnx.Rngs,
+    padding: Any = "symmetric",
+    activated_shortcut: Any = True,
+  ) -> None:
     kind, groups = norm
     self.activated_shortcut = activated_shortcut
     self.activation = layers.ACTIVATIONS[activation]
@@ -75,7 +83,7 @@ class PreActBlock(nnx.Module):
         in_features, features, 1, stride, normalization=kind, rngs=rngs
       )
 
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     activated = self.activation(self.norm1(x))
     shortcut = x
     if self.projects:
@@ -121,7 +129,13 @@ class ResNet18(nnx.Module):
     activated_shortcut: bool = True,
     final_norm: bool = True,
     rngs: nnx.Rngs,
-  ):
+  ) -> None:
+    layers.check_settings(
+      width=width,
+      activation=activation,
+      normalization=normalization,
+      norm_groups=norm_groups,
+    )
     norm = (normalization, norm_groups)
     self.standardize = layers.Standardize(mean, std)
     self.activation = layers.ACTIVATIONS[activation]
@@ -187,7 +201,7 @@ def stages_of_blocks(
   return nnx.List(blocks)
 
 
-def _last_conv(features, normalization, rngs):
+def _last_conv(features: int, normalization: str, rngs: nnx.Rngs) -> nnx.Conv:
   zero = nnx.initializers.zeros_init()
   return layers.conv(
     features,

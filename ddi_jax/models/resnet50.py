@@ -1,6 +1,7 @@
 """ResNet-50 for ImageNet (He et al., 2016a)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from flax import nnx
 import jax
@@ -19,7 +20,15 @@ class BottleneckBlock(nnx.Module):
   The 3x3 convolution strides, not the first ("version 1.5").
   """
 
-  def __init__(self, in_features, features, stride, activation, norm, rngs):
+  def __init__(
+    self,
+    in_features: int,
+    features: int,
+    stride: int,
+    activation: str,
+    norm: tuple[str, int],
+    rngs: nnx.Rngs,
+  ) -> None:
     kind, groups = norm
     inner = features // _EXPANSION
     self.activation = layers.ACTIVATIONS[activation]
@@ -36,9 +45,10 @@ class BottleneckBlock(nnx.Module):
       kernel_init=zero if kind == "none" else layers.he_normal,
       rngs=rngs,
     )
-    self.norm3 = layers.norm(kind, features, groups, rngs=rngs)
+    last_norm: Any = layers.norm(kind, features, groups, rngs=rngs)
     if kind != "none":  # The block starts as the identity (Goyal et al., 2017).
-      self.norm3.scale[...] = jnp.zeros(features)
+      last_norm.scale[...] = jnp.zeros(features)
+    self.norm3 = last_norm
     self.projects = stride != 1 or in_features != features
     if self.projects:
       self.shortcut = layers.conv(
@@ -46,7 +56,7 @@ class BottleneckBlock(nnx.Module):
       )
       self.shortcut_norm = layers.norm(kind, features, groups, rngs=rngs)
 
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     y = self.activation(self.norm1(self.conv1(x)))
     y = self.activation(self.norm2(self.conv2(y)))
     y = self.norm3(self.conv3(y))
@@ -81,7 +91,13 @@ class ResNet50(nnx.Module):
     normalization: str = "batch",
     norm_groups: int = 8,
     rngs: nnx.Rngs,
-  ):
+  ) -> None:
+    layers.check_settings(
+      width=width,
+      activation=activation,
+      normalization=normalization,
+      norm_groups=norm_groups,
+    )
     self.standardize = layers.Standardize(mean, std)
     self.activation = layers.ACTIVATIONS[activation]
     self.stem = layers.conv(

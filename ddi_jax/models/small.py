@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from flax import nnx
 import jax
 
+from ddi_jax.checks import check_positive_int
 from ddi_jax.models import layers
 
 
@@ -39,7 +40,16 @@ class SmallConvNet(nnx.Module):
     normalization: str = "none",
     norm_groups: int = 8,
     rngs: nnx.Rngs,
-  ):
+  ) -> None:
+    layers.check_settings(
+      width=width,
+      activation=activation,
+      normalization=normalization,
+      norm_groups=norm_groups,
+    )
+    check_positive_int("hidden", hidden)
+    if len(strides) != 2 or not all(stride >= 1 for stride in strides):
+      raise ValueError(f"strides must be two integers >= 1, got {strides!r}.")
     height, breadth, channels = image_shape
     self.standardize = layers.Standardize(mean, std)
     self.activation = layers.ACTIVATIONS[activation]

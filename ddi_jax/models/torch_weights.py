@@ -12,7 +12,7 @@ PyTorch is installed, with
     safetensors.torch.save_file(state.get("state_dict", state), "model.safetensors")
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import json
 from pathlib import Path
 import re
@@ -61,6 +61,15 @@ def to_torch_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
 
   Raises:
     ValueError: for another kind of model.
+
+  Example:
+    >>> from flax import nnx
+    >>> from ddi_jax import models
+    >>> from ddi_jax.models import torch_weights
+    >>> model = models.SmallConvNet((8, 8, 1), 10, (0.5,), (0.3,), rngs=nnx.Rngs(0))
+    >>> state = torch_weights.to_torch_state_dict(model)
+    >>> state["conv1.weight"].shape  # OIHW
+    (16, 1, 3, 3)
   """
   state = {}
   for name, leaf in _leaves(model).items():
@@ -91,6 +100,18 @@ def load_torch_state_dict(model: nnx.Module, state: Mapping[str, Any]) -> None:
   Raises:
     ValueError: for a missing or unexpected name, a wrong shape, values that are not
       floating point, or another mean or std.  The model is as it was then.
+
+  Example:
+    >>> from flax import nnx
+    >>> from ddi_jax import models
+    >>> from ddi_jax.models import torch_weights
+    >>> make = lambda seed: models.SmallConvNet(
+    ...     (8, 8, 1), 10, (0.5,), (0.3,), rngs=nnx.Rngs(seed))
+    >>> first, second = make(0), make(1)
+    >>> torch_weights.load_torch_state_dict(
+    ...     second, torch_weights.to_torch_state_dict(first))
+    >>> bool((first.conv1.kernel[...] == second.conv1.kernel[...]).all())
+    True
   """
   given = {name: np.asarray(value) for name, value in _without_prefixes(state).items()}
   given = {name: value for name, value in given.items() if not _UNUSED.match(name)}
@@ -122,6 +143,16 @@ def save_safetensors(path: Path | str, model: nnx.Module) -> None:
   """Writes `to_torch_state_dict(model)` to a safetensors file.
 
   The input's mean and std stand in the file's metadata, as JSON.
+
+  Example:
+    >>> import tempfile
+    >>> from flax import nnx
+    >>> from ddi_jax import models
+    >>> from ddi_jax.models import torch_weights
+    >>> model = models.SmallConvNet((8, 8, 1), 10, (0.5,), (0.3,), rngs=nnx.Rngs(0))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   torch_weights.save_safetensors(f"{folder}/model.safetensors", model)
+    ...   torch_weights.load_safetensors(f"{folder}/model.safetensors", model)
   """
   metadata = {
     _METADATA + name: json.dumps(list(_of_input(model, name)))
@@ -137,6 +168,16 @@ def load_safetensors(path: Path | str, model: nnx.Module) -> None:
     ValueError: if it is no such file, or not one of this model, see
       `load_torch_state_dict`; then the model is as it was.
     FileNotFoundError: if there is none.
+
+  Example:
+    >>> import tempfile
+    >>> from flax import nnx
+    >>> from ddi_jax import models
+    >>> from ddi_jax.models import torch_weights
+    >>> model = models.SmallConvNet((8, 8, 1), 10, (0.5,), (0.3,), rngs=nnx.Rngs(0))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   torch_weights.save_safetensors(f"{folder}/model.safetensors", model)
+    ...   torch_weights.load_safetensors(f"{folder}/model.safetensors", model)
   """
   try:
     with safetensors.safe_open(str(path), framework="numpy") as file:
@@ -169,7 +210,9 @@ def _leaves(model: nnx.Module) -> dict[str, _Leaf]:
   return leaves
 
 
-def _layouts(model, path, rank):
+def _layouts(
+  model: nnx.Module, path: Any, rank: int
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
   """To PyTorch's layout, and back."""
   if rank == 4:  # HWIO, OIHW
     return lambda x: x.transpose(3, 2, 0, 1), lambda x: x.transpose(2, 3, 1, 0)
@@ -177,12 +220,12 @@ def _layouts(model, path, rank):
     # Its inputs are images flattened with the channels last; in PyTorch they are first.
     channels = model.conv2.out_features
 
-    def to_torch(x):
+    def to_torch(x: Any) -> Any:
       return (
         x.reshape(-1, channels, x.shape[1]).transpose(2, 1, 0).reshape(x.shape[::-1])
       )
 
-    def from_torch(x):
+    def from_torch(x: Any) -> Any:
       return x.reshape(len(x), channels, -1).transpose(2, 1, 0).reshape(x.shape[::-1])
 
     return to_torch, from_torch
@@ -230,7 +273,7 @@ def _naming(model: Any) -> Callable[[str], str]:
       f"{type(model).__name__}."
     )
 
-  def name_of(path):
+  def name_of(path: Any) -> str:
     *parents, layer = path.split(".")
     name = names.get(layer, layer)
     if not parents:
@@ -241,15 +284,15 @@ def _naming(model: Any) -> Callable[[str], str]:
   return name_of
 
 
-def _of_input(model, field):
+def _of_input(model: Any, field: str) -> Any:
   return getattr(model.standardize, field)
 
 
-def _is_deepmind_s(model):
+def _is_deepmind_s(model: nnx.Module) -> bool:
   return isinstance(model, WideResNet) and model.padding == "same"
 
 
-def _without_prefixes(state):
+def _without_prefixes(state: Mapping[str, Any]) -> Mapping[str, Any]:
   """The state without prefixes that all its names share, but for the input's."""
   for prefix in _PREFIXES:
     weights = [name for name in state if name not in _STANDARDIZATION]
@@ -259,17 +302,17 @@ def _without_prefixes(state):
   return state
 
 
-def _check_standardization(model, name, value):
+def _check_standardization(model: nnx.Module, name: str, value: np.ndarray) -> None:
   field = _STANDARDIZATION[name]
   expected = np.asarray(_of_input(model, field))
   if value.size != expected.size or not np.allclose(value.ravel(), expected, atol=1e-6):
-    found = np.round(value.ravel(), 6).tolist()
+    theirs = np.round(value.ravel(), 6).tolist()
     raise ValueError(
-      f"the weights belong to a model whose input has {name} {found}, this one has "
+      f"the weights belong to a model whose input has {name} {theirs}, this one has "
       f"{expected.tolist()}: create it with that {field}."
     )
 
 
-def _some(names):
+def _some(names: Sequence[str]) -> str:
   shown = ", ".join(names[:4]) or "none"
   return shown + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from flax import nnx
 import jax
 
+from ddi_jax.checks import check_choice, check_positive_int
 from ddi_jax.models import layers
 from ddi_jax.models.resnet import PreActBlock, stages_of_blocks
 
@@ -46,15 +47,17 @@ class WideResNet(nnx.Module):
     norm_groups: int = 8,
     padding: str = "symmetric",
     rngs: nnx.Rngs,
-  ):
+  ) -> None:
     if depth < 10 or depth % 6 != 4:
       raise ValueError(f"depth must be 6 n + 4 with n >= 1, got {depth!r}.")
-    if widening < 1:
-      raise ValueError(f"widening must be an integer >= 1, got {widening!r}.")
-    if padding not in layers.PADDINGS:
-      raise ValueError(
-        f"padding must be one of {', '.join(layers.PADDINGS)}; got {padding!r}."
-      )
+    check_positive_int("widening", widening)
+    check_choice("padding", padding, layers.PADDINGS)
+    layers.check_settings(
+      width=width,
+      activation=activation,
+      normalization=normalization,
+      norm_groups=norm_groups,
+    )
     self.standardize = layers.Standardize(mean, std)
     self.activation = layers.ACTIVATIONS[activation]
     self.padding = padding

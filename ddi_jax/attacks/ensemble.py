@@ -1,0 +1,271 @@
+"""AutoAttack, an ensemble of attacks without parameters (Croce and Hein, 2020)."""
+
+from collections.abc import Mapping, Sequence
+import functools
+from typing import Any, Protocol
+import warnings
+
+import jax
+import numpy as np
+
+from ddi_jax.attacks.auto_pgd import apgd
+from ddi_jax.attacks.classifier import ClassifierAttack, LogitsFn
+from ddi_jax.attacks.fast_boundary import fab
+from ddi_jax.attacks.model_checks import check_model
+from ddi_jax.attacks.random_squares import square
+from ddi_jax.attacks.stages import (
+  AfterBatch,
+  AutoAttackResult,
+  Batches,
+  Stage,
+  attack_and_measure,
+  classify_batch,
+  run_stages,
+)
+from ddi_jax.checks import check_positive_int
+from ddi_jax.threat_models import Bounds, ThreatModel
+
+_VERSIONS = {
+  "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+  "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+  "rand": ("apgd-ce", "apgd-dlr"),
+}
+_MIN_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
+_EOT_SAMPLES = 20
+
+
+class Evaluate(Protocol):
+  """Runs the attacks, each on the examples that have withstood the ones before.
+
+  Args:
+    key: a key.  An example's random numbers depend on it and on the example's index
+      alone, not on the batches; only a randomised model draws for a batch.
+    logits_fn: inputs `[B, ...]` -> logits `[B, C]`; for version "rand" (inputs, key) ->
+      logits.  As `jax.tree_util.Partial(apply, params)` its parameters are arguments of
+      the compiled programs, which then serve all parameters of these shapes.
+    inputs: `[N, ...]`, floating point.
+    labels: integers `[N]`.
+    after_batch: called with the `Progress` after each batch, to show or to save it; if
+      it returns True, the evaluation stops.
+    resume: the result of an evaluation of the same examples that was stopped; with the
+      same key the outcome is the same as without the stop.
+
+  Returns:
+    An `AutoAttackResult`.
+
+  Raises:
+    ValueError: for arguments that do not fit together, an attack that needs more
+      classes, or one that leaves the ball or the box.
+  """
+
+  def __call__(
+    self,
+    key: jax.Array,
+    logits_fn: LogitsFn,
+    inputs: Any,
+    labels: Any,
+    *,
+    after_batch: AfterBatch | None = None,
+    resume: AutoAttackResult | None = None,
+  ) -> AutoAttackResult: ...
+
+
+def autoattack(
+  threat_model: ThreatModel,
+  version: str | Sequence[str] | Mapping[str, ClassifierAttack] = "standard",
+  *,
+  batch_size: int = 250,
+  bounds: Bounds = (0.0, 1.0),
+) -> Evaluate:
+  """AutoAttack: the robust accuracy against several attacks, each example's worst case.
+
+  Croce and Hein (2020), "Reliable evaluation of adversarial robustness with an ensemble
+  of diverse parameter-free attacks"; for l1 Croce and Hein (2021).  Every attack is
+  compiled once, for one batch shape, whatever is left of the examples.  The result's
+  `warnings` say what looks suspicious of the model or of the outcome; `warnings.warn`
+  shows them too.
+
+  Args:
+    threat_model: `ddi_jax.linf`, `l2` or `l1`, whose epsilon is a number.
+    version: "standard", "plus" (more restarts, untargeted attacks too), "rand" (for
+      randomised models: mean gradients of 20 draws), names of attacks with their
+      settings in "standard" (see `standard_attacks`), or attacks by name.
+    batch_size: examples at a time, >= 1; the last batch is filled up.
+    bounds: the box `(low, high)` that holds the inputs, or None.
+
+  Returns:
+    fn(key, logits_fn, inputs, labels, *, after_batch=None, resume=None) ->
+    `AutoAttackResult`, see `Evaluate`.
+
+  Raises:
+    ValueError: for an unknown name or an argument outside its range.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, ddi_jax
+    >>> weights = jnp.eye(4)
+    >>> evaluate = ddi_jax.autoattack(ddi_jax.linf(0.1), ["apgd-ce", "apgd-t"])
+    >>> inputs = jnp.array([[0.9, 0.5, 0.1, 0.1], [0.1, 0.2, 0.35, 0.1]])
+    >>> result = evaluate(
+    ...     jax.random.key(0), lambda x: x @ weights, inputs, jnp.array([0, 2]))
+    >>> result.clean_accuracy, result.robust_accuracy, result.broken
+    (1.0, 0.5, {'apgd-ce': 1, 'apgd-t': 0})
+  """
+  check_positive_int("batch_size", batch_size)
+  attacks = attacks_of(threat_model, version, bounds=bounds)
+  randomised = version == "rand"
+  names = tuple(attacks)
+
+  classify = jax.jit(functools.partial(classify_batch, randomised=randomised))
+  stages = [
+    Stage(
+      name,
+      float(threat_model.epsilon),
+      jax.jit(functools.partial(attack_and_measure, attack, threat_model)),
+    )
+    for name, attack in attacks.items()
+  ]
+
+  def evaluate(
+    key: jax.Array,
+    logits_fn: LogitsFn,
+    inputs: Any,
+    labels: Any,
+    *,
+    after_batch: AfterBatch | None = None,
+    resume: AutoAttackResult | None = None,
+  ) -> AutoAttackResult:
+    batches = Batches(logits_fn, inputs, labels, batch_size)
+    first = batches.arguments(np.arange(batches.size), key)
+    num_classes = jax.eval_shape(classify, *first)[1].shape[1]
+    check_classes(names, num_classes, batches.labels)
+    messages = check_model(
+      *first[1:], key=first[0][0] if randomised else None, bounds=bounds
+    )
+    result = run_stages(
+      key,
+      batches,
+      stages,
+      classify=classify,
+      bounds=bounds,
+      after_batch=after_batch,
+      resume=resume,
+    )
+    if result.finished and "square" in names[1:] and result.broken["square"]:
+      messages.append(
+        f"Square, which sees no gradients, broke {result.broken['square']} examples "
+        "that the attacks before it had not: the model probably hides its gradients.  "
+        "Run it with more queries, or attack the model adaptively."
+      )
+    for message in messages:
+      warnings.warn(f"AutoAttack: {message}", stacklevel=2)
+    return result._replace(
+      warnings=tuple(f"AutoAttack: {message}" for message in messages)
+    )
+
+  return evaluate
+
+
+def attacks_of(
+  threat_model: ThreatModel,
+  version: str | Sequence[str] | Mapping[str, ClassifierAttack],
+  *,
+  bounds: Bounds = (0.0, 1.0),
+) -> dict[str, ClassifierAttack]:
+  """The attacks of `autoattack`'s argument `version`, by name and in order.
+
+  Raises:
+    ValueError: for an unknown name, or no attack at all.
+  """
+  if isinstance(version, Mapping):
+    attacks = dict(version)
+  elif isinstance(version, str):
+    attacks = standard_attacks(threat_model, version, bounds=bounds)
+  else:
+    attacks = named_attacks(threat_model, version, bounds=bounds)
+  if not attacks:
+    raise ValueError("version must hold at least one attack.")
+  return attacks
+
+
+def standard_attacks(
+  threat_model: ThreatModel, version: str = "standard", *, bounds: Bounds = (0.0, 1.0)
+) -> dict[str, ClassifierAttack]:
+  """The attacks of a version of AutoAttack, by name and in order.
+
+  Args:
+    threat_model: `ddi_jax.linf`, `l2` or `l1`.
+    version: "standard": APGD on cross entropy (l1: 5 restarts), targeted APGD on DLR
+      (9 targets, l1: 5), targeted FAB (9 targets), Square (5,000 queries).  "plus":
+      APGD on cross entropy and on DLR, and FAB, with 5 restarts each, Square, and the
+      targeted two.  "rand": APGD on cross entropy and on DLR, each with 20 draws.
+    bounds: the box `(low, high)` that holds the inputs, or None.
+
+  Returns:
+    The attacks by name, to be changed or extended for `autoattack`.
+
+  Raises:
+    ValueError: if the version is unknown.
+
+  Example:
+    >>> import ddi_jax
+    >>> list(ddi_jax.attacks.standard_attacks(ddi_jax.linf(0.1)))
+    ['apgd-ce', 'apgd-t', 'fab-t', 'square']
+  """
+  if version not in _VERSIONS:
+    raise ValueError(f"version must be one of {', '.join(_VERSIONS)}; got {version!r}.")
+  sparse = threat_model.norm == "l1"
+  restarts = 5 if version == "plus" or (sparse and version == "standard") else 1
+  targets = 5 if sparse and version == "standard" else 9
+  draws = _EOT_SAMPLES if version == "rand" else None
+  make = functools.partial(apgd, threat_model, bounds=bounds, eot_samples=draws)
+  attacks = {
+    "apgd-ce": make(loss="ce", restarts=restarts),
+    "apgd-dlr": make(loss="dlr", restarts=restarts),
+    "apgd-t": make(loss="targeted_dlr", targets=targets),
+    "fab": fab(threat_model, targets=None, restarts=5, nearest=False, bounds=bounds),
+    "fab-t": fab(threat_model, nearest=False, bounds=bounds),
+    "square": square(threat_model, schedule_queries=10_000, bounds=bounds),
+  }
+  return {name: attacks[name] for name in _VERSIONS[version]}
+
+
+def named_attacks(
+  threat_model: ThreatModel, names: Sequence[str], *, bounds: Bounds = (0.0, 1.0)
+) -> dict[str, ClassifierAttack]:
+  """Attacks by name and in order, with their settings in version "standard".
+
+  Raises:
+    ValueError: for an unknown name, or none at all.
+  """
+  known = standard_attacks(threat_model, "standard", bounds=bounds)
+  known |= {
+    "apgd-dlr": apgd(threat_model, loss="dlr", bounds=bounds),
+    "fab": fab(threat_model, targets=None, nearest=False, bounds=bounds),
+  }
+  unknown = [name for name in names if name not in known]
+  if unknown:
+    raise ValueError(
+      f"attacks must be among {', '.join(known)}; got {', '.join(unknown)}."
+    )
+  if not names:
+    raise ValueError(f"name at least one attack among {', '.join(known)}.")
+  return {name: known[name] for name in names}
+
+
+def check_classes(names: Sequence[str], num_classes: int, labels: np.ndarray) -> None:
+  """Raises ValueError for labels outside, and attacks that need more classes."""
+  if np.min(labels) < 0 or np.max(labels) >= num_classes:
+    raise ValueError(
+      f"labels must be in [0, {num_classes}), got {np.min(labels)} to {np.max(labels)}."
+    )
+  short = [name for name in names if _MIN_CLASSES.get(name, 2) > num_classes]
+  if short:
+    allowed = [
+      name
+      for name in ("apgd-ce", "apgd-dlr", "fab", "fab-t", "square")
+      if _MIN_CLASSES.get(name, 2) <= num_classes
+    ]
+    raise ValueError(
+      f"{', '.join(short)} cannot attack {num_classes} classes: DLR needs 3 of them, "
+      f"targeted DLR 4.  Name attacks among {', '.join(allowed)} instead."
+    )

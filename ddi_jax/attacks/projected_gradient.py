@@ -1,0 +1,184 @@
+"""Projected gradient ascent on the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from ddi_jax.checks import (
+  check_bounds,
+  check_choice,
+  check_positive,
+  check_positive_int,
+)
+from ddi_jax.numerics import loops
+from ddi_jax.threat_models import Bounds, ThreatModel
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float
+
+Objective = Callable[[jax.Array], jax.Array]
+Start = Callable[[jax.Array, jax.Array], jax.Array]
+Ascent = Callable[[jax.Array, jax.Array, Bounds], jax.Array]
+
+
+class Attack(Protocol):
+  """Looks for inputs near the given ones on which the objective is large.
+
+  Args:
+    key: a key, consumed if the attack is random; otherwise it may be None.
+    objective: inputs `[B, ...]` -> losses `[B]`, to be maximised.
+    inputs: `[B, ...]`, floating point.
+
+  Returns:
+    Adversarial inputs `[B, ...]` of the same dtype.
+  """
+
+  def __call__(
+    self,
+    key: jax.Array | None,
+    objective: Objective,
+    inputs: Float[Array, " B *example"],
+  ) -> Float[Array, " B *example"]: ...
+
+
+def pgd(
+  threat_model: ThreatModel,
+  *,
+  steps: int,
+  step_size: float | jax.Array,
+  bounds: Bounds = (0.0, 1.0),
+  random_start: bool | Start = True,
+  iterate: str = "last",
+  ascent: Ascent | None = None,
+  stop_below: float | None = None,
+) -> Attack:
+  """PGD: steepest-ascent steps, each projected on the threat model and the box.
+
+    x <- project(x + step_size * steepest_ascent(gradient of the objective at x))
+
+  Madry et al. (2018), section 2.1 and equation 2.  One gradient of the objective per
+  step; `iterate="best"` costs one more evaluation of it, without gradient.
+
+  Args:
+    threat_model: the set of allowed perturbations, `ddi_jax.linf(8 / 255)` say.
+    steps: number of ascent steps, >= 1.
+    step_size: length of a step in the threat model's norm, > 0.  A common choice is
+      `2.5 * epsilon / steps`.
+    bounds: the box `(low, high)` that holds the inputs, or None.
+    random_start: whether to start at a random point of the threat model rather than
+      at the input; or a function (key, inputs) -> points, projected before use.
+    iterate: "last" returns the last iterate, "best" for each example the iterate with
+      the largest objective, the start included.
+    ascent: (gradients, points, bounds) -> steps, to replace the threat model's
+      `steepest_ascent`; `lambda gradients, *_: gradients` is plain gradient ascent.
+    stop_below: end before `steps` once no example of the batch moves any more: once
+      the share of its coordinates that a step changes is at most this, in [0, 1).
+      With 0 and a deterministic objective the outcome is the same.
+
+  Returns:
+    An `Attack`: (key, objective, inputs `[B, ...]`) -> adversarial inputs `[B, ...]`.
+    The key is consumed if `random_start`.
+
+  Raises:
+    ValueError: for an argument outside its range; when the attack runs, for inputs
+      that are not floating point, an objective without shape `[B]`, or a missing key.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, ddi_jax
+    >>> attack = ddi_jax.pgd(ddi_jax.linf(0.1), steps=5, step_size=0.05)
+    >>> objective = lambda inputs: inputs.sum(axis=1)
+    >>> attack(jax.random.key(0), objective, jnp.array([[0.5, 0.95]]))
+    Array([[0.6, 1. ]], dtype=float32)
+  """
+  check_positive_int("steps", steps)
+  check_positive("step_size", step_size)
+  check_bounds(bounds)
+  check_choice("iterate", iterate, ("last", "best"))
+  if stop_below is not None and not 0 <= stop_below < 1:
+    raise ValueError(f"stop_below must be in [0, 1) or None, got {stop_below!r}.")
+  ascend = threat_model.steepest_ascent if ascent is None else ascent
+
+  def attack(
+    key: jax.Array | None, objective: Objective, inputs: jax.Array
+  ) -> jax.Array:
+    if not jnp.issubdtype(inputs.dtype, jnp.floating):
+      raise ValueError(f"inputs must be floating point, got {inputs.dtype}.")
+    if random_start and key is None:
+      raise ValueError("a random start needs a key, got None.")
+    some_key: Any = key
+    if callable(random_start):
+      start = threat_model.project(random_start(some_key, inputs), inputs, bounds)
+    elif random_start:
+      start = threat_model.random_start(some_key, inputs, bounds)
+    else:
+      start = inputs
+
+    def total(points: jax.Array) -> tuple[jax.Array, jax.Array]:
+      losses = objective(points)
+      if losses.shape != inputs.shape[:1]:
+        raise ValueError(
+          f"the objective must return losses of shape {inputs.shape[:1]}, one per "
+          f"example; got {losses.shape}."
+        )
+      return losses.sum(), losses
+
+    gradient = jax.grad(total, has_aux=True)
+
+    def step(_: Any, state: Any) -> Any:
+      points, best, best_losses = state
+      gradients, losses = gradient(points)
+      if iterate == "best":
+        best, best_losses = _better(best, best_losses, points, losses)
+      points = points + step_size * ascend(gradients, points, bounds)
+      points = threat_model.project(points, inputs, bounds).astype(inputs.dtype)
+      return points, best, best_losses
+
+    start = start.astype(inputs.dtype)
+    state: Any = (start, None, None)
+    if iterate == "best":
+      losses = jax.eval_shape(objective, start)
+      state = (start, start, jnp.full(losses.shape, -jnp.inf, losses.dtype))
+    if stop_below is not None:
+      state = _while_moving(step, state, steps, stop_below)
+    else:
+      state = loops.repeat(steps, step, state, gradient, start)
+    points, best, best_losses = state
+    if iterate == "best":
+      best, _ = _better(best, best_losses, points, objective(points))
+      return best
+    return points
+
+  return attack
+
+
+def _while_moving(
+  step: Callable[[Any, Any], Any], state: Any, steps: int, stop_below: float
+) -> Any:
+  """As many steps as change more than a share of some example's coordinates."""
+
+  def goes_on(carry: Any) -> jax.Array:
+    index, share, _ = carry
+    return (index < steps) & (share > stop_below)
+
+  def advance(carry: Any) -> Any:
+    index, _, state = carry
+    advanced = step(index, state)
+    moved = advanced[0] != state[0]
+    share = moved.reshape(len(moved), -1).astype(jnp.float32).mean(axis=1).max()
+    return index + 1, share, advanced
+
+  first = (0, jnp.ones((), jnp.float32), state)
+  return jax.lax.while_loop(goes_on, advance, first)[2]
+
+
+def _better(
+  best: jax.Array, best_losses: jax.Array, points: jax.Array, losses: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  # A NaN counts as better, so that it shows in what the attack returns.
+  better = ~(losses <= best_losses)
+  mask = better.reshape(better.shape + (1,) * (points.ndim - 1))
+  return jnp.where(mask, points, best), jnp.where(better, losses, best_losses)

@@ -1,0 +1,164 @@
+"""Candidates by restarts: independent runs of one attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from ddi_jax import losses
+from ddi_jax.attacks import Attack
+from ddi_jax.attacks.classifier import LogitsFn
+from ddi_jax.candidates.source import LossOfLogits, Source
+from ddi_jax.checks import check_positive_int
+from ddi_jax.numerics import loops
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float
+
+
+def restart_candidates(
+  attack: Attack,
+  objective: Callable[[jax.Array, Any], jax.Array],
+  inputs: Float[Array, " B *example"],
+  labels: Any,
+  key: jax.Array,
+  num_restarts: int,
+  *,
+  at_a_time: int | None = None,
+) -> Float[Array, "K B *example"]:
+  """Run an attack K times on the whole batch, each time with a key of its own.
+
+  Args:
+    attack: see `ddi_jax.attacks`.
+    objective: (inputs `[B, ...]`, labels `[B, ...]`) -> losses `[B]`.
+    inputs: `[B, ...]`.
+    labels: a pytree with leaves `[B, ...]`, handed to the objective.
+    key: consumed: split into one key per restart; or these K keys, `[K]`, themselves.
+    num_restarts: K >= 1.
+    at_a_time: run at most so many at once (the largest such divisor of K), which
+      bounds the memory.  None runs all at once where the network has no convolutions;
+      with convolutions two on a CPU, which uses its cores better, else one.
+
+  Returns:
+    Candidates `[K, B, ...]`, each a joint perturbation of the batch.
+
+  Raises:
+    ValueError: if `num_restarts` or `at_a_time` is not an integer >= 1, the key is
+      None, or there are keys, but not K.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, ddi_jax
+    >>> attack = ddi_jax.pgd(ddi_jax.linf(0.1), steps=2, step_size=0.1)
+    >>> ddi_jax.restart_candidates(
+    ...     attack, lambda x, y: (x.sum(axis=1) - y) ** 2, jnp.full((4, 3), 0.5),
+    ...     jnp.ones(4), jax.random.key(0), num_restarts=2).shape
+    (2, 4, 3)
+  """
+  check_positive_int("num_restarts", num_restarts)
+  if key is None:
+    raise ValueError("restarts need a key, got None.")
+  check_positive_int("at_a_time", at_a_time, optional=True)
+  are_keys = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim > 0
+  if are_keys and key.shape != (num_restarts,):
+    raise ValueError(
+      f"key must be one key or num_restarts = {num_restarts} of them, got shape "
+      f"{key.shape}."
+    )
+  keys = key if are_keys else jax.random.split(key, num_restarts)
+
+  def attack_once(restart_key: jax.Array) -> jax.Array:
+    return attack(restart_key, lambda x: objective(x, labels), inputs)
+
+  def attack_side_by_side(keys: jax.Array) -> jax.Array:
+    repeated = loops.repeated_by_vmap(lambda x: objective(x, labels), inputs)
+    return jax.vmap(lambda key: attack(key, repeated, inputs))(keys)
+
+  if num_restarts == 1:
+    return attack_once(keys[0])[None]
+  arrangement = loops.arrange(num_restarts, at_a_time, attack_once, keys[0])
+
+  def attack_together(keys: jax.Array) -> jax.Array:
+    if arrangement.batched:
+      return jax.vmap(attack_once)(keys)
+    return attack_side_by_side(keys) if len(keys) > 1 else attack_once(keys[0])[None]
+
+  return loops.map_groups(attack_together, keys, arrangement.group_size)
+
+
+def worst_candidate(
+  candidates: Float[Array, "K B *example"], losses: Float[Array, "K B"]
+) -> Float[Array, " B *example"]:
+  """Select for each example the candidate with the largest loss.
+
+  Args:
+    candidates: `[K, B, ...]`.
+    losses: `[K, B]`.
+
+  Returns:
+    Inputs `[B, ...]`: the "max ensemble" of Latorre et al. (2023), section 5; MAX of
+    Tramer and Boneh (2019).
+
+  Example:
+    >>> import jax.numpy as jnp, ddi_jax
+    >>> candidates = jnp.array([[[0.1], [0.2]], [[0.3], [0.4]]])
+    >>> ddi_jax.worst_candidate(candidates, jnp.array([[2.0, 1.0], [1.0, 3.0]]))
+    Array([[0.1],
+           [0.4]], dtype=float32)
+  """
+  worst = jnp.argmax(losses, axis=0)
+  return candidates[worst, jnp.arange(candidates.shape[1])]
+
+
+def restarts(
+  attack: Attack,
+  count: int,
+  *,
+  loss: LossOfLogits = losses.cross_entropy,
+  at_a_time: int | None = None,
+) -> Source:
+  """Make candidates by independent runs of an attack.
+
+  Several threat models are several of these, joined by `combine`.
+
+  Args:
+    attack: random, if `count` > 1; `ddi_jax.pgd(...)` for example.
+    count: K >= 1.
+    loss: (logits, labels) -> losses `[B]`, to be increased.
+    at_a_time: see `ddi_jax.restart_candidates`.
+
+  Returns:
+    A `Source` of K candidates.
+
+  Raises:
+    ValueError: if `count` or `at_a_time` is not an integer >= 1.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> import ddi_jax
+    >>> from ddi_jax import candidates
+    >>> both = candidates.combine(
+    ...     candidates.restarts(
+    ...         ddi_jax.pgd(ddi_jax.linf(0.1), steps=2, step_size=0.1), 2),
+    ...     candidates.restarts(
+    ...         ddi_jax.pgd(ddi_jax.l2(0.5), steps=2, step_size=0.5), 1))
+    >>> inputs, labels = jnp.full((4, 3), 0.5), jnp.zeros(4, int)
+    >>> both(jax.random.key(0), lambda x: x @ jnp.eye(3), inputs, labels).shape
+    (3, 4, 3)
+  """
+  check_positive_int("count", count)
+  check_positive_int("at_a_time", at_a_time, optional=True)
+
+  def source(
+    key: jax.Array, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array
+  ) -> jax.Array:
+    def objective(points: jax.Array, labels: jax.Array) -> jax.Array:
+      return loss(logits_fn(points), labels)
+
+    return restart_candidates(
+      attack, objective, inputs, labels, key, count, at_a_time=at_a_time
+    )
+
+  return source

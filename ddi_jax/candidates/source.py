@@ -1,0 +1,85 @@
+"""What a source of candidates is, and several of them together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from ddi_jax.attacks.classifier import LogitsFn
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float, Int
+
+LossOfLogits = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class Source(Protocol):
+  """Makes candidates: adversarial copies of a batch.
+
+  Any function of this form is one; `ddi_jax.candidates` holds some.
+
+  Args:
+    key: consumed.
+    logits_fn: inputs `[B, ...]` -> logits `[B, C]`.
+    inputs: `[B, ...]`, floating point.
+    labels: integers `[B]` in [0, C).
+
+  Returns:
+    Candidates `[K, B, ...]`, of the inputs' dtype; the K of a source is its own affair.
+  """
+
+  def __call__(
+    self,
+    key: jax.Array,
+    logits_fn: LogitsFn,
+    inputs: Float[Array, " B *example"],
+    labels: Int[Array, " B"],
+  ) -> Float[Array, "K B *example"]: ...
+
+
+def combine(*sources: Source) -> Source:
+  """The candidates of several sources, one after the other.
+
+  Args:
+    *sources: at least one; a source's key does not depend on how many follow it.
+
+  Returns:
+    A source of K_1 + K_2 + ... candidates.
+
+  Raises:
+    ValueError: without sources; when it runs, for candidates that are not
+      `[K, B, ...]` or of another dtype than the inputs.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from ddi_jax import candidates
+    >>> def clean(key, logits_fn, inputs, labels):
+    ...   return inputs[None]
+    >>> def grey(key, logits_fn, inputs, labels):
+    ...   return jnp.full_like(inputs, 0.5)[None]
+    >>> inputs, labels = jnp.ones((4, 3)), jnp.zeros(4, int)
+    >>> both = candidates.combine(clean, grey)
+    >>> both(jax.random.key(0), lambda x: x, inputs, labels).shape
+    (2, 4, 3)
+  """
+  if not sources:
+    raise ValueError("combine needs a source, got none.")
+
+  def source(
+    key: jax.Array, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array
+  ) -> jax.Array:
+    parts = []
+    for index, part in enumerate(sources):
+      points = part(jax.random.fold_in(key, index), logits_fn, inputs, labels)
+      if points.shape[1:] != inputs.shape or points.dtype != inputs.dtype:
+        raise ValueError(
+          f"source {index} must return candidates [K, *{inputs.shape}] of "
+          f"{inputs.dtype}, got {points.shape} of {points.dtype}."
+        )
+      parts.append(points)
+    return jnp.concatenate(parts)
+
+  return source

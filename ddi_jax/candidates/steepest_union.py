@@ -1,0 +1,87 @@
+"""One attack in the union of several threat models (Maini et al., 2020)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ddi_jax import losses
+from ddi_jax.attacks.classifier import LogitsFn
+from ddi_jax.candidates.repeated_attacks import worst_candidate
+from ddi_jax.candidates.source import LossOfLogits, Source
+from ddi_jax.checks import check_positive_int
+from ddi_jax.numerics import loops
+from ddi_jax.threat_models import ThreatModel
+
+
+def msd(
+  threat_models: Sequence[ThreatModel],
+  *,
+  steps: int,
+  step_sizes: Sequence[float | jax.Array],
+  loss: LossOfLogits = losses.cross_entropy,
+  bounds: tuple[float, float] | None = (0.0, 1.0),
+) -> Source:
+  """Multi steepest descent: every step is that of the norm which gains the most.
+
+  From the inputs themselves, each step takes one gradient, makes a PGD step of it in
+  each of the threat models, and keeps, per example, the one with the greatest loss.
+  Maini, Wong and Kolter (2020), "Adversarial robustness against the union of multiple
+  perturbation models", algorithm 1.  A step costs a gradient and P forward passes.
+
+  Args:
+    threat_models: P >= 1, see `ddi_jax.pgd`.
+    steps: >= 1.
+    step_sizes: P lengths, each in its threat model's norm.
+    loss: (logits, labels) -> losses `[B]`, to be increased.
+    bounds: the box that holds the inputs, or None.
+
+  Returns:
+    A `Source` of one candidate.  Its key is not used.
+
+  Raises:
+    ValueError: without threat models, with another number of step sizes, or if `steps`
+      is not an integer >= 1.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, ddi_jax
+    >>> from ddi_jax import candidates
+    >>> source = candidates.msd(
+    ...     [ddi_jax.linf(0.1), ddi_jax.l2(0.3)], steps=2, step_sizes=[0.1, 0.3])
+    >>> inputs, labels = jnp.full((1, 4), 0.5), jnp.zeros(1, int)
+    >>> source(None, lambda x: x @ jnp.ones((4, 2)) * jnp.array([[-1.0, 0]]),
+    ...     inputs, labels).round(2)
+    Array([[[0.65, 0.65, 0.65, 0.65]]], dtype=float32)
+  """
+  check_positive_int("steps", steps)
+  if not threat_models or len(step_sizes) != len(threat_models):
+    raise ValueError(
+      "msd needs a threat model, and a step size for each; got "
+      f"{len(threat_models)} and {len(step_sizes)}."
+    )
+
+  def source(
+    key: jax.Array | None, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array
+  ) -> jax.Array:
+    del key
+
+    def losses_of(points: jax.Array) -> jax.Array:
+      return loss(logits_fn(points), labels)
+
+    gradient = jax.grad(lambda points: jnp.sum(losses_of(points)))
+
+    def advance(_: Any, points: jax.Array) -> jax.Array:
+      gradients = gradient(points)
+      moved = []
+      for threat_model, step_size in zip(threat_models, step_sizes, strict=True):
+        ascent = threat_model.steepest_ascent(gradients, points, bounds)
+        target = points + step_size * ascent
+        moved.append(threat_model.project(target, inputs, bounds).astype(inputs.dtype))
+      moved_losses = jnp.stack([losses_of(candidate) for candidate in moved])
+      return worst_candidate(jnp.stack(moved), moved_losses)
+
+    points = loops.repeat(steps, advance, inputs, gradient, inputs)
+    return points[None]
+
+  return source

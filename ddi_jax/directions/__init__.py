@@ -1,0 +1,1 @@
+"""From K gradients to one direction: weights on the simplex, optax transformations."""

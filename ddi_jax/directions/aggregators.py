@@ -1,0 +1,237 @@
+"""Other ways from K gradients to one, to compare with, as optax transformations.
+
+All take the gradients, give the direction and keep the state of `danskin_direction`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ddi_jax.checks import check_choice
+from ddi_jax.directions import active_set
+from ddi_jax.directions.min_norm import MinNormSolution, min_norm_weights, solve
+from ddi_jax.directions.weighting import WeightingInput, Weights, weighted_direction
+from ddi_jax.numerics.precision import matmul
+
+NORMALIZATIONS = ("l2", "loss", "loss+")
+_BISECTIONS = 60
+
+
+def mgda_direction(
+  *, normalization: str = "l2", normalize: bool = False
+) -> optax.GradientTransformationExtraArgs:
+  """The minimum-norm point of the hull of normalised gradients g_k / s_k.
+
+  Multiple-gradient descent (Desideri, 2012) with the normalisations of Sener and Koltun
+  (2018): s_k = ||g_k|| ("l2"), l_k ("loss") or l_k ||g_k|| ("loss+").  A small gradient
+  then no longer attracts all the weight.  <z, g_k> >= s_k ||z||^2: z descends on all K.
+  Without normalisation this is `ddi_jax.danskin_direction`.  What comes out is a
+  combination of the normalised gradients; Sener and Koltun's code puts the same weights
+  on the unnormalised ones, which need not descend on all K.
+
+  Args:
+    normalization: "l2", "loss" or "loss+"; the latter two need the extra argument
+      `losses`, `[K]`, all > 0 (else the direction is NaN).
+    normalize: whether to scale the result to unit norm.
+
+  Returns:
+    A transformation like `danskin_direction`, with the same state.
+
+  Raises:
+    ValueError: for an unknown normalisation; from `update`, for missing losses.
+
+  Example:
+    >>> import jax.numpy as jnp, ddi_jax
+    >>> direction = ddi_jax.mgda_direction()
+    >>> gradients = jnp.array([[4.0, 0.0], [0.0, 1.0]])  # K = 2
+    >>> direction.update(gradients, direction.init(None))[0]
+    Array([0.5, 0.5], dtype=float32)
+  """
+  check_choice("normalization", normalization, NORMALIZATIONS)
+
+  def weighting(inputs: WeightingInput) -> jax.Array | Weights:
+    gram = inputs.gram
+    sizes = jnp.ones(len(gram), gram.dtype)
+    if normalization != "loss":
+      sizes = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
+    if normalization != "l2":
+      losses = inputs.required_losses(f"normalization={normalization!r}")
+      sizes *= jnp.where(losses > 0, losses, jnp.nan)
+    inverse = jnp.where(sizes == 0, 0, 1 / jnp.where(sizes == 0, 1, sizes))
+    weights = min_norm_weights(gram * inverse[:, None] * inverse[None, :]).weights
+    unit = 1.0 if normalization == "loss" else inputs.scale
+    return Weights(weights * inverse, jnp.zeros_like(weights), 1 / unit)
+
+  return weighted_direction(weighting, normalize=normalize)
+
+
+def upgrad_direction(
+  *, normalize: bool = False
+) -> optax.GradientTransformationExtraArgs:
+  """UPGrad: the mean of the gradients' projections onto the dual cone.
+
+  Quinton and Rey (2024).  Each gradient is projected onto {x: <x, g_k> >= 0 for all k},
+  so the mean conflicts with none, and gradients without conflict are just averaged.
+
+  Args:
+    normalize: whether to scale to unit norm.
+
+  Returns:
+    A transformation like `danskin_direction`, with the same state.
+
+  Example:
+    >>> import jax.numpy as jnp, ddi_jax
+    >>> direction = ddi_jax.upgrad_direction()
+    >>> gradients = jnp.array([[1.0, 0.0], [-1.0, 1.0]])  # in conflict
+    >>> out, state = direction.update(gradients, direction.init(None))
+    >>> [round(float(part), 3) for part in out]
+    [0.25, 0.75]
+  """
+
+  def weighting(inputs: WeightingInput) -> jax.Array | Weights:
+    gram = inputs.gram
+    size = len(gram)
+    scale = jnp.max(jnp.diagonal(gram))
+    gram /= jnp.where(scale > 0, scale, 1)
+    rounding = 4 * size * jnp.finfo(gram.dtype).eps * jnp.abs(gram)
+
+    def project(unit: jax.Array) -> jax.Array:
+      # argmin ||sum_j v_j g_j|| over v >= unit, as v = unit + (something >= 0).
+      def assess(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+        total = weights + unit
+        gradient = matmul(gram, total)
+        violation = jnp.where(gradient < -matmul(rounding, total), -gradient, 0)
+        return gradient, violation
+
+      limit = 50 + 8 * size
+      return unit + active_set.minimize_on_orthant(gram, assess, limit)[0]
+
+    return jax.vmap(project)(jnp.eye(size, dtype=gram.dtype)).mean(axis=0)
+
+  return weighted_direction(weighting, normalize=normalize)
+
+
+def cagrad_direction(
+  *, radius: float = 0.5, normalize: bool = False
+) -> optax.GradientTransformationExtraArgs:
+  """CAGrad: the direction near the average whose worst inner product is greatest.
+
+    argmax min_k <g_k, d>  over  ||d - g_0|| <= radius ||g_0||,  g_0 the mean
+
+  Liu et al. (2021).  radius = 0 is the average; the larger it is, the more the result
+  is like the minimum-norm point.  Where the hull holds the origin, no d has a positive
+  worst product, and the average comes out.
+
+  Args:
+    radius: in [0, 1).
+    normalize: whether to scale to unit norm.
+
+  Returns:
+    A transformation like `danskin_direction`, with the same state.
+
+  Raises:
+    ValueError: for a radius out of range.
+
+  Example:
+    >>> import jax.numpy as jnp, ddi_jax
+    >>> direction = ddi_jax.cagrad_direction(radius=0.5)
+    >>> gradients = jnp.array([[4.0, 0.0], [0.0, 1.0]])
+    >>> out, state = direction.update(gradients, direction.init(None))
+    >>> [round(float(part), 3) for part in out]
+    [2.0, 1.531]
+  """
+  if isinstance(radius, (int, float)) and not 0 <= radius < 1:
+    raise ValueError(f"radius must be in [0, 1), got {radius!r}.")
+
+  def weighting(inputs: WeightingInput) -> jax.Array | Weights:
+    inner, gram = inputs.inner, inputs.gram
+    size = len(gram)
+    mean = jnp.full(size, 1 / size, gram.dtype)
+    with_mean = matmul(gram, mean)
+    reach = radius * jnp.sqrt(jnp.maximum(matmul(mean, with_mean), 0))
+
+    # The dual is min_w <g_w, g_0> + reach ||g_w||.  With ||g_w|| written as the minimum
+    # over the norm of ||g_w||^2 / (2 norm) + norm / 2, it is a minimum-norm problem
+    # with slacks for each guess of the norm, and ||g_w|| / guess falls with the guess.
+    def weights_at(guess: jax.Array) -> MinNormSolution:
+      slacks = with_mean * (guess / jnp.where(reach > 0, reach, 1))
+      return solve(inner, slacks)
+
+    largest = jnp.sqrt(jnp.max(jnp.maximum(jnp.diagonal(gram), 0)))
+    upper = jnp.log(jnp.where(largest > 0, largest, 1))
+    lower = upper + jnp.log(size * jnp.finfo(gram.dtype).eps)
+
+    def halve(
+      _: Any, bounds: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+      lower, upper = bounds
+      middle = (lower + upper) / 2
+      guess = jnp.exp(middle)
+      too_small = weights_at(guess).squared_norm > guess**2
+      return jnp.where(too_small, middle, lower), jnp.where(too_small, upper, middle)
+
+    _, upper = jax.lax.fori_loop(0, _BISECTIONS, halve, (lower, upper))
+    solution = weights_at(jnp.exp(upper))
+    norm = jnp.sqrt(solution.squared_norm)
+    lost = norm <= 4 * size * jnp.finfo(gram.dtype).eps * largest
+    extra = jnp.where(lost, 0, reach / jnp.where(lost, 1, norm))
+    return mean + extra * solution.weights
+
+  return weighted_direction(weighting, normalize=normalize)
+
+
+def pcgrad_direction(
+  *, normalize: bool = False
+) -> optax.GradientTransformationExtraArgs:
+  """PCGrad: from each gradient its conflicts with the others are projected away.
+
+  Yu et al. (2020).  Gradient i is taken through the others in random order, and where
+  the inner product with g_j is negative, the part along g_j is removed.  Out comes the
+  mean of the results (the paper's sum, divided by K, so that learning rates are those
+  of the average).  For K > 2 a conflict can come back: nothing is promised.
+
+  Args:
+    normalize: whether to scale to unit norm.
+
+  Returns:
+    A transformation like `danskin_direction`, with the same state.  Its `update` needs
+    the extra argument `key`, which is consumed.
+
+  Raises:
+    ValueError: from `update`, if there is no key.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, ddi_jax
+    >>> direction = ddi_jax.pcgrad_direction()
+    >>> gradients = jnp.array([[1.0, 0.0], [-1.0, 1.0]])
+    >>> state = direction.init(None)
+    >>> out, state = direction.update(gradients, state, key=jax.random.key(0))
+    >>> [round(float(part), 3) for part in out]
+    [0.25, 0.75]
+  """
+
+  def weighting(inputs: WeightingInput) -> jax.Array | Weights:
+    if inputs.key is None:
+      raise ValueError(
+        "pcgrad_direction draws an order: update(gradients, state, params, key=key)."
+      )
+    gram = inputs.gram
+    size = len(gram)
+    squares = jnp.diagonal(gram)
+    squares = jnp.where(squares > 0, squares, 1)
+
+    def project(index: Any, key: jax.Array) -> jax.Array:
+      def remove(weights: jax.Array, other: jax.Array) -> Any:
+        product = matmul(gram[other], weights)
+        conflict = jnp.where(other == index, 0, jnp.minimum(product, 0))
+        return weights.at[other].add(-conflict / squares[other]), None
+
+      unit = jax.nn.one_hot(index, size, dtype=gram.dtype)
+      return jax.lax.scan(remove, unit, jax.random.permutation(key, size))[0]
+
+    keys = jax.random.split(inputs.key, size)
+    return jax.vmap(project)(jnp.arange(size), keys).mean(axis=0)
+
+  return weighted_direction(weighting, normalize=normalize)

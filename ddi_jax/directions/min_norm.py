@@ -1,0 +1,185 @@
+"""The minimum-norm point of the convex hull of K vectors, from their inner products."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ddi_jax.checks import check_choice
+from ddi_jax.directions import active_set, projected_gradient
+from ddi_jax.gradients.gram import ShiftedGram
+from ddi_jax.numerics.precision import at_least_float32, matmul
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Bool, Float, Int
+
+SOLVERS = {
+  "active_set": active_set.minimize_on_simplex,
+  "projected_gradient": projected_gradient.minimize_on_simplex,
+}
+
+
+class MinNormSolution(NamedTuple):
+  """Weights of the minimum-norm point, with their certificate.
+
+  With slacks e (see `min_norm_weights`) the "value" below is ||z||^2 + e'weights;
+  without, it is the squared norm.
+
+  Attributes:
+    weights: `[K]`, non-negative, with sum 1 to rounding.
+    squared_norm: ||z||^2 of the point z found.
+    gap: the relative duality gap >= 0 of the returned weights:
+      max_k (value - <z, g_k> - e_k), as a fraction of the value, or of the largest
+      squared norm of a vector where the value is 0 to rounding.  The least value is
+      at least (1 - 2 gap) of the one found.  It is computed in the precision of the
+      weights, and as wrong as their rounding makes it.
+    iterations: how many the solver took.
+    converged: whether `gap` is at most the tolerance.
+  """
+
+  weights: Float[Array, " K"]
+  squared_norm: Float[Array, ""]
+  gap: Float[Array, ""]
+  iterations: Int[Array, ""]
+  converged: Bool[Array, ""]
+
+
+@functools.partial(jax.jit, static_argnames=("solver", "max_iterations"))
+def min_norm_weights(
+  gram: Float[Array, "K K"],
+  slacks: Float[Array, " K"] | None = None,
+  *,
+  solver: str = "active_set",
+  tolerance: float | None = None,
+  max_iterations: int | None = None,
+) -> MinNormSolution:
+  """Argmin over the simplex of ||z||^2 / 2 + slacks'weights, z = sum_k weights_k g_k.
+
+  Without slacks: the minimum-norm point of the convex hull.  With slacks, the dual of a
+  bundle of linear models, see `ddi_jax.danskin_direction`.
+
+  Two solvers, compared in docs/min_norm.md.  "active_set" ends after a finite number of
+  pivots, about one per positive weight, with a gap at the level of rounding, whatever
+  the tolerance.  "projected_gradient" (accelerated, with adaptive restart) stops at the
+  tolerance; it needs more iterations the worse the gradients are scaled, and can end
+  without having converged.
+
+  Args:
+    gram: inner products of the vectors, `[K, K]`, symmetric positive semidefinite,
+      K >= 1, floating point, of any scale.
+    slacks: `[K]`, or None for 0.  In units of the squared norm.  Only differences
+      matter.  Infinity excludes a vector.
+    solver: "active_set" or "projected_gradient".
+    tolerance: the gap that counts as converged.  Default 1e-6 in float32, 1e-12 in
+      float64.  Where rounding is coarser than that, the solver stops at rounding, and
+      `converged` is False.
+    max_iterations: stop after so many; default 50 + 8 K for "active_set" (a few times
+      what it takes, but where rounding makes it cycle) and 1000 for the other.
+
+  Returns:
+    `MinNormSolution`.  A NaN or infinity in `gram`, or a NaN in `slacks`, makes
+    weights, squared norm and gap NaN.
+
+  Raises:
+    ValueError: if `gram` is not a floating-point square matrix with K >= 1, `slacks`
+      not `[K]`, the solver unknown or max_iterations < 1.
+
+  Example:
+    >>> import jax.numpy as jnp, ddi_jax
+    >>> ddi_jax.min_norm_weights(jnp.array([[1., 0.], [0., 3.]])).weights.round(6)
+    Array([0.75, 0.25], dtype=float32)
+  """
+  if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] < 1:
+    raise ValueError(f"gram must be [K, K] with K >= 1, got shape {gram.shape}.")
+  if not jnp.issubdtype(gram.dtype, jnp.floating):
+    raise ValueError(f"gram must be floating point, got {gram.dtype}.")
+  if slacks is not None and jnp.shape(slacks) != gram.shape[:1]:
+    raise ValueError(f"slacks must be {gram.shape[:1]}, got {jnp.shape(slacks)}.")
+  gram = at_least_float32(gram)
+  return solve(
+    ShiftedGram(gram, jnp.zeros(len(gram), gram.dtype), jnp.zeros((), gram.dtype)),
+    slacks,
+    solver=solver,
+    tolerance=tolerance,
+    max_iterations=max_iterations,
+  )
+
+
+def check_solver(
+  solver: str, tolerance: float | None, max_iterations: int | None
+) -> None:
+  """Raises a ValueError that names the setting which no solver takes."""
+  check_choice("solver", solver, SOLVERS)
+  if isinstance(tolerance, (int, float)) and not tolerance >= 0:
+    raise ValueError(f"tolerance must be None or >= 0, got {tolerance!r}.")
+  if max_iterations is not None and max_iterations < 1:
+    raise ValueError(f"max_iterations must be None or >= 1, got {max_iterations!r}.")
+
+
+def solve(
+  inner: ShiftedGram,
+  slacks: jax.Array | None = None,
+  *,
+  solver: str = "active_set",
+  tolerance: float | None = None,
+  max_iterations: int | None = None,
+) -> MinNormSolution:
+  """`min_norm_weights` from inner products that keep the differences."""
+  check_solver(solver, tolerance, max_iterations)
+  size = len(inner.offsets)
+  dtype = inner.offsets.dtype
+  eps = jnp.finfo(dtype).eps
+  if tolerance is None:
+    tolerance = 1e-6 if dtype == jnp.float32 else 1e-12
+  if max_iterations is None:
+    max_iterations = 50 + 8 * size if solver == "active_set" else 1_000
+  slacks = jnp.zeros(size, dtype) if slacks is None else jnp.asarray(slacks, dtype)
+  slacks = slacks - jnp.min(slacks)
+  largest = jnp.max(inner.squared_norms())
+  scale = jnp.where(largest > 0, largest, 1)
+  finite = jnp.isfinite(largest) & jnp.all(jnp.isfinite(inner.differences))
+  finite &= ~jnp.any(jnp.isnan(slacks))
+  hessian, offsets, squared_norm = (part / scale for part in inner)
+  # At the optimum a vector of positive weight has slack <= 2 (largest squared norm):
+  # what is beyond 4 may as well be 4, and does not drown the rest in rounding.
+  slacks = jnp.minimum(slacks / scale, 4)
+  linear = offsets + slacks
+  absolute = jnp.abs(hessian)
+  absolute_linear = jnp.abs(offsets) + slacks
+
+  def certificate(
+    weights: jax.Array,
+  ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """(Gradient, weighted mean - gradient, what that is relative to, its rounding)."""
+    gradient = matmul(hessian, weights) + linear
+    terms = matmul(absolute, weights) + absolute_linear
+    mean, mean_terms = matmul(jnp.stack([gradient, terms]), weights)
+    shift = matmul(offsets, weights) + squared_norm
+    value = mean + shift
+    # Where the terms of the value cancel, they leave their rounding in it.
+    zero = value <= 2 * size * eps * (mean_terms + jnp.abs(shift) + squared_norm)
+    reference = jnp.where(zero, 1, value)
+    return gradient, mean - gradient, reference, 4 * eps * (terms + mean_terms)
+
+  def assess(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    gradient, violation, reference, rounding = certificate(weights)
+    # The finite method gains nothing from stopping before rounding stops it.
+    stop = 0 if solver == "active_set" else tolerance
+    allowed = jnp.maximum(stop * reference, rounding)
+    return gradient, jnp.where(violation > allowed, violation, 0)
+
+  start = jnp.argmin(jnp.diagonal(hessian) / 2 + linear)
+  weights, iterations = SOLVERS[solver](hessian, start, assess, max_iterations)
+  _, violation, reference, _ = certificate(weights)
+  gap = jnp.maximum(jnp.max(violation), 0) / reference
+  value = matmul(weights, matmul(hessian, weights) + 2 * offsets) + squared_norm
+  return MinNormSolution(
+    weights=jnp.where(finite, weights, jnp.nan),
+    squared_norm=jnp.where(finite, jnp.maximum(value, 0) * scale, jnp.nan),
+    gap=jnp.where(finite, gap, jnp.nan),
+    iterations=iterations,
+    converged=finite & (gap <= tolerance),
+  )

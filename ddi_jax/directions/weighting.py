@@ -1,0 +1,239 @@
+"""A direction from a rule for weights: what all aggregators of K gradients share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from ddi_jax.gradients.gram import (
+  KeptGradients,
+  ShiftedGram,
+  pairwise_cosines,
+  scaled_norm,
+)
+from ddi_jax.gradients.recomputed import RecomputedGradients
+from ddi_jax.numerics.precision import accumulation_dtype
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float
+
+
+class WeightingInput(NamedTuple):
+  """What a weighting is computed from.
+
+  Attributes:
+    inner: inner products of the K gradients / scale, without loss of their differences.
+    scale: scalar > 0.
+    losses: `[K]`, or None if `update` was not given them.
+    key: a key, or None if `update` was not given one.
+  """
+
+  inner: ShiftedGram
+  scale: jax.Array
+  losses: Float[Array, " K"] | None
+  key: jax.Array | None
+
+  @property
+  def gram(self) -> Float[Array, "K K"]:
+    """The Gram matrix of the K gradients / scale, `[K, K]`."""
+    return self.inner.matrix()
+
+  def required_losses(self, needed_by: str) -> Float[Array, " K"]:
+    """The candidates' losses, `[K]`.
+
+    Raises:
+      ValueError: if `update` was not given them.
+    """
+    if self.losses is None:
+      raise ValueError(
+        f"{needed_by} needs the candidates' losses: "
+        "update(gradients, state, params, losses=losses) with losses [K]."
+      )
+    return self.losses
+
+
+class Weights(NamedTuple):
+  """A combination of the gradients, and what it promises.
+
+  Attributes:
+    weights: `[K]`.
+    slacks: `[K]`, the e in the promise that z, the combination, keeps to every k:
+      <z, g_k> >= ||z||^2 + e'weights - e_k > 0 where e_k <= e'weights.  In units of
+      the Gram matrix.  None: nothing is promised.
+    factor: what z is multiplied by in the end, where weights times it would overflow.
+  """
+
+  weights: Float[Array, " K"]
+  slacks: Float[Array, " K"] | None = None
+  factor: jax.Array | float = 1.0
+
+
+Weighting = Callable[[WeightingInput], jax.Array | Weights]
+
+
+class DirectionState(NamedTuple):
+  """Diagnostics of the last direction, each a scalar; zeros before the first update.
+
+  They describe the combination z = sum_k weights_k g_k itself: before unit-norm
+  scaling, and before whatever follows in the chain.
+
+  Attributes:
+    norm: ||z||.
+    gap: relative duality gap, `1 - min_k <z, g_k> / ||z||^2`, at least 0.  Below 1, the
+      step along -z descends on all K linearised losses; 0 is the min-norm point.
+      0 where z = 0.  For the forms of `danskin_direction` that use the losses, the
+      gap of their problem, see `ddi_jax.MinNormSolution`.
+    cosine: mean cosine of the pairs of gradients (1 for K = 1).
+    min_cosine: the least of them.  Negative: some gradients are in conflict.
+    support: number of gradients with positive weight (above 1e-6).
+    relative_norm: ||z|| / min_k ||g_k||; 1 where both are zero.
+  """
+
+  norm: Float[Array, ""]
+  gap: Float[Array, ""]
+  cosine: Float[Array, ""]
+  min_cosine: Float[Array, ""]
+  support: Float[Array, ""]
+  relative_norm: Float[Array, ""]
+
+
+def weighted_direction(
+  weighting: Weighting, *, normalize: bool = False
+) -> optax.GradientTransformationExtraArgs:
+  """Make a direction from a rule for the weights of the K gradients.
+
+    out = sum_k weights_k g_k
+
+  Every aggregator of this library is one: a new one is its weights and nothing else.
+  Where the weighting makes a promise (see `Weights`) that rounding breaks, the
+  combination counts as stationary, and zeros come out.
+
+  Args:
+    weighting: `WeightingInput` -> weights `[K]`, or `Weights`; a pure function.
+    normalize: whether to scale the result to unit norm.
+
+  Returns:
+    A transformation like `danskin_direction`, with the same state.
+
+  Raises:
+    ValueError: from `update`, for updates without the shape `[K, *param]` and for
+      losses that are not `[K]`.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, ddi_jax
+    >>> def by_loss(inputs):
+    ...   return jax.nn.softmax(inputs.losses)
+    >>> direction = ddi_jax.weighted_direction(by_loss)
+    >>> params, gradients = {"w": jnp.zeros(2)}, {"w": jnp.eye(2)}  # K = 2
+    >>> out, state = direction.update(
+    ...     gradients, direction.init(params), params, losses=jnp.array([1.0, 1.0]))
+    >>> out["w"]
+    Array([0.5, 0.5], dtype=float32)
+  """
+
+  def init(params: Any) -> DirectionState:
+    del params
+    zero = jnp.zeros((), accumulation_dtype())
+    return DirectionState(*(zero,) * len(DirectionState._fields))
+
+  def update(
+    updates: Any,
+    state: Any,
+    params: Any = None,
+    *,
+    losses: Any = None,
+    key: Any = None,
+    **extra_args: Any,
+  ) -> tuple[chex.ArrayTree, DirectionState]:
+    del state, extra_args
+    gradients: Any = updates
+    if not isinstance(updates, RecomputedGradients):
+      gradients = KeptGradients(updates, params)
+    inner, scale = gradients.inner
+    losses = _checked_losses(losses, len(inner.offsets))
+    result = weighting(WeightingInput(inner, scale, losses, key))
+    weights = result if isinstance(result, Weights) else Weights(result)
+    combination = gradients.combine(weights.weights)
+    facts = _examine(weights, inner.matrix(), gradients, combination)
+    direction = _scaled(combination, facts, weights.factor, scale, normalize)
+    return gradients.cast(direction), _diagnose(weights, facts, scale)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _Facts(NamedTuple):
+  """What is known of a combination z, in units of the Gram matrix."""
+
+  gram: jax.Array  # [K, K]
+  norm: jax.Array  # ||z||
+  gap: jax.Array  # how far z is from its promise, relative
+  stationary: jax.Array  # bool: z is zero, or breaks its promise, to rounding
+
+
+def _checked_losses(losses: Any, size: int) -> jax.Array | None:
+  if losses is None:
+    return None
+  losses = jnp.asarray(losses, accumulation_dtype())
+  if losses.shape != (size,):
+    raise ValueError(
+      f"losses must have shape [K] = ({size},), one per candidate (a mean over the "
+      f"batch, for example), got {losses.shape}."
+    )
+  return losses
+
+
+def _examine(
+  weights: Weights, gram: jax.Array, gradients: Any, combination: chex.ArrayTree
+) -> _Facts:
+  """Compare the combination with what its weights promise."""
+  alpha, slacks, _ = weights
+  descents = gradients.descents(alpha, combination)
+  norm = scaled_norm(combination, gradients.inner[1])
+  norms = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
+  rounding = len(gram) * jnp.finfo(gram.dtype).eps
+  stationary = norm <= rounding * jnp.sum(alpha * norms)
+  mean_slack = jnp.zeros((), gram.dtype)
+  if slacks is not None:
+    mean_slack = jnp.sum(jnp.where(alpha > 0, slacks * alpha, 0))
+    stationary |= jnp.any((slacks <= mean_slack) & (descents <= 0))
+  value = norm**2 + mean_slack
+  promised = value if slacks is None else value - slacks
+  gap = jnp.max(promised - descents) / jnp.maximum(value, jnp.finfo(norm.dtype).tiny)
+  return _Facts(gram, norm, gap, stationary)
+
+
+def _scaled(
+  combination: chex.ArrayTree,
+  facts: _Facts,
+  factor: jax.Array | float,
+  scale: jax.Array,
+  normalize: bool,
+) -> chex.ArrayTree:
+  """The direction: the combination, to unit norm if wanted, zero where stationary."""
+  divisor = facts.norm * scale if normalize else 1 / factor
+  divisor = jnp.where(facts.stationary, 1, divisor)
+  return jax.tree.map(
+    lambda leaf: jnp.where(facts.stationary, 0, leaf / divisor), combination
+  )
+
+
+def _diagnose(weights: Weights, facts: _Facts, scale: jax.Array) -> DirectionState:
+  gram, norm, gap, stationary = facts
+  cosines = pairwise_cosines(gram)
+  smallest = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0)).min()
+  relative_norm = jnp.where(
+    (norm == 0) & (smallest == 0), 1, norm / smallest * weights.factor
+  )
+  return DirectionState(
+    norm=jnp.where(stationary, 0, norm * (scale * weights.factor)),
+    gap=jnp.where(stationary, 0, jnp.maximum(gap, 0)),
+    cosine=cosines.mean(),
+    min_cosine=cosines.min(),
+    support=jnp.sum(weights.weights > 1e-6).astype(gram.dtype),
+    relative_norm=jnp.where(stationary & (smallest > 0), 0, relative_norm),
+  )

@@ -1,0 +1,1 @@
+"""How robust a classifier is: accuracies with intervals, curves, calibration."""

@@ -1,0 +1,157 @@
+"""Robust accuracy against the radius."""
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddi_jax.attacks.classifier import LogitsFn
+from ddi_jax.attacks.ensemble import check_classes, named_attacks
+from ddi_jax.attacks.stages import (
+  AfterBatch,
+  AutoAttackResult,
+  Batches,
+  Stage,
+  attack_and_measure,
+  classify_batch,
+  run_stages,
+)
+from ddi_jax.evaluation.accuracy import Accuracy, accuracy_of
+from ddi_jax.threat_models import Bounds, ThreatModel
+
+
+class RobustnessCurve(NamedTuple):
+  """The result of `robustness_curve`.
+
+  Attributes:
+    epsilons: the radii, increasing.
+    attacks: names of the attacks at each of them, in order.
+    result: of all radii; its attacks are named "ATTACK at EPSILON", without points.
+  """
+
+  epsilons: tuple[float, ...]
+  attacks: tuple[str, ...]
+  result: AutoAttackResult
+
+  @property
+  def accuracies(self) -> tuple[Accuracy, ...]:
+    """The robust accuracy at each radius; it never increases with it."""
+    correct, broken_by = self.result.clean_correct, self.result.broken_by
+    # Nothing is attacked at radius 0.
+    rounds = np.arange(len(self.epsilons)) + (self.epsilons[0] > 0)
+    return tuple(
+      accuracy_of(correct & ((broken_by < 0) | (broken_by >= end)))
+      for end in rounds * len(self.attacks)
+    )
+
+
+def robustness_curve(
+  key: jax.Array,
+  logits_fn: LogitsFn,
+  inputs: Any,
+  labels: Any,
+  make_threat_model: Callable[[Any], ThreatModel],
+  epsilons: Sequence[float],
+  *,
+  attacks: Sequence[str] = ("apgd-ce", "apgd-t"),
+  batch_size: int = 250,
+  bounds: Bounds = (0.0, 1.0),
+  after_batch: AfterBatch | None = None,
+  resume: RobustnessCurve | None = None,
+) -> RobustnessCurve:
+  """Robust accuracy at several radii, from the smallest to the largest.
+
+  A point found at one radius counts at all larger ones, so each radius only attacks the
+  examples that are left.  Each attack is compiled once for all radii.
+
+  Args:
+    key: a key; the outcome is a function of it and the other arguments.
+    logits_fn: inputs `[B, ...]` -> logits `[B, C]`, see `ddi_jax.autoattack`.
+    inputs: `[N, ...]`, floating point.
+    labels: integers `[N]` in [0, C).
+    make_threat_model: epsilon -> threat model, `ddi_jax.linf` say.
+    epsilons: the radii, >= 0, increasing.
+    attacks: names as for `ddi_jax.autoattack`.  The default, both kinds of APGD, is
+      most of AutoAttack's strength for less than half of its time; the accuracies are
+      upper bounds.
+    batch_size: examples at a time, >= 1.
+    bounds: the box `(low, high)` that holds the inputs, or None.
+    after_batch: called with a `ddi_jax.attacks.Progress` after each batch; if it
+      returns True, the evaluation stops.
+    resume: the result of an evaluation of the same that was stopped.
+
+  Returns:
+    A `RobustnessCurve`.
+
+  Raises:
+    ValueError: for radii that are negative or do not increase; see
+      `ddi_jax.autoattack`.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, ddi_jax
+    >>> inputs = 0.3 + jnp.array([[0.1], [0.2], [0.4]]) * jnp.eye(4)[0]
+    >>> curve = ddi_jax.robustness_curve(
+    ...     jax.random.key(0), lambda x: x, inputs, jnp.zeros(3, int), ddi_jax.linf,
+    ...     [0.0, 0.075, 0.15])
+    >>> [round(accuracy.value, 2) for accuracy in curve.accuracies]
+    [1.0, 0.67, 0.33]
+  """
+  radii = tuple(float(epsilon) for epsilon in epsilons)
+  if not radii or radii[0] < 0 or any(np.diff(radii) <= 0) or radii[-1] == np.inf:
+    raise ValueError(
+      f"epsilons must be finite numbers >= 0, increasing; got {list(epsilons)!r}."
+    )
+  names = tuple(named_attacks(make_threat_model(radii[-1]), attacks, bounds=bounds))
+  batches = Batches(logits_fn, inputs, labels, batch_size)
+  classify = jax.jit(classify_batch)
+  first = batches.arguments(np.arange(batches.size), key)
+  num_classes = jax.eval_shape(classify, *first)[1].shape[1]
+  check_classes(names, num_classes, batches.labels)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def attack_at(
+    name: str,
+    epsilon: Any,
+    keys: jax.Array,
+    logits_fn: LogitsFn,
+    inputs: jax.Array,
+    labels: jax.Array,
+  ) -> tuple[jax.Array, jax.Array]:
+    threat_model = make_threat_model(epsilon)
+    attack = named_attacks(threat_model, [name], bounds=bounds)[name]
+    return attack_and_measure(attack, threat_model, keys, logits_fn, inputs, labels)
+
+  stages = [
+    Stage(name, epsilon, functools.partial(attack_at, attack, jnp.float32(epsilon)))
+    for name, (epsilon, attack) in _stages(radii, names).items()
+  ]
+  result = run_stages(
+    key,
+    batches,
+    stages,
+    classify=classify,
+    bounds=bounds,
+    keep_points=False,
+    after_batch=after_batch,
+    resume=None if resume is None else resume.result,
+  )
+  return RobustnessCurve(radii, names, result)
+
+
+def stage_names(epsilons: Sequence[float], attacks: Sequence[str]) -> tuple[str, ...]:
+  """The names of the attacks in a curve's result."""
+  return tuple(_stages(epsilons, attacks))
+
+
+def _stages(
+  epsilons: Sequence[float], attacks: Sequence[str]
+) -> dict[str, tuple[float, str]]:
+  return {
+    f"{attack} at {epsilon}": (epsilon, attack)
+    for epsilon in epsilons
+    if epsilon > 0
+    for attack in attacks
+  }

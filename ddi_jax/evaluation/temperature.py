@@ -1,0 +1,73 @@
+"""The temperature at which a classifier's confidence is right on average."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from ddi_jax import losses
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float, Int
+
+_DECADES = 8.0
+_BISECTIONS = 50
+
+
+@jax.jit
+def calibrate_temperature(
+  logits: Float[Array, "N C"], labels: Int[Array, " N"]
+) -> Float[Array, ""]:
+  """The temperature T for which softmax(logits / T) fits the labels best.
+
+  It minimises the total cross entropy of logits / T (Guo et al., 2017, section 4.2),
+  which is convex in 1/T, plus one more example's of which every class is as likely:
+  where all examples are right, the cross entropy alone would want T -> 0.  (A prior of
+  one example, in the spirit of Platt, 1999, section 2.2.)
+
+  Scaling the logits scales T: logits / T is the same function whatever a model's
+  over-confidence.
+
+  Args:
+    logits: `[N, C]`, C >= 2.
+    labels: integers `[N]` in [0, C).
+
+  Returns:
+    T > 0, a scalar, to about 1e-6 of its value; between 1e-8 and 1e8 times the largest
+    spread of an example's logits (the upper end for a model that is worse than chance),
+    1 where all logits are equal, or one is not finite.
+
+  Example:
+    >>> import jax.numpy as jnp, ddi_jax
+    >>> logits = 100 * jnp.eye(3)[jnp.array([0, 1, 2, 0])]  # Sure of everything,
+    >>> temperature = ddi_jax.calibrate_temperature(logits, jnp.array([0, 1, 2, 1]))
+    >>> bool(temperature > 30)  # but once wrong.
+    True
+  """
+  logits = logits - jnp.max(logits, axis=1, keepdims=True)
+  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  spread = -jnp.min(logits)
+  solvable = (spread > 0) & jnp.isfinite(spread)
+  scaled = logits / jnp.where(solvable, spread, 1)
+
+  def excess(log_inverse: jax.Array) -> jax.Array:
+    """The derivative by 1/T, of the sign that it has."""
+
+    def loss(inverse: jax.Array) -> jax.Array:
+      each = losses.cross_entropy(inverse * scaled, labels)
+      uniform = -jax.nn.log_softmax(inverse * scaled).mean()
+      return (each.sum() + uniform) / (len(labels) + 1)
+
+    return jax.grad(loss)(jnp.exp(log_inverse))
+
+  def halve(_: Any, ends: Any) -> tuple[jax.Array, jax.Array]:
+    low, high = ends
+    middle = (low + high) / 2
+    too_cold = excess(middle) > 0
+    return jnp.where(too_cold, low, middle), jnp.where(too_cold, middle, high)
+
+  end = jnp.asarray(_DECADES * jnp.log(10.0), scaled.dtype)
+  low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (-end, end))
+  return jnp.where(solvable, spread * jnp.exp(-(low + high) / 2), 1.0)

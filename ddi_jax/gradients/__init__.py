@@ -1,0 +1,1 @@
+"""Losses and parameter gradients at each candidate, and their inner products."""

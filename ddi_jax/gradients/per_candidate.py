@@ -1,0 +1,213 @@
+"""The parameter gradient of the batch-mean loss at each of K candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from ddi_jax.attacks import Attack
+from ddi_jax.candidates import restart_candidates
+from ddi_jax.checks import check_positive_int
+from ddi_jax.numerics import loops
+from ddi_jax.numerics.precision import at_least_float32
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float, PyTree
+
+LossFn = Callable[..., Any]
+
+
+class RestartInfo(NamedTuple):
+  """What else is known of the K candidates.
+
+  Attributes:
+    candidates: the adversarial inputs, `[K, B, ...]`.
+    losses: `loss_fn` on each candidate, `[K, B]`.
+    aux: the auxiliary output of `loss_fn`, leaves `[K, ...]`; None without `has_aux`.
+  """
+
+  candidates: Float[Array, "K B ..."]
+  losses: Float[Array, "K B"]
+  aux: Any
+
+
+def candidate_gradients(
+  loss_fn: LossFn,
+  params: PyTree,
+  candidates: Float[Array, "K B ..."],
+  labels: Any,
+  *,
+  has_aux: bool = False,
+  at_a_time: int | None = None,
+) -> tuple[PyTree[Float[Array, "K ..."]], RestartInfo]:
+  """Compute the parameter gradient of the batch-mean loss at each of K candidates.
+
+  Parameters of lower precision are cast to float32 first, so that the differences
+  between the K gradients survive; a `loss_fn` that wants to compute in bfloat16 casts
+  inside.
+
+  Args:
+    loss_fn: (params, inputs `[B, ...]`, labels) -> losses `[B]`, or (losses, aux).
+    params: pytree of floating-point arrays.
+    candidates: `[K, B, ...]`, K >= 1.
+    labels: handed to `loss_fn`.
+    has_aux: whether `loss_fn` returns (losses, aux), as in `jax.grad`.
+    at_a_time: compute at most so many at once, see `ddi_jax.restart_candidates`.
+
+  Returns:
+    (gradients with leaves `[K, *param]` in float32 at least, `RestartInfo`).
+
+  Raises:
+    ValueError: if the losses do not have shape `[B]`, or a parameter is not floating
+      point.
+
+  Example:
+    >>> import jax.numpy as jnp, ddi_jax
+    >>> loss_fn = lambda params, x, y: (x @ params - y) ** 2
+    >>> candidates = jnp.array([[[1.0, 0.0]], [[0.0, 1.0]]])  # K = 2, B = 1
+    >>> gradients, info = ddi_jax.candidate_gradients(
+    ...     loss_fn, jnp.array([2.0, 1.0]), candidates, jnp.zeros(1))
+    >>> gradients
+    Array([[4., 0.],
+           [0., 2.]], dtype=float32)
+  """
+  check_positive_int("at_a_time", at_a_time, optional=True)
+  params = widened(params)
+
+  def gradient(inputs: jax.Array) -> tuple[chex.ArrayTree, tuple[jax.Array, Any]]:
+    return mean_gradient(loss_fn, has_aux, params, inputs, labels)
+
+  gradients, (losses, aux) = loops.map_leading(gradient, candidates, at_a_time)
+  return gradients, RestartInfo(candidates, losses, aux)
+
+
+def restart_gradients(
+  loss_fn: LossFn,
+  attack: Attack,
+  num_restarts: int,
+  *,
+  has_aux: bool = False,
+  attack_loss_fn: LossFn | None = None,
+  restarts_at_a_time: int | None = None,
+) -> Callable[..., tuple[chex.ArrayTree, RestartInfo]]:
+  """Attack the batch from K restarts and take the parameter gradient at each.
+
+  The input of `danskin_direction`: Latorre et al. (2023), algorithm 1.
+
+  Args:
+    loss_fn: (params, inputs `[B, ...]`, labels `[B]`) -> losses `[B]`, or
+      (losses, aux) with `has_aux`.
+    attack: see `ddi_jax.attacks`.
+    num_restarts: K >= 1.
+    has_aux: whether `loss_fn` returns (losses, aux).  `aux` may hold new model state,
+      BatchNorm statistics for example; the attack ignores it.
+    attack_loss_fn: what the attack increases, if not `loss_fn`: (params, inputs,
+      labels) -> losses `[B]`.  Here the model's mode during the attack is chosen.
+    restarts_at_a_time: attack, and take gradients, for at most so many restarts at
+      once; see `ddi_jax.restart_candidates`.
+
+  Returns:
+    fn(params, inputs, labels, key) -> (gradients of the batch-mean loss, leaves
+    `[K, *param]`; `RestartInfo`).  The key is consumed.
+
+  Raises:
+    ValueError: if `num_restarts` or `restarts_at_a_time` is not an integer >= 1.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, ddi_jax
+    >>> loss_fn = lambda params, x, y: (x @ params["w"] - y) ** 2
+    >>> attack = ddi_jax.pgd(ddi_jax.linf(0.1), steps=2, step_size=0.1)
+    >>> gradients_fn = ddi_jax.restart_gradients(loss_fn, attack, num_restarts=4)
+    >>> params = {"w": jnp.ones(3)}
+    >>> gradients, info = gradients_fn(
+    ...     params, jnp.full((2, 3), 0.5), jnp.zeros(2), jax.random.key(0))
+    >>> gradients["w"].shape, info.losses.shape
+    ((4, 3), (4, 2))
+  """
+  check_positive_int("num_restarts", num_restarts)
+  check_positive_int("restarts_at_a_time", restarts_at_a_time, optional=True)
+
+  def gradients_fn(
+    params: chex.ArrayTree, inputs: jax.Array, labels: jax.Array, key: jax.Array
+  ) -> tuple[chex.ArrayTree, RestartInfo]:
+    def objective(points: jax.Array, point_labels: jax.Array) -> jax.Array:
+      if attack_loss_fn is not None:
+        return attack_loss_fn(params, points, point_labels)
+      losses = loss_fn(params, points, point_labels)
+      return losses[0] if has_aux else losses
+
+    candidates = restart_candidates(
+      attack,
+      objective,
+      inputs,
+      labels,
+      key,
+      num_restarts,
+      at_a_time=restarts_at_a_time,
+    )
+    return candidate_gradients(
+      loss_fn,
+      params,
+      candidates,
+      labels,
+      has_aux=has_aux,
+      at_a_time=restarts_at_a_time,
+    )
+
+  return gradients_fn
+
+
+def mean_gradient(
+  loss_fn: LossFn,
+  has_aux: bool,
+  params: chex.ArrayTree,
+  inputs: jax.Array,
+  labels: Any,
+) -> tuple[chex.ArrayTree, tuple[jax.Array, Any]]:
+  """(Gradient of the mean loss, (losses `[B]`, aux)) at inputs `[B, ...]`."""
+
+  def mean_loss(params: chex.ArrayTree) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+    losses, aux = checked_losses(loss_fn, has_aux, params, inputs, labels)
+    return jnp.mean(at_least_float32(losses)), (losses, aux)
+
+  return jax.grad(mean_loss, has_aux=True)(params)
+
+
+def checked_losses(
+  loss_fn: LossFn,
+  has_aux: bool,
+  params: chex.ArrayTree,
+  inputs: jax.Array,
+  labels: Any,
+) -> tuple[jax.Array, Any]:
+  """(Losses, aux), where the losses must have shape `[B]`."""
+  result = loss_fn(params, inputs, labels)
+  losses, aux = result if has_aux else (result, None)
+  if losses.shape != inputs.shape[:1]:
+    raise ValueError(
+      f"loss_fn must return losses of shape {inputs.shape[:1]}, one per example; got "
+      f"{losses.shape}."
+    )
+  return losses, aux
+
+
+def widened(params: chex.ArrayTree) -> chex.ArrayTree:
+  """The parameters in float32 at least.
+
+  Raises:
+    ValueError: if one is not floating point.
+  """
+
+  def widen(path: Any, param: Any) -> jax.Array:
+    if not jnp.issubdtype(jnp.result_type(param), jnp.floating):
+      raise ValueError(
+        f"params{jax.tree_util.keystr(path)} must be floating point, got "
+        f"{jnp.result_type(param)}."
+      )
+    return at_least_float32(jnp.asarray(param))
+
+  return jax.tree_util.tree_map_with_path(widen, params)

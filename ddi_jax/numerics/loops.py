@@ -1,0 +1,232 @@
+"""The arrangement of repeated work: which is fast depends on what is repeated."""
+
+from collections.abc import Callable, Iterable, Iterator
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.custom_batching
+from jax.extend import core as jax_core
+import jax.numpy as jnp
+
+
+class Arrangement(NamedTuple):
+  """How `count` repetitions of a function are computed.
+
+  Attributes:
+    batched: whether a group is one batched program (`jax.vmap`).  Else its members
+      stand side by side in one program, each as it would be alone.
+    group_size: how many are computed together; the groups follow one another in a loop.
+    canonical: whether all convolutions inside are of the form that XLA's CPU backend
+      runs at full speed inside a loop.
+  """
+
+  batched: bool
+  group_size: int
+  canonical: bool
+
+
+def arrange(
+  count: int, at_a_time: int | None, fn: Callable[..., Any], *args: Any
+) -> Arrangement:
+  """Decides how to repeat `fn(*args)`, from what it contains and from the backend.
+
+  Without convolutions, all repetitions are one batched program.  With convolutions
+  they follow one another, which is small to compile: one at a time on an accelerator,
+  and on a CPU two side by side, which uses its cores better.  XLA's CPU backend runs
+  convolutions in a loop at a fraction of their speed unless they stand in one canonical
+  form (jax-ml/jax issue 12868); where a gradient holds others, nothing is looped.
+  docs/benchmarks.md has the measurements.
+
+  Args:
+    count: number of repetitions, >= 1.
+    at_a_time: compute at most so many together (the largest such divisor of `count`);
+      None for the choice above.
+    fn: the function.
+    *args: examples of its arguments.
+  """
+  kinds = _convolutions(jax.make_jaxpr(fn)(*args).jaxpr)
+  on_cpu = jax.default_backend() == "cpu"
+  canonical = False not in kinds
+  if at_a_time is None:
+    at_a_time = count
+    if kinds and (canonical or not on_cpu):
+      at_a_time = 2 if on_cpu else 1
+  return Arrangement(
+    batched=not (kinds and on_cpu),
+    group_size=largest_divisor(count, at_a_time),
+    canonical=canonical,
+  )
+
+
+def largest_divisor(count: int, limit: int) -> int:
+  """The largest divisor of `count` that is at most `limit`, both >= 1."""
+  return max(size for size in range(1, min(count, limit) + 1) if count % size == 0)
+
+
+def map_leading(fn: Callable[[Any], Any], xs: Any, at_a_time: int | None = None) -> Any:
+  """`fn` on every leading index of the leaves of `xs`, results stacked.
+
+  Args:
+    fn: of one index.
+    xs: leaves `[count, ...]`, count >= 1.
+    at_a_time: see `arrange`.
+  """
+  count = len(jax.tree.leaves(xs)[0])
+  if count == 1:
+    return _side_by_side(fn, xs)
+  arrangement = arrange(count, at_a_time, fn, jax.tree.map(lambda x: x[0], xs))
+  together = (
+    jax.vmap(fn) if arrangement.batched else functools.partial(_side_by_side, fn)
+  )
+  return map_groups(together, xs, arrangement.group_size)
+
+
+def map_groups(fn: Callable[[Any], Any], xs: Any, size: int) -> Any:
+  """`fn` on `size` leading indices of the leaves of `xs` at a time, joined again."""
+  count = len(jax.tree.leaves(xs)[0])
+  if size == count:
+    return fn(xs)
+  groups = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), xs)
+  return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), jax.lax.map(fn, groups))
+
+
+def repeat(
+  count: int,
+  body: Callable[[Any, Any], Any],
+  init: Any,
+  repeated: Callable[..., Any],
+  *args: Any,
+) -> Any:
+  """`jax.lax.fori_loop(0, count, body, init)`, unrolled where a loop is slow.
+
+  Args:
+    count: number of turns.
+    body: (index, state) -> state.
+    init: the first state.
+    repeated: the expensive function that the body calls; it is searched for
+      convolutions, see `arrange`.
+    *args: examples of its arguments.
+  """
+  if _loops_well(repeated, *args):
+    return jax.lax.fori_loop(0, count, body, init)
+  state = init
+  for index in range(count):
+    state = body(index, state)
+  return state
+
+
+def scan(
+  body: Callable[[Any, Any], Any], init: Any, xs: Any, repeated: Callable[[Any], Any]
+) -> Any:
+  """The final state of `jax.lax.scan(body, init, xs)`, unrolled where a loop is slow.
+
+  Args:
+    body: (state, x) -> (state, None).
+    init: the first state.
+    xs: leaves `[count, ...]`.
+    repeated: x -> the expensive part of the body, see `repeat`.
+  """
+  first = jax.tree.map(lambda x: x[0], xs)
+  unroll = not _loops_well(repeated, first)
+  return jax.lax.scan(body, init, xs, unroll=unroll)[0]
+
+
+def _loops_well(fn: Callable[..., Any], *args: Any) -> bool:
+  return jax.default_backend() != "cpu" or arrange(1, None, fn, *args).canonical
+
+
+def _side_by_side(fn: Callable[..., Any], xs: Any) -> Any:
+  count = len(jax.tree.leaves(xs)[0])
+  results = [fn(jax.tree.map(lambda x: x[i], xs)) for i in range(count)]  # noqa: B023
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+
+def repeated_by_vmap(
+  objective: Callable[[jax.Array], jax.Array], like: jax.Array
+) -> Callable[[jax.Array], jax.Array]:
+  """The same objective, which `jax.vmap` repeats instead of batching.
+
+  A vmapped attack then evaluates a network several times in one turn of its loop, each
+  time as it would be alone.  One array in, one out; differentiable once, in reverse.
+
+  Args:
+    objective: may close over tracers.
+    like: an example of its argument.
+  """
+  closed = jax.make_jaxpr(objective)(like)
+
+  def evaluate(constants: Any, point: jax.Array) -> jax.Array:
+    return jax.core.eval_jaxpr(closed.jaxpr, constants, point)[0]
+
+  @_repeated_by_vmap
+  def value(constants: Any, point: jax.Array) -> jax.Array:
+    return evaluate(constants, point)
+
+  @_repeated_by_vmap
+  def pull_back(constants: Any, point: jax.Array, cotangent: jax.Array) -> jax.Array:
+    _, pull = jax.vjp(lambda point: evaluate(constants, point), point)
+    return pull(cotangent)[0]
+
+  @jax.custom_vjp
+  def repeated(constants: Any, point: jax.Array) -> jax.Array:
+    return value(constants, point)
+
+  repeated.defvjp(
+    lambda constants, point: (value(constants, point), (constants, point)),
+    lambda residuals, cotangent: (None, pull_back(*residuals, cotangent)),
+  )
+  return lambda point: repeated(closed.consts, point)
+
+
+def _repeated_by_vmap(fn: Callable[..., Any]) -> Callable[..., jax.Array]:
+  """A function of pytrees to an array, whose batching rule is to call it repeatedly."""
+  batched = jax.custom_batching.custom_vmap(fn)
+
+  @batched.def_vmap
+  def rule(size: Any, are_batched: Any, *args: Any) -> tuple[jax.Array, bool]:
+    def call(index: Any) -> jax.Array:
+      return fn(
+        *jax.tree.map(
+          lambda x, is_batched: x[index] if is_batched else x, args, tuple(are_batched)
+        )
+      )
+
+    return jnp.stack([call(index) for index in range(size)]), True
+
+  return batched
+
+
+def _convolutions(jaxpr: Any) -> set[bool]:
+  """Whether each convolution of a jaxpr is canonical, as a set of booleans."""
+  kinds = set()
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "conv_general_dilated":
+      kinds.add(_is_canonical(equation.params))
+    for inner in _inner_jaxprs(equation.params.values()):
+      kinds |= _convolutions(inner)
+  return kinds
+
+
+def _inner_jaxprs(values: Iterable[Any]) -> Iterator[jax_core.Jaxpr]:
+  for value in values:
+    if isinstance(value, jax_core.ClosedJaxpr):
+      yield value.jaxpr
+    elif isinstance(value, jax_core.Jaxpr):
+      yield value
+    elif isinstance(value, (list, tuple)):
+      yield from _inner_jaxprs(value)
+
+
+def _is_canonical(params: Any) -> bool:
+  """Whether a convolution is NHWC x HWIO -> NHWC without dilation or groups."""
+  numbers = params["dimension_numbers"]
+  rank = len(numbers.lhs_spec)
+  spatial = tuple(range(1, rank - 1))
+  return (
+    numbers.lhs_spec == (0, rank - 1, *spatial)
+    and numbers.rhs_spec == (rank - 1, rank - 2, *range(rank - 2))
+    and numbers.out_spec == (0, rank - 1, *spatial)
+    and all(d == 1 for d in (*params["lhs_dilation"], *params["rhs_dilation"]))
+    and params["feature_group_count"] == params["batch_group_count"] == 1
+  )

@@ -1,0 +1,1 @@
+"""The audit of a finished run: AutoAttack, calibrated PGD, accuracy by radius."""

@@ -1,0 +1,118 @@
+"""Pictures of an evaluation: the curve over the radius, and adversarial examples."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+import numpy as np
+
+
+class AdversarialExample(NamedTuple):
+  """A column of the grid.
+
+  Attributes:
+    clean: `[H, W, C]` in [0, 1], C of 1 or 3.
+    adversarial: `[H, W, C]`.
+    label: name of the true class, which the clean image is given.
+    wrong_label: name of the class that the adversarial image is given.
+    confidence: the wrong class's probability.
+    attack: that found it.
+  """
+
+  clean: np.ndarray
+  adversarial: np.ndarray
+  label: str
+  wrong_label: str
+  confidence: float
+  attack: str
+
+
+def save_curve(path: Path, result: Mapping[str, Any], title: str) -> None:
+  """Draws robust accuracy against epsilon, with the results at the config's.
+
+  Args:
+    path: of the picture.
+    result: the content of evaluation.json, with a curve.
+    title: above it.
+  """
+  curve, pgd = result["curve"], result["pgd"]
+  epsilon = result["epsilon"]
+  with matplotlib.rc_context({"axes.grid": True, "grid.alpha": 0.3, "font.size": 9}):
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    low, high = np.transpose(curve["intervals"])
+    axes.fill_between(curve["epsilons"], low, high, alpha=0.2, lw=0)
+    attacks = " + ".join(curve["attacks"])
+    axes.plot(
+      curve["epsilons"],
+      curve["robust_accuracy"],
+      marker="o",
+      markersize=4,
+      label=f"{attacks}, {curve['examples']:,} images",
+    )
+    for name, marker, label in (
+      ("robust_accuracy", "^", "PGD"),
+      ("calibrated_robust_accuracy", "v", "PGD at the calibrated temperature"),
+    ):
+      axes.plot(
+        epsilon, pgd[name], marker, color="C2", mfc="none", label=label, zorder=4
+      )
+    value, (low, high) = result["robust_accuracy"], result["robust_interval"]
+    axes.errorbar(
+      epsilon,
+      value,
+      [[value - low], [high - value]],
+      fmt="s",
+      color="C3",
+      capsize=3,
+      markersize=5,
+      label=f"{result['evaluation']}, {result['examples']:,} images",
+    )
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel(f"epsilon, {result['norm']} (images are in [0, 1])")
+    axes.set_ylabel("robust accuracy, 95 % interval")
+    axes.set_title(title, fontsize=10)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def save_examples(path: Path, examples: Sequence[AdversarialExample]) -> None:
+  """Draws a grid: clean image, change (scaled) and adversarial image, each a row.
+
+  Args:
+    path: of the picture.
+    examples: a column each, at least one.
+  """
+  changes = [example.adversarial - example.clean for example in examples]
+  scale = max(float(np.max(np.abs(change))) for change in changes)
+  count = len(examples)
+  with matplotlib.rc_context({"font.size": 8}):
+    figure = Figure(figsize=(1.8 + 1.1 * count, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    rows = figure.subplots(3, count, squeeze=False)
+    for axes in rows.flat:
+      axes.set(xticks=[], yticks=[])
+    names = (
+      "clean image,\ntrue class above",
+      f"change\nwhite +{scale:.2g}\nblack \N{MINUS SIGN}{scale:.2g}",
+      "adversarial image,\npredicted class\nbelow",
+    )
+    for axes, name in zip(rows[:, 0], names, strict=True):
+      axes.set_ylabel(
+        name, rotation=0, horizontalalignment="right", verticalalignment="center"
+      )
+    for column, example, change in zip(rows.T, examples, changes, strict=True):
+      images = (example.clean, 0.5 + change / (2 * scale or 1), example.adversarial)
+      for axes, image in zip(column, images, strict=True):
+        shown = image[..., 0] if image.shape[-1] == 1 else np.clip(image, 0, 1)
+        axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+      column[0].set_title(example.label, fontsize=9)
+      column[2].set_xlabel(
+        f"{example.wrong_label} ({example.confidence:.0%})\n{example.attack}",
+        fontsize=8,
+      )
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,109 @@
+"""The results of an unfinished evaluation, on disk after every batch."""
+
+import json
+import os
+from pathlib import Path
+import time
+from typing import Any
+
+import numpy as np
+
+from ddi_jax.attacks import AutoAttackResult, Progress
+from ddi_jax.attacks.stages import not_attacked
+from ddi_jax.training.settings.pieces import ConfigError
+from ddi_jax.training.storage import files
+from ddi_jax.training.storage.workdir import differences
+
+JOURNAL_FILE = "journal.jsonl"
+POINTS_FILE = "points.npy"
+
+
+class Journal:
+  """`journal.jsonl`, a line for every batch, and `points.npy`, the adversarial points.
+
+  A process may be killed at any moment: a batch is in both files or is done again.
+
+  Args:
+    folder: of the evaluation, this process's own.
+    subject: what is evaluated.
+    inputs: float32 `[N, ...]`; a result on fewer is on the first of them.
+
+  Attributes:
+    results: by the names of their attacks, those of an earlier process included.
+    seconds: that the evaluation has taken, all processes together.
+
+  Raises:
+    ConfigError: if the folder holds the journal of another subject.
+  """
+
+  def __init__(self, folder: Path, subject: dict[str, Any], inputs: np.ndarray):
+    path = folder / JOURNAL_FILE
+    self.results: dict[tuple[str, ...], AutoAttackResult] = {}
+    self.seconds = 0.0
+    self._seen: set[tuple[str, ...]] = set()
+    first, *records = list(files.read_lines(path)) or [{"subject": subject}]
+    differing = differences(subject, first["subject"], "")
+    if differing:
+      raise ConfigError(
+        f"{folder} holds another evaluation ({differing}): --evaluate_restart forgets "
+        "it."
+      )
+    # As large as the inputs, but only the rows that are written take space.
+    self._points = np.lib.format.open_memmap(
+      folder / POINTS_FILE, "r+" if records else "w+", np.float32, inputs.shape
+    )
+    for record in records:
+      self._replay(record, inputs)
+    # Without a line cut short.
+    lines = [json.dumps(record) + "\n" for record in (first, *records)]
+    files.write_atomically(path, "".join(lines))
+    self._file = path.open("a")
+    self._began = time.monotonic() - self.seconds
+
+  def write(self, progress: Progress) -> None:
+    """Adds a batch."""
+    result, indices = progress.result, progress.indices
+    attacks = result.attacks
+    stage = attacks.index(progress.attack)
+    broken = indices[result.broken_by[indices] == stage]
+    if result.adversarial is not None:
+      self._points[broken] = result.adversarial[broken]
+      self._points.flush()
+    self.seconds = time.monotonic() - self._began
+    record = {
+      "attacks": attacks,
+      "attack": progress.attack,
+      "indices": indices.tolist(),
+      "broken": broken.tolist(),
+      "seconds": self.seconds,
+    }
+    if attacks not in self._seen:
+      self._seen.add(attacks)
+      record["examples"] = len(result.faced)
+      record["misclassified"] = np.flatnonzero(~result.clean_correct).tolist()
+      record["points"] = result.adversarial is not None
+    self._file.write(json.dumps(record) + "\n")
+    self._file.flush()
+    os.fsync(self._file.fileno())
+    self.results[attacks] = result
+
+  def close(self) -> None:
+    """No batch comes after this."""
+    self._file.close()
+
+  def _replay(self, record: dict[str, Any], inputs: np.ndarray) -> None:
+    attacks = tuple(record["attacks"])
+    if attacks not in self._seen:
+      self._seen.add(attacks)
+      correct = np.ones(record["examples"], bool)
+      correct[record["misclassified"]] = False
+      points = inputs if record["points"] else None
+      self.results[attacks] = not_attacked(attacks, correct, points)
+    result = self.results[attacks]
+    stage = attacks.index(record["attack"])
+    result.faced[record["indices"]] = stage + 1
+    broken = record["broken"]
+    result.broken_by[broken] = stage
+    if result.adversarial is not None:
+      result.adversarial[broken] = self._points[broken]
+    self.seconds = record["seconds"]

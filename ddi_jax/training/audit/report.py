@@ -1,0 +1,232 @@
+"""The results of an evaluation, as JSON, as pictures and as a table."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+import ddi_jax
+from ddi_jax import data
+from ddi_jax.attacks.stages import Batches, classify_batch
+from ddi_jax.training.audit import figures
+from ddi_jax.training.audit.plan import AuditSettings
+from ddi_jax.training.run.report import align
+from ddi_jax.training.step.validation import describe_attack
+from ddi_jax.training.storage import files
+
+RESULT_FILE = "evaluation.json"
+CURVE_FILE = "robust_accuracy.png"
+GRID_FILE = "adversarial_examples.png"
+EXAMPLES_FILE = "adversarial_examples.npz"
+_GRID_COLUMNS = 8
+
+
+class Subject(NamedTuple):
+  """The model, and the images to evaluate it on.
+
+  Attributes:
+    logits_fn: in evaluation mode.
+    inputs: `[N, H, W, C]` in [0, 1].
+    labels: `[N]`.
+    step: of the checkpoint.
+    num_classes: labels are in [0, num_classes).
+  """
+
+  logits_fn: jax.tree_util.Partial
+  inputs: np.ndarray
+  labels: np.ndarray
+  step: int
+  num_classes: int
+
+
+class Results(NamedTuple):
+  """All results; the curve is None where none was asked for."""
+
+  evaluation: ddi_jax.RobustnessEvaluation
+  curve: ddi_jax.RobustnessCurve | None
+
+
+class _Broken(NamedTuple):
+  """The adversarial examples, `[M]`."""
+
+  indices: np.ndarray  # Among the test images.
+  labels: np.ndarray
+  wrong_labels: np.ndarray
+  confidences: np.ndarray  # Of the wrong labels.
+  attacks: np.ndarray  # Names.
+  clean: np.ndarray  # [M, H, W, C]
+  adversarial: np.ndarray
+
+
+def write(
+  folder: Path,
+  config: ml_collections.ConfigDict,
+  settings: AuditSettings,
+  description: Mapping[str, Any],
+  subject: Subject,
+  results: Results,
+  *,
+  seconds: float,
+) -> dict[str, Any]:
+  """Writes evaluation.json, the pictures and, if asked for, the examples; prints.
+
+  Args:
+    folder: of the evaluation.
+    config: of the run.
+    settings: what was asked for.
+    description: of what was evaluated; goes into the JSON.
+    subject: model and images.
+    results: of the attacks.
+    seconds: that it took.
+
+  Returns:
+    The content of evaluation.json.
+  """
+  evaluation, curve = results
+  broken = _look_at_broken(subject, evaluation.autoattack, config.evaluation.batch_size)
+  result = {
+    "evaluation": settings.attacks,
+    "method": config.method,
+    "data": config.data.name,
+    "seed": config.seed,
+    **description,
+    "clean_accuracy": evaluation.clean.value,
+    "clean_interval": evaluation.clean.interval,
+    "robust_accuracy": evaluation.robust.value,
+    "robust_interval": evaluation.robust.interval,
+    "broken": evaluation.autoattack.broken,
+    "mean_confidence": evaluation.mean_confidence,
+    "adversarial_confidence": _mean(broken.confidences),
+    "temperature": evaluation.temperature,
+    "pgd": {
+      "attack": describe_attack(config),
+      **_with_interval("", evaluation.plain_pgd),
+      **_with_interval("calibrated_", evaluation.calibrated_pgd),
+      **_with_interval("worst_", evaluation.worst_pgd),
+    },
+    "curve": None if curve is None else _describe_curve(curve),
+    "warnings": list(evaluation.warnings),
+    "seconds": seconds,
+    "device": jax.devices()[0].device_kind,
+    "versions": {"ddi_jax": ddi_jax.__version__, "jax": jax.__version__},
+  }
+  written = [RESULT_FILE]
+  if curve is not None:
+    title = (
+      f"{config.method} on {config.data.name}, seed {config.seed}, "
+      f"{settings.checkpoint} checkpoint"
+    )
+    figures.save_curve(folder / CURVE_FILE, result, title)
+    written.append(CURVE_FILE)
+  if len(broken.indices):
+    columns = _columns(broken, data.class_names(config.data.name, subject.num_classes))
+    figures.save_examples(folder / GRID_FILE, columns)
+    written.append(GRID_FILE)
+  if settings.save:
+    _save(folder / EXAMPLES_FILE, broken)
+    written.append(EXAMPLES_FILE)
+  files.write_json(folder / RESULT_FILE, result)
+  for name in {CURVE_FILE, GRID_FILE, EXAMPLES_FILE}.difference(written):
+    (folder / name).unlink(missing_ok=True)  # Of an evaluation with other settings.
+  print(format_result(result))
+  print(f"Files in {folder}: {', '.join(written)}")
+  return result
+
+
+def format_result(result: Mapping[str, Any]) -> str:
+  """The closing table, from the content of evaluation.json."""
+  pgd = result["pgd"]
+  temperature = f"temperature {result['temperature']:.3g}"
+
+  def row(name: str, values: Mapping[str, Any], prefix: str) -> tuple[str, str, str]:
+    low, high = values[f"{prefix}_interval"]
+    return name, f"{values[f'{prefix}_accuracy']:.3f}", f"{low:.3f} to {high:.3f}"
+
+  rows = [
+    ("", "accuracy", "95 % interval"),
+    row("clean", result, "clean"),
+    row("PGD", pgd, "robust"),
+    row(f"PGD, calibrated: {temperature}", pgd, "calibrated_robust"),
+    row("PGD, worst of four temperatures", pgd, "worst_robust"),
+    row(result["evaluation"], result, "robust"),
+  ]
+  broken = ", ".join(f"{name} {count}" for name, count in result["broken"].items())
+  lines = [
+    "",
+    *align(rows),
+    "",
+    f"PGD: {pgd['attack']}.",
+    f"Broken by {broken}.  Mean confidence {result['mean_confidence']:.3f}.  "
+    f"{result['seconds']:.0f} s.",
+    *result["warnings"],
+    "",
+  ]
+  return "\n".join(lines)
+
+
+def _describe_curve(curve: ddi_jax.RobustnessCurve) -> dict[str, Any]:
+  return {
+    "attacks": list(curve.attacks),
+    "examples": len(curve.result.faced),
+    "epsilons": list(curve.epsilons),
+    "robust_accuracy": [accuracy.value for accuracy in curve.accuracies],
+    "intervals": [accuracy.interval for accuracy in curve.accuracies],
+  }
+
+
+def _with_interval(prefix: str, accuracy: ddi_jax.Accuracy) -> dict[str, Any]:
+  return {
+    f"{prefix}robust_accuracy": accuracy.value,
+    f"{prefix}robust_interval": accuracy.interval,
+  }
+
+
+def _look_at_broken(
+  subject: Subject, attacked: ddi_jax.AutoAttackResult, batch_size: int
+) -> _Broken:
+  assert attacked.adversarial is not None  # AutoAttack keeps them.
+  batches = Batches(subject.logits_fn, attacked.adversarial, subject.labels, batch_size)
+  logits = batches.logits(jax.random.key(0), jax.jit(classify_batch))
+  indices = np.flatnonzero(attacked.broken_by >= 0)
+  confidences = np.asarray(jax.nn.softmax(logits).max(axis=1))
+  return _Broken(
+    indices=indices,
+    labels=subject.labels[indices],
+    wrong_labels=np.argmax(logits, axis=1)[indices],
+    confidences=confidences[indices],
+    attacks=np.array(attacked.attacks)[attacked.broken_by[indices]],
+    clean=subject.inputs[indices],
+    adversarial=attacked.adversarial[indices],
+  )
+
+
+def _mean(values: np.ndarray) -> float | None:
+  return float(np.mean(values)) if len(values) else None
+
+
+def _columns(broken: _Broken, names: Sequence[str]) -> list[figures.AdversarialExample]:
+  """Examples to be shown: of every class the first, then those that follow."""
+  _, firsts = np.unique(broken.labels, return_index=True)
+  others = np.setdiff1d(np.arange(len(broken.labels)), firsts)
+  chosen = np.concatenate([firsts, others])[:_GRID_COLUMNS]
+  return [
+    figures.AdversarialExample(
+      clean=broken.clean[index],
+      adversarial=broken.adversarial[index],
+      label=names[broken.labels[index]],
+      wrong_label=names[broken.wrong_labels[index]],
+      confidence=float(broken.confidences[index]),
+      attack=str(broken.attacks[index]),
+    )
+    for index in chosen
+  ]
+
+
+def _save(path: Path, broken: _Broken) -> None:
+  """Writes the examples whole or not at all."""
+  temporary = path.with_name("." + path.name)
+  np.savez_compressed(temporary, **broken._asdict())
+  temporary.replace(path)

@@ -1,0 +1,186 @@
+"""What a config describes, ready to run: data, network, step and validation."""
+
+from collections.abc import Callable
+import functools
+from typing import Any, NamedTuple
+
+import chex
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import ml_collections
+import numpy as np
+
+from ddi_jax import data, models
+from ddi_jax.models.pure import Apply
+from ddi_jax.training.devices import mesh as meshes
+from ddi_jax.training.settings import model, pieces
+from ddi_jax.training.settings.pieces import ConfigError
+from ddi_jax.training.step import warm_memory
+from ddi_jax.training.step.state import (
+  Hyperparameters,
+  TrainState,
+  create_train_state,
+)
+from ddi_jax.training.step.train_step import (
+  StepParts,
+  create_parts,
+  create_train_step,
+  jit_step,
+  state_shardings,
+)
+from ddi_jax.training.step.validation import ValidateFn, create_validate
+
+
+class Experiment(NamedTuple):
+  """The parts of a config's run.
+
+  Attributes:
+    splits: the data.
+    total_steps: number of steps.
+    evaluate_every: number of steps between validations.
+    mesh: of several devices, None for one.
+    apply: the network, see `ddi_jax.models.functional`.
+    initial_state: before the first step, without the memory of the source warm.
+    start: () -> a copy of it that is complete; a step donates its input.
+    hyperparameters: of the run, an argument of each step.
+    parts: of the step, see `training.step.train_step`.
+    train_step: (state, batch, hyperparameters) -> (state, metrics), jitted.
+    validate: see `training.step.validation`.
+  """
+
+  splits: data.Splits
+  total_steps: int
+  evaluate_every: int
+  mesh: Mesh | None
+  apply: Apply
+  initial_state: TrainState
+  start: Callable[[], TrainState]
+  hyperparameters: Hyperparameters
+  parts: StepParts
+  train_step: Any
+  validate: ValidateFn
+
+
+def load_data(config: ml_collections.ConfigDict) -> data.Splits:
+  """The data set of the config.
+
+  Raises:
+    ConfigError: if the set is too small for a setting, or of another form.
+    DataError: if it cannot be had.
+
+  Example:
+    >>> from ddi_jax import training
+    >>> len(training.load_data(training.default_config()).train)
+    1237
+  """
+  settings = config.data
+  split = {
+    "validation_size": settings.validation_size,
+    "split_seed": settings.split_seed,
+    "limit": settings.limit,
+  }
+  factory = pieces.find("data.name", settings.name, dict.fromkeys(data.DATASETS))
+  try:
+    if factory is None:
+      return data.load(
+        settings.name,
+        data_dir=settings.data_dir,
+        resolution=settings.resolution,
+        streaming=settings.streaming,
+        **split,
+      )
+    arrays = pieces.call(factory, config.data_settings, "data_settings")
+    return data.split_arrays(arrays, name=settings.name, **split)
+  except ConfigError:
+    raise
+  except ValueError as error:
+    raise ConfigError(f"config.{error}") from error
+
+
+def image_kind(splits: data.Splits) -> model.ImageKind:
+  """What the network needs to know of the data."""
+  return model.ImageKind(
+    splits.train.image_shape, splits.num_classes, splits.mean, splits.std
+  )
+
+
+def create_model(
+  config: ml_collections.ConfigDict, splits: data.Splits, *, abstract: bool = False
+) -> nnx.Module:
+  """The freshly initialised network of the config, for this data; or its shapes."""
+  return model.create_model(config, image_kind(splits), abstract=abstract)
+
+
+def create_experiment(
+  config: ml_collections.ConfigDict,
+  splits: data.Splits,
+  mesh: Mesh | None = None,
+  change_parts: Callable[[StepParts, Apply], StepParts] = lambda parts, apply: parts,
+) -> Experiment:
+  """The parts of a checked config's run.
+
+  Args:
+    config: a checked config.
+    splits: its data.
+    mesh: of several devices, or None.
+    change_parts: (parts, apply) -> the step's parts, to replace some of them.
+
+  Example:
+    >>> from ddi_jax import training
+    >>> config = training.select_variant(training.default_config(), "debug")
+    >>> splits = training.load_data(config)
+    >>> experiment = training.create_experiment(config, splits)
+    >>> batch = splits.train.read(range(32))
+    >>> state, metrics = experiment.train_step(
+    ...     experiment.start(), batch, experiment.hyperparameters)
+    >>> int(state.step), sorted(metrics)[:3]
+    (1, ['direction/cosine', 'direction/gap', 'direction/min_cosine'])
+  """
+  steps_per_epoch = len(splits.train) // config.batch_size
+  total_steps = max(1, round(config.num_epochs * steps_per_epoch))
+  apply, params, model_state = models.functional(create_model(config, splits))
+  parts = change_parts(
+    create_parts(
+      config,
+      apply,
+      steps_per_epoch=steps_per_epoch,
+      total_steps=total_steps,
+      max_value=splits.max_value,
+      mesh=mesh,
+    ),
+    apply,
+  )
+  state = create_train_state(params, model_state, parts.optimizer)
+  # Committed to its devices, as a restored state is: else XLA would compile for both.
+  where: Any = jax.devices()[0]
+  everywhere: Any = jax.sharding.SingleDeviceSharding(where)
+  if mesh is not None:
+    everywhere = meshes.replicated(mesh)
+    where = state_shardings(state, mesh, config.mesh.fsdp)
+    state = jax.tree.map(np.asarray, state)  # The same on all hosts.
+  state = jax.device_put(state, where)
+
+  @functools.partial(jax.jit, out_shardings=everywhere)
+  def create_memory() -> chex.ArrayTree:
+    images = (len(splits.train), splits.train.image_shape)
+    return warm_memory.create_memory(config, *images)
+
+  def start() -> TrainState:
+    return jax.tree.map(jnp.copy, state)._replace(memory=create_memory())
+
+  whole_state = state._replace(memory=jax.eval_shape(create_memory))
+  return Experiment(
+    splits=splits,
+    total_steps=total_steps,
+    evaluate_every=max(1, round(config.evaluation.every_epochs * steps_per_epoch)),
+    mesh=mesh,
+    apply=apply,
+    initial_state=state,
+    start=start,
+    hyperparameters=Hyperparameters(config.seed, config.optimizer.learning_rate),
+    parts=parts,
+    train_step=jit_step(create_train_step(parts), config, whole_state, mesh),
+    validate=create_validate(config, apply, splits.max_value, mesh),
+  )

@@ -1,0 +1,101 @@
+"""`curves.png`: a run at a glance."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+import numpy as np
+
+from ddi_jax.training.storage.logs import read_metrics
+
+
+def save_curves(workdir: Path, title: str) -> Path:
+  """Draws a run's metrics: losses, accuracies, and how the K gradients relate.
+
+  Args:
+    workdir: of the run.
+    title: above the panels.
+
+  Returns:
+    Path of the picture.
+  """
+  records = list(read_metrics(workdir))
+  train = [record for record in records if record["split"] == "train"]
+  validation = [record for record in records if record["split"] == "validation"]
+  with matplotlib.rc_context({"axes.grid": True, "grid.alpha": 0.3, "font.size": 9}):
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10)
+    loss, accuracy, gradients = figure.subplots(1, 3)
+    attacked = any("robust_accuracy" in record for record in train)
+    batch = f"train batch, {'adversarial' if attacked else 'clean'}"
+    _plot(loss, train, "loss", batch, smooth=True, alpha=0.8)
+    _plot(loss, validation, "robust_loss", "validation, adversarial", marker="o")
+    _plot(loss, validation, "clean_loss", "validation, clean", marker="o")
+    loss.set_ylabel("cross entropy (nats)")
+    loss.set_yscale("log")
+    loss.yaxis.set_major_formatter("{x:g}")
+    loss.yaxis.set_minor_formatter("{x:g}")
+    field = "robust_accuracy" if attacked else "accuracy"
+    _plot(accuracy, train, field, batch, smooth=True, alpha=0.8)
+    _plot(accuracy, validation, "robust_accuracy", "validation, robust", marker="o")
+    _plot(accuracy, validation, "clean_accuracy", "validation, clean", marker="o")
+    _plot(accuracy, validation, "mean_confidence", "mean confidence", linestyle=":")
+    accuracy.set_ylim(0, 1)
+    accuracy.set_ylabel("fraction of examples")
+    _plot(gradients, train, "direction/cosine", "mean cosine of pairs", smooth=True)
+    _plot(gradients, train, "direction/min_cosine", "least cosine", smooth=True)
+    _plot(
+      gradients,
+      train,
+      "direction/relative_norm",
+      "norm / smallest gradient",
+      smooth=True,
+    )
+    _plot(
+      gradients,
+      train,
+      "proximal/share_of_worst",
+      "weight on worst candidates",
+      smooth=True,
+    )
+    gradients.set_ylabel("the K gradients or candidates (no unit)")
+    # Not a magnifying glass on rounding where all agree.
+    low, high = gradients.get_ylim()
+    gradients.set_ylim(min(0.98, low), max(1.005, high))
+    gradients.ticklabel_format(axis="y", useOffset=False)
+    for axes in (loss, accuracy, gradients):
+      axes.set_xlabel("step")
+      if axes.lines:
+        axes.legend(fontsize=8)
+    path = workdir / "curves.png"
+    figure.savefig(path, dpi=120)
+  return path
+
+
+def _plot(
+  axes: Any,
+  records: Sequence[dict[str, Any]],
+  name: str,
+  label: str,
+  *,
+  smooth: bool = False,
+  **style: Any,
+) -> None:
+  """Draw a metric's course; nothing where no record has it."""
+  records = [record for record in records if name in record]
+  if not records:
+    return
+  steps = np.array([record["step"] for record in records])
+  values = np.array([record[name] for record in records], float)
+  window = max(1, len(values) // 100) if smooth else 1
+  if window > 1:
+    label += f" (mean of {window} steps)"
+    count = len(values) // window * window
+    steps = steps[:count].reshape(-1, window)[:, -1]
+    values = values[:count].reshape(-1, window).mean(axis=1)
+  style.setdefault("markersize", 3)
+  axes.plot(steps, values, label=label, **style)

@@ -1,0 +1,504 @@
+"""The check of a config: before a run starts, and before anything is written.
+
+The functions that a group of settings feeds check its values; what only the training
+program knows, and settings that nothing chosen uses, are checked here.
+"""
+
+from collections.abc import Callable, Collection
+import math
+from typing import Any
+
+import ml_collections
+
+import ddi_jax
+from ddi_jax.checks import keyword_parameters
+from ddi_jax.data import DATASETS, STREAMING, Examples, image_shape
+from ddi_jax.directions import proximal
+from ddi_jax.models import MODELS
+from ddi_jax.training.settings import model, pieces, sources
+from ddi_jax.training.settings.config import default_config
+from ddi_jax.training.settings.methods import METHODS, create_direction, find_method
+from ddi_jax.training.settings.optimizers import (
+  OPTIMIZERS,
+  SCHEDULES,
+  create_rule,
+  create_schedule,
+)
+from ddi_jax.training.settings.pieces import ConfigError
+from ddi_jax.training.settings.sources import SOURCES
+from ddi_jax.training.settings.threats import (
+  NORMS,
+  THREAT_MODELS,
+  evaluated_radii,
+  step_size,
+)
+
+ATTACK_DTYPES = ("float32", "bfloat16")
+BATCH_NORM_MODES = ("train", "eval")
+# The settings that name a piece.
+CHOICES = (
+  "method",
+  "sources",
+  "data.name",
+  "model.name",
+  "optimizer.name",
+  "optimizer.schedule",
+  "evaluation.norms",
+)
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+  """Check every setting that can be checked without the data.
+
+  Raises:
+    ConfigError: for the first impossible one, or one that nothing chosen uses.
+
+  Example:
+    >>> from ddi_jax import training
+    >>> config = training.default_config()
+    >>> config.attack.steps = 0
+    >>> try:
+    ...   training.check_config(config)
+    ... except training.ConfigError as error:
+    ...   print(error)
+    config.attack.steps must be an integer >= 1, got 0.
+  """
+  check = _Checker(config)
+  _check_plain_values(check)
+  _check_choices(check)
+  _check_sources(config, check)
+  _check_unused(config)
+  _check_pieces(config)
+  _check_attack(config, check)
+  _check_mesh(config, check)
+
+
+def check_against_data(config: ml_collections.ConfigDict, train: Examples) -> None:
+  """Check the settings that depend on the data.
+
+  Raises:
+    ConfigError: if a batch is larger than the training set.
+  """
+  if config.batch_size > len(train):
+    raise ConfigError(
+      f"config.batch_size must be in [1, {len(train)}], the number of training images "
+      f"of {config.data.name}, got {config.batch_size}."
+    )
+
+
+def drop_unused(
+  config: ml_collections.ConfigDict, keep: Collection[str] = ()
+) -> ml_collections.ConfigDict:
+  """Return a copy in which settings that nothing uses have their defaults again.
+
+  For an experiment of which a piece was replaced: what only the former piece used goes
+  with it.
+
+  Args:
+    config: its pieces must exist.
+    keep: dotted names of settings that are to stay, so that `check_config` refuses
+      them if nothing uses them.
+
+  Example:
+    >>> from ddi_jax import training
+    >>> config = training.default_config()
+    >>> config.num_restarts, config.method = 8, "pgd"
+    >>> training.drop_unused(config).num_restarts
+    4
+  """
+  result = config.copy_and_resolve_references()
+  defaults = flatten(default_config())
+  for field in unused_fields(config):
+    if field in keep:
+      continue
+    group, _, name = field.rpartition(".")
+    section = result[group] if group else result
+    if field in defaults:
+      with section.ignore_type():
+        section[name] = defaults[field]
+    else:
+      del section[name]
+  return result
+
+
+class _Checker:
+  """Checks of single settings, each named by its dotted path."""
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    self._config = config
+
+  def __call__(
+    self, field: str, allowed: str, is_allowed: Callable[[Any], bool]
+  ) -> None:
+    value = self._config
+    for part in field.split("."):
+      value = value[part]
+    try:
+      fine = is_allowed(value)
+    except TypeError:
+      fine = False
+    if not fine:
+      raise ConfigError(f"config.{field} must be {allowed}, got {value!r}.")
+
+  def one_of(self, field: str, names: Collection[Any]) -> None:
+    self(field, f"one of {', '.join(names)}", lambda value: value in tuple(names))
+
+  def positive_int(self, field: str, optional: bool = False) -> None:
+    allowed = "an integer >= 1" + (" or None" if optional else "")
+    self(field, allowed, lambda value: (value is None and optional) or value >= 1)
+
+  def positive(self, field: str, optional: bool = False) -> None:
+    allowed = "a finite number > 0" + (" or None" if optional else "")
+    self(
+      field,
+      allowed,
+      lambda value: (value is None and optional) or 0 < value < math.inf,
+    )
+
+  def non_negative(self, field: str) -> None:
+    self(field, "a finite number >= 0", lambda value: 0 <= value < math.inf)
+
+
+def _check_plain_values(check: _Checker) -> None:
+  check("seed", "an integer in [0, 2**31)", lambda value: 0 <= value < 2**31)
+  check("data.split_seed", "an integer >= 0", lambda value: value >= 0)
+  check("data.pad", "an integer >= 0", lambda value: value >= 0)
+  check("mesh.fsdp", "True or False", lambda value: isinstance(value, bool))
+  for field in (
+    *("num_restarts", "batch_size", "data.validation_size"),
+    *("attack.steps", "evaluation.steps"),
+    *("evaluation.batch_size", "evaluation.restarts"),
+  ):
+    check.positive_int(field)
+  for field in (
+    *("restarts_at_a_time", "gradients_at_a_time", "warm.steps", "warm.reset_epochs"),
+    *("data.limit", "data.resolution"),
+    *("evaluation.validation_limit", "evaluation.test_limit"),
+  ):
+    check.positive_int(field, optional=True)
+  for field in ("num_epochs", "optimizer.learning_rate", "evaluation.every_epochs"):
+    check.positive(field)
+  for field in ("attack.step_size", "evaluation.step_size", "proximal.step"):
+    check.positive(field, optional=True)
+  for norm in NORMS:
+    check.positive(f"radii.{norm}")
+  for field in ("attack.epsilon", "attack.warmup_epochs"):
+    check.non_negative(field)
+
+
+def _check_choices(check: _Checker) -> None:
+  check.one_of("data.streaming", STREAMING)
+  check.one_of("attack.norm", NORMS)
+  check.one_of("attack.dtype", ATTACK_DTYPES)
+  check.one_of("attack.batch_norm", BATCH_NORM_MODES)
+  check.one_of("gradient.batch_norm", BATCH_NORM_MODES)
+  check.one_of("optimizer.name", OPTIMIZERS)
+  check.one_of("optimizer.schedule", SCHEDULES)
+  check(
+    "evaluation.norms",
+    f"a tuple without repetition of {', '.join(NORMS)}",
+    lambda value: (
+      not isinstance(value, str)
+      and all(norm in NORMS for norm in value)
+      and len(set(value)) == len(value)
+    ),
+  )
+
+
+def _check_pieces(config: ml_collections.ConfigDict) -> None:
+  """Make every piece once: their own checks speak, with the config's path."""
+  pieces.find("data.name", config.data.name, DATASETS)
+  method = find_method(config)
+  if method.proximal:
+    _check_proximal(config)
+  else:
+    create_direction(config)
+  create_rule(config)
+  create_schedule(config, total=1)
+  _check_model(config)
+  epsilon = config.attack.epsilon
+  pieces.call(THREAT_MODELS[config.attack.norm], {"epsilon": epsilon}, "attack")
+  ball = THREAT_MODELS[config.attack.norm](epsilon)
+  attack = sources.pgd_settings(config, 1.0)
+  attack["step_size"] = attack["step_size"] or 1.0  # At radius 0.
+  attack["random_start"] = config.attack.random_start
+  pieces.call(ddi_jax.pgd, attack, "attack", ball)
+  for radius in evaluated_radii(config).values():
+    length = step_size(config.evaluation, radius) or 1.0
+    settings = {"steps": config.evaluation.steps, "step_size": length}
+    pieces.call(ddi_jax.pgd, settings, "evaluation", ball)
+  for name, count in sources.entries(config):
+    kind = sources.find_source(name)
+    if name == "spatial" or pieces.is_own(name, sources.SOURCES):
+      kind.create(config, sources.Situation(count, 1.0))
+
+
+def _check_proximal(config: ml_collections.ConfigDict) -> None:
+  settings = dict(config.proximal)
+  settings["step"] = settings["step"] or 1.0
+  pieces.call(proximal.check_settings, settings, "proximal")
+
+
+def _check_model(config: ml_collections.ConfigDict) -> None:
+  """Make the network's shapes, where those of the images are known by now."""
+  model.find_model(config)
+  description = DATASETS.get(config.data.name)
+  if description is None:
+    return
+  shape = pieces.call(image_shape, {}, "data", config.data.name, config.data.resolution)
+  images = model.ImageKind(
+    shape, description.num_classes, description.mean, description.std
+  )
+  model.create_model(config, images, abstract=True)
+
+
+def _check_attack(config: ml_collections.ConfigDict, check: _Checker) -> None:
+  num_candidates = sources.num_candidates(config)
+  check(
+    "attack.random_start",
+    f"True with {num_candidates} restarts, which would all be the same",
+    lambda value: value or num_candidates == 1,
+  )
+
+
+def _check_mesh(config: ml_collections.ConfigDict, check: _Checker) -> None:
+  restart, data_size = config.mesh.restart, config.mesh.data
+  method, num_restarts = find_method(config), sources.num_candidates(config)
+  check(
+    "mesh.restart",
+    "1 with config.sources or method proximal; config.mesh.data may be more",
+    lambda value: value == 1 or not (config.sources or method.proximal),
+  )
+  check(
+    "mesh.restart",
+    f"a divisor of {num_restarts}, the number of attacks in a step of config.method "
+    f"{config.method!r}",
+    lambda value: value >= 1 and num_restarts % value == 0,
+  )
+  check(
+    "mesh.data",
+    f"a divisor of config.batch_size ({config.batch_size})",
+    lambda value: value >= 1 and config.batch_size % value == 0,
+  )
+  size = restart * data_size
+  several = f"with config.mesh.restart * config.mesh.data = {restart} * {data_size}"
+  check(
+    "evaluation.batch_size",
+    f"a multiple of {size} {several}",
+    lambda value: value % size == 0,
+  )
+  check(
+    "gradients_at_a_time",
+    f"None {several}, which divides the gradients' memory already",
+    lambda value: value is None or size == 1,
+  )
+
+
+def _check_sources(config: ml_collections.ConfigDict, check: _Checker) -> None:
+  check(
+    "sources",
+    "a tuple of NAME or NAME:K with K >= 1, NAME one of "
+    + ", ".join(sources.SOURCES)
+    + " or your own module:name",
+    lambda value: not isinstance(value, str) and _are_well_formed(config),
+  )
+  entries = sources.entries(config)
+  names = [name for name, _ in entries]
+  for name in names:
+    sources.find_source(name)
+  description = DATASETS.get(config.data.name)
+  if description is not None:
+    classes = description.num_classes
+    check(
+      "sources",
+      f"such that K of targeted:K is less than the number of classes ({classes})",
+      lambda _: all(name != "targeted" or count < classes for name, count in entries),
+    )
+    check(
+      "sources",
+      f"without warm for config.data.name {config.data.name}, whose images are cropped "
+      "at random when they are read",
+      lambda _: sources.WARM not in names or description.image_shape is not None,
+    )
+  check(
+    "sources",
+    "such that msd makes one candidate",
+    lambda _: "msd" not in names or ("msd", 1) in entries,
+  )
+  check(
+    "sources",
+    "such that warm is there at most once",
+    lambda _: names.count(sources.WARM) <= 1,
+  )
+  check(
+    "sources",
+    "without r_fgsm where config.attack.norm is not linf",
+    lambda _: config.attack.norm == "linf" or "r_fgsm" not in names,
+  )
+  method = find_method(config)
+  check(
+    "sources",
+    f"{'one candidate' if method.attacked else '()'} with method {config.method}",
+    lambda entries: (
+      not entries
+      or method.restarts
+      or (method.attacked and sources.num_candidates(config) == 1)
+    ),
+  )
+
+
+def _are_well_formed(config: ml_collections.ConfigDict) -> bool:
+  try:
+    return sources.entries(config) is not None
+  except (ValueError, AttributeError):
+    return False
+
+
+def _check_unused(config: ml_collections.ConfigDict) -> None:
+  unused = unused_fields(config)
+  if not unused:
+    return
+  field = min(unused)
+  value = flatten(config)[field]
+  chooser, name, takes = _owner(config, field)
+  listed = ", ".join(sorted(takes)) or "no setting of its own"
+  raise ConfigError(
+    f"config.{field} is {value!r}, but config.{chooser} {name!r} does not use it; it "
+    f"takes {listed}.  Leave it at its default, or choose what uses it."
+  )
+
+
+def unused_fields(config: ml_collections.ConfigDict) -> set[str]:
+  """The settings that differ from their defaults and that nothing chosen uses."""
+  defaults = flatten(default_config())
+  used = used_fields(config)
+  return {
+    field
+    for field, value in flatten(config).items()
+    if (field not in defaults or value != defaults[field])
+    and field not in used
+    and field.split(".", maxsplit=1)[0] not in used
+    and field.split(".", maxsplit=1)[0] not in _foreign_groups(config)
+  }
+
+
+def used_fields(config: ml_collections.ConfigDict) -> set[str]:
+  """The settings that the chosen pieces use, by dotted name.
+
+  The name of a group stands for all that is in it.
+  """
+  return (
+    {*CHOICES, "seed", "batch_size", "num_epochs", "mesh", "gradient"}
+    | {"restarts_at_a_time", "optimizer.learning_rate"}
+    | _method_fields(config)
+    | _source_fields(config)
+    | _data_fields(config)
+    | model.used_fields(config)
+    | _optimizer_fields(config)
+    | _evaluation_fields(config)
+  )
+
+
+def _method_fields(config: ml_collections.ConfigDict) -> set[str]:
+  method = find_method(config)
+  fields = {"sources"} if method.attacked else set()
+  if method.can_normalize:
+    fields.add("unit_norm")
+  if method.group is not None:
+    fields.add(method.group)
+  if method.restarts and not config.sources:
+    fields.add("num_restarts")
+  if method.restarts and not method.proximal and not method.select_worst:
+    fields.add("gradients_at_a_time")
+  if method.attacked:
+    fields |= {"attack.warmup_epochs", "attack.dtype", "attack.batch_norm"}
+    if not config.sources:
+      fields |= {"attack.random_start", *sources.SOURCES["uniform"].fields}
+  return fields
+
+
+def _source_fields(config: ml_collections.ConfigDict) -> set[str]:
+  return sources.used_fields(config)
+
+
+def _data_fields(config: ml_collections.ConfigDict) -> set[str]:
+  fields = {f"data.{name}" for name in ("validation_size", "split_seed", "limit")}
+  fields |= {"data.pad", "data.flip"}
+  if pieces.is_own(config.data.name, DATASETS):
+    return fields | {"data_settings"}
+  # Digits come with scikit-learn; the reader itself refuses "always" for them.
+  fields |= {"data.streaming", "data.resolution"}
+  return fields if config.data.name == "digits" else fields | {"data.data_dir"}
+
+
+def _optimizer_fields(config: ml_collections.ConfigDict) -> set[str]:
+  factories = (
+    OPTIMIZERS[config.optimizer.name],
+    SCHEDULES[config.optimizer.schedule],
+  )
+  return {
+    f"optimizer.{name}" for factory in factories for name in keyword_parameters(factory)
+  }
+
+
+def _evaluation_fields(config: ml_collections.ConfigDict) -> set[str]:
+  fields = {f"evaluation.{name}" for name in config.evaluation}
+  if config.evaluation.norms:
+    fields |= {f"radii.{norm}" for norm in config.evaluation.norms}
+    return fields - {"evaluation.step_size"}  # Each norm has steps of its own.
+  return fields | {"attack.norm", "attack.epsilon"}
+
+
+def _owner(
+  config: ml_collections.ConfigDict, field: str
+) -> tuple[str, Any, Collection[str]]:
+  """(Setting that chooses the piece, the piece's name, what it uses) for a field."""
+  group = field.split(".", maxsplit=1)[0]
+  by_group: dict[str, tuple[str, Callable[..., Collection[str]]]] = {
+    "data": ("data.name", _data_fields),
+    "data_settings": ("data.name", _data_fields),
+    "model": ("model.name", model.used_fields),
+    "model_settings": ("model.name", model.used_fields),
+    "optimizer": ("optimizer.name", _optimizer_fields),
+    "evaluation": ("evaluation.norms", _evaluation_fields),
+    **dict.fromkeys(
+      ("radii", "spatial", "warm", sources.OWN_SETTINGS), ("sources", _source_fields)
+    ),
+  }
+  chooser, fields_of = by_group.get(group, ("method", _method_fields))
+  if chooser == "method" and config.sources and group in ("attack", "num_restarts"):
+    chooser, fields_of = "sources", _source_fields
+  value = config
+  for part in chooser.split("."):
+    value = value[part]
+  return chooser, value, fields_of(config)
+
+
+def _foreign_groups(config: ml_collections.ConfigDict) -> set[str]:
+  """Groups that a caller of `train` added to a config, for a purpose of its own."""
+  return set(config) - set(default_config())
+
+
+def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
+  """All settings by dotted name."""
+  flat: dict[str, Any] = {}
+  for name, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      flat |= flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def own_pieces(config: ml_collections.ConfigDict) -> list[str]:
+  """The pieces that a config names as `module:name`; nothing is imported."""
+  own = [
+    name
+    for name, known in (
+      (config.method, METHODS),
+      (config.model.name, MODELS),
+      (config.data.name, DATASETS),
+    )
+    if pieces.is_own(name, known)
+  ]
+  return own + [entry for entry in config.sources if entry.split(":")[0] not in SOURCES]

@@ -1,0 +1,102 @@
+"""The training methods by name: which candidates, and which direction from them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import ml_collections
+import optax
+
+import ddi_jax
+from ddi_jax.training.settings import pieces
+
+OWN_SETTINGS = "method_settings"
+
+
+class Method(NamedTuple):
+  """How a method differs from the others; everything else is shared.
+
+  Attributes:
+    attacked: whether the candidates are adversarial; if not, the clean batch is the
+      only one.
+    restarts: whether there are `num_restarts` candidates rather than one.
+    select_worst: whether they are reduced, per example, to the worst of them.
+    direction: makes the transformation from K gradients to one; None where the
+      candidates themselves give the direction (`ddi_jax.proximal_danskin_gradient`).
+    group: the config group with its settings, None if it has none.
+  """
+
+  attacked: bool
+  restarts: bool
+  select_worst: bool
+  direction: Callable[..., optax.GradientTransformationExtraArgs] | None
+  group: str | None = None
+
+  @property
+  def proximal(self) -> bool:
+    """Whether the candidates give the direction without K gradients."""
+    return self.direction is None
+
+  @property
+  def can_normalize(self) -> bool:
+    """Whether `config.unit_norm` is for this method; a user's own may not take it."""
+    return self.direction is None or pieces.accepts(self.direction, "normalize")
+
+
+METHODS = {
+  # No attack: ordinary training.
+  "standard": Method(False, False, False, ddi_jax.first_restart_direction),
+  # Adversarial training as in Madry et al. (2018).
+  "pgd": Method(True, False, False, ddi_jax.first_restart_direction),
+  # The mean of the K gradients: the control for danskin.
+  "average": Method(True, True, False, ddi_jax.average_direction),
+  # Per example the worst of the K attacks, then one gradient.
+  "worst_restart": Method(True, True, True, ddi_jax.first_restart_direction),
+  # The minimum-norm combination of the K gradients (Latorre et al., 2023).
+  "danskin": Method(True, True, False, ddi_jax.danskin_direction, "danskin"),
+  # The minimiser of the robust loss linearised per example.
+  "proximal": Method(True, True, False, None, "proximal"),
+  # Other aggregators of the same K gradients.
+  "mgda": Method(True, True, False, ddi_jax.mgda_direction, "mgda"),
+  "upgrad": Method(True, True, False, ddi_jax.upgrad_direction),
+  "cagrad": Method(True, True, False, ddi_jax.cagrad_direction, "cagrad"),
+  "pcgrad": Method(True, True, False, ddi_jax.pcgrad_direction),
+}
+
+
+def find_method(config: ml_collections.ConfigDict) -> Method:
+  """The method of `config.method`; the user's own direction sees all K gradients.
+
+  Raises:
+    ConfigError: if there is none of this name.
+  """
+  piece = pieces.find("method", config.method, METHODS)
+  if isinstance(piece, Method):
+    return piece
+  return Method(True, True, False, piece, OWN_SETTINGS)
+
+
+def create_direction(
+  config: ml_collections.ConfigDict,
+) -> optax.GradientTransformationExtraArgs:
+  """The transformation from K gradients to one, of a method that has one.
+
+  Raises:
+    ConfigError: for settings that the direction refuses.
+  """
+  method = find_method(config)
+  assert method.direction is not None
+  settings: dict[str, Any] = dict(config[method.group]) if method.group else {}
+  if pieces.accepts(method.direction, "normalize"):
+    settings["normalize"] = config.unit_norm
+  direction = pieces.call(method.direction, settings, method.group or "method")
+  if not (hasattr(direction, "init") and hasattr(direction, "update")):
+    raise pieces.ConfigError(
+      f"config.method {config.method!r} must make an optax transformation of K "
+      f"gradients, got {type(direction).__name__}."
+    )
+  return optax.with_extra_args_support(direction)
+
+
+def num_attacks(config: ml_collections.ConfigDict) -> int:
+  """How many attacks a step of the method makes (1 for `standard`'s clean batch)."""
+  return config.num_restarts if find_method(config).restarts else 1

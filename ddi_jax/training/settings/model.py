@@ -1,0 +1,99 @@
+"""The network that a config names."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from flax import nnx
+import ml_collections
+
+from ddi_jax import models
+from ddi_jax.checks import keyword_parameters
+from ddi_jax.training.settings import pieces
+
+OWN_SETTINGS = "model_settings"
+FIELDS = (
+  *("width", "activation", "normalization", "norm_groups", "hidden", "strides"),
+  *("layers", "depth", "widening"),
+)
+
+
+class ImageKind(NamedTuple):
+  """What a network needs to know of a data set.
+
+  Attributes:
+    image_shape: (height, width, channels).
+    num_classes: labels are in [0, num_classes).
+    mean: per channel, of the images in [0, 1].
+    std: per channel.
+  """
+
+  image_shape: tuple[int, int, int]
+  num_classes: int
+  mean: Sequence[float]
+  std: Sequence[float]
+
+
+def find_model(config: ml_collections.ConfigDict) -> Callable[..., nnx.Module]:
+  """The class of the config's network.
+
+  Raises:
+    ConfigError: if there is none of this name.
+  """
+  return pieces.find("model.name", config.model.name, models.MODELS)
+
+
+def used_fields(config: ml_collections.ConfigDict) -> set[str]:
+  """The settings that the network uses, by dotted name."""
+  if settings_group(config) == OWN_SETTINGS:
+    return {OWN_SETTINGS}
+  return {
+    f"model.{name}" for name in FIELDS if pieces.accepts(find_model(config), name)
+  }
+
+
+def settings_group(config: ml_collections.ConfigDict) -> str:
+  """The config group that holds the network's settings."""
+  own = pieces.is_own(config.model.name, models.MODELS)
+  return OWN_SETTINGS if own else "model"
+
+
+def model_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The keyword arguments of the network; None stands for its own default."""
+  return {
+    name: value
+    for name, value in config[settings_group(config)].items()
+    if name != "name" and value is not None
+  }
+
+
+def create_model(
+  config: ml_collections.ConfigDict, images: ImageKind, *, abstract: bool = False
+) -> nnx.Module:
+  """The freshly initialised network of the config; or only its shapes.
+
+  Raises:
+    ConfigError: for a setting that the network does not have or refuses.
+  """
+  factory, settings = find_model(config), model_settings(config)
+  group = settings_group(config)
+
+  def create(**settings: Any) -> nnx.Module:
+    return models.create_model(
+      factory,
+      **images._asdict(),
+      settings=settings,
+      seed=config.seed,
+      abstract=abstract,
+    )
+
+  pieces.check_arguments(factory, settings, group)
+  return pieces.call(create, settings, group)
+
+
+def width(config: ml_collections.ConfigDict) -> int | None:
+  """The network's width, as set or by default; None if it has none."""
+  if settings_group(config) == OWN_SETTINGS or not pieces.accepts(
+    find_model(config), "width"
+  ):
+    return None
+  return config.model.width or keyword_parameters(find_model(config))["width"].default

@@ -1,0 +1,268 @@
+"""The sources of candidates by name, for `config.sources`."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+import ddi_jax
+from ddi_jax import candidates
+from ddi_jax.attacks import LogitsFn
+from ddi_jax.candidates import Source
+from ddi_jax.threat_models import ThreatModel
+from ddi_jax.training.settings import pieces
+from ddi_jax.training.settings.methods import find_method, num_attacks
+from ddi_jax.training.settings.threats import NORMS, THREAT_MODELS, step_size
+
+WARM = "warm"
+OWN_SETTINGS = "source_settings"
+
+
+class Situation(NamedTuple):
+  """What a source of a training step is made from, beside the config.
+
+  Attributes:
+    number: K of this source.
+    epsilon_fraction: what radii and step sizes are multiplied by, in (0, 1].
+    perturbations: what the batch's images remember, `[K, B, H, W, C]`, for the source
+      warm; else None.
+  """
+
+  number: int
+  epsilon_fraction: jax.Array | float
+  perturbations: jax.Array | None = None
+
+
+CreateFn = Callable[[ml_collections.ConfigDict, Situation], Source]
+
+
+class SourceKind(NamedTuple):
+  """A source that a config can name.
+
+  Attributes:
+    create: (config, situation) -> source.
+    fields: the settings that it uses, as dotted names.
+    is_exact: whether its candidates are ends of equal attacks, whose losses are equal
+      but for luck.
+  """
+
+  create: CreateFn
+  fields: tuple[str, ...]
+  is_exact: bool = True
+
+
+def attack_threat_model(
+  config: ml_collections.ConfigDict, epsilon_fraction: Any
+) -> ThreatModel:
+  """The threat model of `config.attack`, its radius times a fraction."""
+  epsilon = epsilon_fraction * config.attack.epsilon
+  return pieces.call(THREAT_MODELS[config.attack.norm], {"epsilon": epsilon}, "attack")
+
+
+def pgd_settings(
+  config: ml_collections.ConfigDict, epsilon_fraction: Any
+) -> dict[str, Any]:
+  """The arguments of `ddi_jax.pgd` that all sources share."""
+  attack = config.attack
+  return {
+    "steps": attack.steps,
+    "step_size": epsilon_fraction * step_size(attack, attack.epsilon),
+    "iterate": attack.iterate,
+    "stop_below": attack.stop_below,
+  }
+
+
+def _uniform(config: ml_collections.ConfigDict, situation: Situation) -> Source:
+  return candidates.restarts(
+    _attack(config, situation), situation.number, at_a_time=config.restarts_at_a_time
+  )
+
+
+def _targeted(config: ml_collections.ConfigDict, situation: Situation) -> Source:
+  return candidates.targeted(
+    _attack(config, situation), situation.number, at_a_time=config.restarts_at_a_time
+  )
+
+
+def _attack(config: ml_collections.ConfigDict, situation: Situation) -> ddi_jax.Attack:
+  fraction = situation.epsilon_fraction
+  settings = pgd_settings(config, fraction)
+  return ddi_jax.pgd(attack_threat_model(config, fraction), **settings)
+
+
+def _warm(config: ml_collections.ConfigDict, situation: Situation) -> Source:
+  fraction = situation.epsilon_fraction
+  settings = pgd_settings(config, fraction)
+  assert situation.perturbations is not None
+  if config.warm.steps is not None:
+    settings["steps"] = config.warm.steps
+  return candidates.warm_restarts(
+    attack_threat_model(config, fraction),
+    situation.perturbations,
+    at_a_time=config.restarts_at_a_time,
+    **settings,
+  )
+
+
+def _r_fgsm(config: ml_collections.ConfigDict, situation: Situation) -> Source:
+  epsilon = situation.epsilon_fraction * config.attack.epsilon
+  return candidates.r_fgsm(epsilon, situation.number)
+
+
+def _spatial(config: ml_collections.ConfigDict, situation: Situation) -> Source:
+  return pieces.call(candidates.spatial, config.spatial, "spatial", situation.number)
+
+
+def _threat(
+  config: ml_collections.ConfigDict, norm: str, situation: Situation
+) -> tuple[ThreatModel, jax.Array]:
+  """(Threat model of config.radii.NORM, step size)."""
+  epsilon = situation.epsilon_fraction * config.radii[norm]
+  return THREAT_MODELS[norm](epsilon), 2.5 * epsilon / config.attack.steps
+
+
+def _in_norm(norm: str) -> CreateFn:
+  def create(config: ml_collections.ConfigDict, situation: Situation) -> Source:
+    threat_model, length = _threat(config, norm, situation)
+    settings = pgd_settings(config, situation.epsilon_fraction)
+    attack = ddi_jax.pgd(threat_model, **(settings | {"step_size": length}))
+    return candidates.restarts(
+      attack, situation.number, at_a_time=config.restarts_at_a_time
+    )
+
+  return create
+
+
+def _msd(config: ml_collections.ConfigDict, situation: Situation) -> Source:
+  threats = [_threat(config, norm, situation) for norm in THREAT_MODELS]
+  threat_models, step_sizes = zip(*threats, strict=True)
+  return candidates.msd(threat_models, steps=config.attack.steps, step_sizes=step_sizes)
+
+
+_BALL = ("attack.norm", "attack.epsilon")
+_ENDS = ("attack.iterate", "attack.stop_below")
+_PGD = (*_BALL, "attack.steps", "attack.step_size", *_ENDS)
+SOURCES: dict[str, SourceKind] = {
+  "uniform": SourceKind(_uniform, _PGD),
+  "targeted": SourceKind(_targeted, _PGD, is_exact=False),
+  # PGD from where the last epoch's ended, see training/step/warm_memory.py.
+  WARM: SourceKind(_warm, (*_PGD, "warm.steps", "warm.reset_epochs")),
+  "r_fgsm": SourceKind(_r_fgsm, _BALL),
+  "spatial": SourceKind(
+    _spatial,
+    ("spatial.max_degrees", "spatial.max_shift", "spatial.tries"),
+    is_exact=False,
+  ),
+  # PGD in a norm of its own, with the radius config.radii.NAME.
+  "linf": SourceKind(_in_norm("linf"), ("radii.linf", "attack.steps", *_ENDS)),
+  "l2": SourceKind(_in_norm("l2"), ("radii.l2", "attack.steps", *_ENDS)),
+  "l1": SourceKind(_in_norm("l1"), ("radii.l1", "attack.steps", *_ENDS)),
+  # One attack in the union of these three; always one candidate.
+  "msd": SourceKind(_msd, (*(f"radii.{norm}" for norm in NORMS), "attack.steps")),
+}
+
+
+def parse(entry: str) -> tuple[str, int]:
+  """("NAME" or "NAME:K") -> (name, K); NAME may be the user's own "module:name".
+
+  Raises:
+    ValueError: if it names no source or K is no integer >= 1.
+  """
+  parts = entry.split(":")
+  count = "1"
+  if len(parts) > (1 if parts[0] in SOURCES else 2):
+    count = parts.pop()
+  name = ":".join(parts)
+  known = name in SOURCES or (len(parts) == 2 and all(parts))
+  if not known or not (count.isdigit() and int(count)):
+    raise ValueError(f"{entry!r} is not NAME or NAME:K.")
+  return name, int(count)
+
+
+def entries(config: ml_collections.ConfigDict) -> list[tuple[str, int]]:
+  """(Name, K) of each of `config.sources`."""
+  return [parse(entry) for entry in config.sources]
+
+
+def find_source(name: str) -> SourceKind:
+  """The source of this name; a user's own factory is called as (count, **settings).
+
+  Raises:
+    ConfigError: if there is none.
+  """
+  piece = pieces.find("sources", name, SOURCES)
+  if isinstance(piece, SourceKind):
+    return piece
+
+  def create(config: ml_collections.ConfigDict, situation: Situation) -> Source:
+    settings = config[OWN_SETTINGS]
+    return pieces.call(piece, settings, OWN_SETTINGS, situation.number)
+
+  return SourceKind(create, (OWN_SETTINGS,), is_exact=False)
+
+
+def used_fields(config: ml_collections.ConfigDict) -> set[str]:
+  """The settings that the sources of `config.sources` use."""
+  return {field for name, _ in entries(config) for field in find_source(name).fields}
+
+
+def num_candidates(config: ml_collections.ConfigDict) -> int:
+  """How many candidates a step of the run makes."""
+  if config.sources and find_method(config).attacked:
+    return sum(count for _, count in entries(config))
+  return num_attacks(config)
+
+
+def are_unequal(config: ml_collections.ConfigDict) -> bool:
+  """Whether the candidates are expected to differ in how well they maximise."""
+  names = {name for name, _ in entries(config)}
+  return len(names) > 1 or not all(find_source(name).is_exact for name in names)
+
+
+def create_source(
+  config: ml_collections.ConfigDict,
+  epsilon_fraction: jax.Array,
+  perturbations: jax.Array | None,
+) -> Source:
+  """The sources of `config.sources`, combined; see `Situation` for the arguments."""
+  return candidates.combine(
+    *(
+      _checked(
+        find_source(name).create(
+          config, Situation(count, epsilon_fraction, perturbations)
+        ),
+        name,
+        count,
+      )
+      for name, count in entries(config)
+    )
+  )
+
+
+def positions(config: ml_collections.ConfigDict, wanted: str) -> slice:
+  """Where among a step's candidates those of a source are, which is there once."""
+  start = 0
+  for name, count in entries(config):
+    if name == wanted:
+      return slice(start, start + count)
+    start += count
+  raise ValueError(f"{wanted!r} is not in config.sources, {config.sources}.")
+
+
+def _checked(source: Source, name: str, count: int) -> Source:
+  """The source, which must make as many candidates as the config says."""
+
+  def checked(
+    key: jax.Array, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array
+  ) -> jax.Array:
+    points = source(key, logits_fn, inputs, labels)
+    if jnp.ndim(points) < 1 or len(points) != count:
+      raise pieces.ConfigError(
+        f"config.sources: {name!r} must make {count} candidate(s) [K, B, ...], got "
+        f"shape {jnp.shape(points)}."
+      )
+    return points
+
+  return checked

@@ -1,0 +1,1 @@
+"""The training step and the validation: pure functions of a state and a batch."""

@@ -1,0 +1,134 @@
+"""The first arrow of a step: from the batch to its candidates."""
+
+from collections.abc import Callable
+import functools
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import ml_collections
+
+import ddi_jax
+from ddi_jax import losses
+from ddi_jax.candidates import restart_candidates, worst_candidate
+from ddi_jax.models.pure import Apply, in_bfloat16
+from ddi_jax.training.devices import mesh as meshes
+from ddi_jax.training.settings.methods import find_method
+from ddi_jax.training.settings.sources import (
+  attack_threat_model,
+  create_source,
+  pgd_settings,
+  used_fields,
+)
+from ddi_jax.training.step import warm_memory
+from ddi_jax.training.step.state import TrainState
+
+
+class Candidates(NamedTuple):
+  """The adversarial copies of a batch.
+
+  Attributes:
+    points: `[K, B, ...]`.
+    epsilon: the radius of `config.attack` at this step; None where nothing uses it.
+    memory: what the training images remember from now on.
+  """
+
+  points: jax.Array
+  epsilon: jax.Array | None
+  memory: chex.ArrayTree
+
+
+# (state, inputs [B, ...], labels [B], indices [B], attack key, augmentation key)
+CandidatesFn = Callable[..., Candidates]
+
+
+def create_candidates(
+  config: ml_collections.ConfigDict,
+  apply: Apply,
+  *,
+  steps_per_epoch: int,
+  mesh: Mesh | None = None,
+) -> CandidatesFn:
+  """The candidates of `config.method`: restarts of one attack, or `config.sources`."""
+  method = find_method(config)
+  attacked_apply = in_bfloat16(apply) if config.attack.dtype == "bfloat16" else apply
+  in_training_mode = config.attack.batch_norm == "train"
+  uses_radius = not config.sources or "attack.epsilon" in used_fields(config)
+  warmup_steps = max(1, round(config.attack.warmup_epochs * steps_per_epoch))
+
+  def logits_of(state: TrainState, inputs: jax.Array) -> jax.Array:
+    return attacked_apply(
+      state.params, state.model_state, inputs, train=in_training_mode
+    )[0]
+
+  def loss(state: TrainState, inputs: jax.Array, labels: jax.Array) -> jax.Array:
+    return losses.cross_entropy(logits_of(state, inputs), labels)
+
+  def from_restarts(
+    state: TrainState,
+    inputs: jax.Array,
+    labels: jax.Array,
+    key: jax.Array,
+    epsilon_fraction: jax.Array,
+  ) -> jax.Array:
+    attack = ddi_jax.pgd(
+      attack_threat_model(config, epsilon_fraction),
+      random_start=config.attack.random_start,
+      **pgd_settings(config, epsilon_fraction),
+    )
+    number = config.num_restarts if method.restarts else 1
+
+    def attack_from(
+      keys: jax.Array, state: TrainState, inputs: jax.Array, labels: jax.Array
+    ) -> jax.Array:
+      return restart_candidates(
+        attack,
+        functools.partial(loss, state),
+        inputs,
+        labels,
+        keys,
+        len(keys),
+        at_a_time=config.restarts_at_a_time,
+      )
+
+    if mesh is None:
+      keys = jax.random.split(key, number)
+      return attack_from(keys, state, inputs, labels)
+    return meshes.split_restarts(attack_from, mesh)(
+      jax.random.split(key, number), state, inputs, labels
+    )
+
+  def candidates_of(
+    state: TrainState,
+    inputs: jax.Array,
+    labels: jax.Array,
+    indices: jax.Array | None,
+    key: jax.Array,
+    augment_key: jax.Array,
+  ) -> Candidates:
+    fraction = jnp.minimum(1.0, (state.step + 1) / warmup_steps)
+    epsilon = fraction * config.attack.epsilon if uses_radius else None
+    if not method.attacked:
+      return Candidates(inputs[None], epsilon, state.memory)
+    if not config.sources:
+      points = from_restarts(state, inputs, labels, key, fraction)
+      return Candidates(selected(state, points, labels), epsilon, state.memory)
+    epoch = state.step // steps_per_epoch
+    recalled = warm_memory.recall(config, state.memory, indices, epoch, augment_key)
+    source = create_source(config, fraction, recalled)
+    points = source(key, functools.partial(logits_of, state), inputs, labels)
+    memory = warm_memory.remember(
+      config, state.memory, indices, epoch, augment_key, points - inputs[None]
+    )
+    return Candidates(selected(state, points, labels), epsilon, memory)
+
+  def selected(state: TrainState, points: jax.Array, labels: jax.Array) -> jax.Array:
+    """All candidates, or each example's worst as one."""
+    if not method.select_worst:
+      return points
+    point_losses = jax.lax.map(lambda x: loss(state, x, labels), points)
+    return worst_candidate(points, point_losses)[None]
+
+  return candidates_of

@@ -1,0 +1,168 @@
+"""The second arrow of a step: from the candidates to the gradients of the method."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import ml_collections
+
+import ddi_jax
+from ddi_jax import losses
+from ddi_jax.gradients.per_candidate import LossFn
+from ddi_jax.models.pure import Apply
+from ddi_jax.training.devices import mesh as meshes
+from ddi_jax.training.settings.methods import find_method
+from ddi_jax.training.step.state import TrainState
+
+
+class StepGradients(NamedTuple):
+  """What the direction is made from, and what is logged.
+
+  Attributes:
+    updates: K gradients, leaves `[K, *param]` (or `ddi_jax.RecomputedGradients`); of
+      the method `proximal` its one direction, leaves `[*param]`.
+    losses: cross entropy on each candidate, `[K, B]`.
+    correct: whether the network is right there, `[K, B]`.
+    model_state: the network's other arrays after the step.
+    metrics: what else to log.
+  """
+
+  updates: Any
+  losses: jax.Array
+  correct: jax.Array
+  model_state: chex.ArrayTree
+  metrics: dict[str, jax.Array]
+
+
+# (state, candidates [K, B, ...], labels [B], learning rate) -> StepGradients
+GradientsFn = Callable[[TrainState, jax.Array, jax.Array, jax.Array], StepGradients]
+
+
+def create_gradients(
+  config: ml_collections.ConfigDict, apply: Apply, mesh: Mesh | None = None
+) -> GradientsFn:
+  """The gradients of `config.method`."""
+  train = config.gradient.batch_norm == "train"
+
+  def loss_of(state: TrainState) -> LossFn:
+    """(params, inputs, labels) -> (losses `[B]`, (correct `[B]`, model state))."""
+
+    def loss_fn(
+      params: chex.ArrayTree, inputs: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, Any]:
+      logits, new_state = apply(params, state.model_state, inputs, train=train)
+      if not train:  # The statistics are updated with every method, in either mode.
+        _, new_state = apply(params, state.model_state, inputs, train=True)
+      correct = jnp.argmax(logits, axis=-1) == labels
+      return losses.cross_entropy(logits, labels), (correct, new_state)
+
+    return loss_fn
+
+  if find_method(config).proximal:
+    return _create_proximal(config, loss_of, in_training_mode=train)
+  return _create_per_candidate(config, loss_of, mesh)
+
+
+def _create_per_candidate(
+  config: ml_collections.ConfigDict,
+  loss_of: Callable[[TrainState], LossFn],
+  mesh: Mesh | None,
+) -> GradientsFn:
+  def at_candidates(
+    candidates: jax.Array,
+    params: chex.ArrayTree,
+    state: TrainState,
+    labels: jax.Array,
+  ) -> tuple[Any, jax.Array, Any]:
+    gradients: Any
+    if config.gradients_at_a_time is not None:
+      gradients, info = ddi_jax.recomputed_gradients(
+        loss_of(state),
+        params,
+        candidates,
+        labels,
+        at_a_time=config.gradients_at_a_time,
+        has_aux=True,
+      )
+    else:
+      gradients, info = ddi_jax.candidate_gradients(
+        loss_of(state),
+        params,
+        candidates,
+        labels,
+        has_aux=True,
+        at_a_time=config.restarts_at_a_time,
+      )
+    return gradients, info.losses, info.aux
+
+  def gradients_of(
+    state: TrainState,
+    candidates: jax.Array,
+    labels: jax.Array,
+    learning_rate: jax.Array,
+  ) -> StepGradients:
+    del learning_rate
+    arguments = (candidates, state.params, state, labels)
+    if mesh is None:
+      gradients, candidate_losses, aux = at_candidates(*arguments)
+    else:
+      split = meshes.split_restarts(at_candidates, mesh, len(candidates))
+      gradients, candidate_losses, aux = split(*arguments)
+      gradients = meshes.split_coordinates(gradients, mesh)
+    correct, model_states = aux
+    return StepGradients(
+      gradients, candidate_losses, correct, _mean_over_candidates(model_states), {}
+    )
+
+  return gradients_of
+
+
+def _create_proximal(
+  config: ml_collections.ConfigDict,
+  loss_of: Callable[[TrainState], LossFn],
+  *,
+  in_training_mode: bool,
+) -> GradientsFn:
+  settings = config.proximal.to_dict()
+  length = settings.pop("step")
+
+  def gradients_of(
+    state: TrainState,
+    candidates: jax.Array,
+    labels: jax.Array,
+    learning_rate: jax.Array,
+  ) -> StepGradients:
+    keeps_statistics = bool(jax.tree.leaves(state.model_state))  # BatchNorm's.
+    direction, info = ddi_jax.proximal_danskin_gradient(
+      loss_of(state),
+      state.params,
+      candidates,
+      labels,
+      step=learning_rate if length is None else length,
+      mixes_examples=in_training_mode and keeps_statistics,
+      has_aux=True,
+      at_a_time=config.restarts_at_a_time,
+      **settings,
+    )
+    worst = info.losses.argmax(axis=0)[None]
+    metrics = {
+      "proximal/gap": info.gap,
+      "proximal/predicted_decrease": info.predicted_decrease,
+      "proximal/share_of_worst": jnp.take_along_axis(info.weights, worst, 0).mean(),
+      "proximal/iterations": info.iterations,
+      "proximal/passes": info.passes,
+    }
+    correct, model_states = info.aux
+    return StepGradients(
+      direction, info.losses, correct, _mean_over_candidates(model_states), metrics
+    )
+
+  return gradients_of
+
+
+def _mean_over_candidates(model_states: chex.ArrayTree) -> chex.ArrayTree:
+  """Leaves `[K, ...]` -> `[...]`."""
+  return jax.tree.map(lambda leaf: leaf.mean(axis=0), model_states)

@@ -1,0 +1,60 @@
+"""What a training step reads and writes, and its random keys."""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class TrainState(NamedTuple):
+  """All that changes during training.
+
+  Attributes:
+    step: number of steps taken.
+    params: the model's parameters.
+    model_state: its other arrays, BatchNorm's running statistics.
+    opt_state: of the optax chain.
+    memory: perturbations that the training images remember, `[N, K, H, W, C]`, see
+      training/step/warm_memory.py; () without the source warm.
+  """
+
+  step: jax.Array
+  params: chex.ArrayTree
+  model_state: chex.ArrayTree
+  opt_state: chex.ArrayTree
+  memory: chex.ArrayTree = ()
+
+
+class Hyperparameters(NamedTuple):
+  """The numbers that a compiled step takes as arguments.
+
+  Runs that differ in nothing else share one program in a compilation cache.
+
+  Attributes:
+    seed: of all random numbers, in [0, 2**31).
+    learning_rate: the first, before the schedule.
+  """
+
+  seed: Any
+  learning_rate: Any
+
+
+def create_train_state(
+  params: chex.ArrayTree,
+  model_state: chex.ArrayTree,
+  optimizer: optax.GradientTransformation,
+) -> TrainState:
+  """The state before the first step."""
+  step = jnp.zeros((), jnp.int32)
+  return TrainState(step, params, model_state, optimizer.init(params))
+
+
+def random_key(seed: Any, purpose: str, index: Any) -> jax.Array:
+  """The key of a step ("training", "direction") or a batch ("evaluation", "audit").
+
+  No two are the same.
+  """
+  number = ("training", "evaluation", "direction", "audit").index(purpose)
+  return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), index)

@@ -1,0 +1,233 @@
+"""Checkpoints: the latest, and the best by validation robust accuracy."""
+
+import collections
+from collections.abc import Iterator, Mapping
+import contextlib
+import os
+from pathlib import Path
+import re
+import shutil
+from typing import Any
+
+from absl import logging
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from ddi_jax.training.devices import processes
+from ddi_jax.training.step.state import TrainState
+from ddi_jax.training.step.validation import Validation
+from ddi_jax.training.storage import checksums
+
+_FOLDER = "checkpoints"
+_DAMAGED_FOLDER = "damaged_checkpoints"
+_TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of what orbax is writing
+
+
+class CheckpointError(RuntimeError):
+  """A checkpoint cannot be saved or read; the message says what is left."""
+
+
+class Checkpoints:
+  """Orbax checkpoints under `workdir/checkpoints`, one folder per step.
+
+  Kept are the two latest and the best by validation robust accuracy (of equals, the
+  latest).  Each is written whole or not at all, then its checksums.  They hold arrays
+  and JSON: reading one executes nothing from it.
+  """
+
+  def __init__(self, workdir: Path):
+    self.directory = (workdir / _FOLDER).absolute()
+    policies = [
+      checkpoint_managers.LatestN(2),
+      checkpoint_managers.BestN(
+        get_metric_fn=_robust_accuracy, n=1, keep_checkpoints_without_metrics=False
+      ),
+    ]
+    options = ocp.CheckpointManagerOptions(
+      best_fn=_robust_accuracy,
+      preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+      enable_async_checkpointing=False,
+    )
+    self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+  @property
+  def latest_step(self) -> int | None:
+    """Step of the latest checkpoint, None if there is none."""
+    return self._manager.latest_step()
+
+  @property
+  def best_step(self) -> int | None:
+    """Step of the checkpoint with the highest validation robust accuracy."""
+    return self._manager.best_step()
+
+  def save(
+    self,
+    state: TrainState,
+    progress: Mapping[str, Any],
+    validation: Validation | None,
+  ) -> None:
+    """Saves a state, a small JSON record, and its validation result if evaluated.
+
+    Only states with a validation result compete for the best.  One that was saved
+    without (the run was interrupted before its evaluation) is replaced by one with.
+
+    Raises:
+      CheckpointError: if it cannot be written; those before are as they were.
+    """
+    step = int(state.step)
+    if step == self.latest_step and validation is None:
+      return
+    try:
+      if step == self.latest_step:
+        self._manager.delete(step)
+      with _silent_orbax():
+        self._manager.save(
+          step,
+          args=ocp.args.Composite(
+            **{
+              name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()
+            },
+            progress=ocp.args.JsonSave(dict(progress)),
+          ),
+          metrics=None if validation is None else validation.numbers(),
+        )
+      folder, writer = self.directory / str(step), processes.is_writer()
+      processes.together(lambda: checksums.write_checksums(folder) if writer else None)
+    except (processes.OtherProcessError, jax.errors.JaxRuntimeError):
+      raise
+    except Exception as error:  # OSError, or whatever orbax's storage makes of one.
+      raise CheckpointError(
+        f"the checkpoint of step {step} could not be saved in {self.directory}: "
+        f"{_reason(error)}."
+      ) from error
+
+  def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """The state and the JSON record of a step; `like` gives structure and shapes.
+
+    Without `like.memory`, that of the checkpoint is not read.
+
+    Raises:
+      CheckpointError: if the checkpoint is not as it was saved.
+    """
+    folder = self.directory / str(step)
+    processes.together(lambda: _check_sums(folder) if processes.is_writer() else None)
+    restored = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        **{
+          name: ocp.args.StandardRestore(
+            jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+          )
+          for name, tree in _items(like).items()
+        },
+        progress=ocp.args.JsonRestore(),
+      ),
+    )
+    parts = [restored[name] for name in _items(like)]
+    return TrainState(**collections.ChainMap(*parts)), restored["progress"]
+
+  def close(self) -> None:
+    """Waits for what is being written."""
+    self._manager.close()
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+  """What is saved on its own: a model is read without the memory."""
+  parts = state._asdict()
+  memory = {"memory": parts.pop("memory")}
+  return {"state": parts} | ({"memory": memory} if jax.tree.leaves(memory) else {})
+
+
+def good_steps(workdir: Path) -> list[int]:
+  """The steps of the checkpoints that are as they were saved."""
+  directory = workdir / _FOLDER
+  return [
+    step
+    for step in _steps(directory)
+    if checksums.find_damage(directory / str(step)) is None
+  ]
+
+
+def set_damaged_aside(workdir: Path) -> list[str]:
+  """Leaves only good checkpoints to resume from; for the run that owns the workdir.
+
+  What was being written when a run was killed is deleted; what has changed since it was
+  saved is moved to `workdir/damaged_checkpoints`.
+
+  Returns:
+    What was done, a sentence each.
+
+  Raises:
+    CheckpointError: if no checkpoint is good; then nothing is moved or deleted.
+  """
+  directory = workdir / _FOLDER
+  steps = _steps(directory)
+  damages = {step: checksums.find_damage(directory / str(step)) for step in steps}
+  good = [step for step in steps if damages[step] is None]
+  damaged = [step for step in steps if damages[step] is not None]
+  # Only the last can have been cut short by the end of its run.
+  unfinished = [
+    step for step in steps[-1:] if not checksums.is_finished(directory / str(step))
+  ]
+  if damaged and not good and damaged != unfinished:
+    list_of_damages = "; ".join(f"{step}: {damages[step]}" for step in damaged)
+    raise CheckpointError(
+      f"no checkpoint in {directory} is good ({list_of_damages}).  Nothing was "
+      "deleted: put back a copy of one, or start again in another --workdir."
+    )
+  for path in directory.glob(f"*{_TEMPORARY}*"):
+    shutil.rmtree(path)
+  messages = []
+  fallback = f"going on from step {good[-1]}" if good else "starting from step 0"
+  for step in damaged:
+    folder = directory / str(step)
+    if step in unfinished:
+      shutil.rmtree(folder)
+      outcome = "deleted"
+    else:
+      outcome = f"moved to {_move_into(workdir / _DAMAGED_FOLDER, folder)}"
+    messages.append(
+      f"The checkpoint of step {step} is not good ({damages[step]}): {outcome}, "
+      f"{fallback}."
+    )
+  return messages
+
+
+def _check_sums(folder: Path) -> None:
+  damage = checksums.find_damage(folder)
+  if damage is not None:
+    raise CheckpointError(f"the checkpoint {folder} is damaged: {damage}.")
+
+
+def _steps(directory: Path) -> list[int]:
+  return sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
+
+
+def _move_into(parent: Path, folder: Path) -> Path:
+  target = parent / folder.name
+  if target.exists():  # Of an earlier fault at the same step.
+    shutil.rmtree(target)
+  parent.mkdir(exist_ok=True)
+  return folder.rename(target)
+
+
+@contextlib.contextmanager
+def _silent_orbax() -> Iterator[None]:
+  """Without the page that orbax logs of an error, which it raises as well."""
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.FATAL)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(verbosity)
+
+
+def _reason(error: Exception) -> str:
+  """An error in a line; of the storage's long ones, the operating system's part."""
+  code = re.search(r"os_error_code='(\d+)'", str(error))
+  return os.strerror(int(code[1])) if code else " ".join(str(error).split())
+
+
+def _robust_accuracy(metrics: Mapping[str, float]) -> float:
+  return metrics["robust_accuracy"]

@@ -1,0 +1,153 @@
+"""The network of a run, from its folder alone."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+import jax
+import ml_collections
+
+from ddi_jax import models
+from ddi_jax.data import DATASETS, image_shape
+from ddi_jax.training.run.experiment import image_kind, load_data
+from ddi_jax.training.settings.check import check_config, own_pieces
+from ddi_jax.training.settings.config import default_config
+from ddi_jax.training.settings.model import ImageKind, create_model
+from ddi_jax.training.settings.pieces import ConfigError
+from ddi_jax.training.step.state import create_train_state
+from ddi_jax.training.step.train_step import create_optimizer
+from ddi_jax.training.storage.checkpoints import Checkpoints
+from ddi_jax.training.storage.workdir import CONFIG_FILE
+
+CHECKPOINTS = ("best", "last")
+
+
+def load_config(
+  workdir: Path | str, *, trusted: bool = False
+) -> ml_collections.ConfigDict:
+  """Read the config that a run was made with.
+
+  Args:
+    workdir: the run's folder.
+    trusted: whether pieces that the config names as `module:name` may be imported and
+      called.  They can do anything: say so only of a folder that you trust.
+
+  Raises:
+    ConfigError: if the folder holds no run, one of another version's settings, or one
+      with pieces of its own that is not trusted.
+
+  Example:
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from ddi_jax import training
+    >>> from ddi_jax.training.storage.workdir import claim_workdir
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   with claim_workdir(Path(folder) / "run", training.default_config()):
+    ...     training.load_config(Path(folder) / "run").method
+    'danskin'
+  """
+  path = Path(workdir) / CONFIG_FILE
+  if not path.is_file():
+    raise ConfigError(f"{workdir} holds no run: there is no {CONFIG_FILE} in it.")
+  config = default_config()
+  try:
+    _update(config, json.loads(path.read_text()))
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise ConfigError(f"{path} is not a config of this version: {error}.") from error
+  own = own_pieces(config)
+  if own and not trusted:
+    raise ConfigError(
+      f"{path} names {', '.join(own)}, which would be imported and called: give "
+      "trusted=True if you trust this folder."
+    )
+  check_config(config)
+  return config
+
+
+def load_model(
+  workdir: Path | str, checkpoint: str = "best", *, trusted: bool = False
+) -> nnx.Module:
+  """Load the trained network of a run, in evaluation mode; the data are not needed.
+
+  Args:
+    workdir: the run's folder, finished or not.
+    checkpoint: "best" by validation robust accuracy, or "last".
+    trusted: see `load_config`.
+
+  Returns:
+    A module: images `[B, H, W, C]` in [0, 1] -> logits `[B, num_classes]`.
+
+  Raises:
+    ConfigError: if the folder holds no run, or there is no such checkpoint.
+    CheckpointError: if the checkpoint is not as it was saved.
+
+  Example:
+    >>> import contextlib, io, tempfile
+    >>> from pathlib import Path
+    >>> from ddi_jax import training
+    >>> config = training.select_variant(training.default_config(), "debug")
+    >>> config.num_epochs, config.model.name = 0.5, "mlp"
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> workdir = Path(folder.name) / "run"
+    >>> with contextlib.redirect_stdout(io.StringIO()):
+    ...   summary = training.train(config, workdir)
+    >>> import jax.numpy as jnp
+    >>> training.load_model(workdir)(jnp.zeros((4, 8, 8, 1))).shape
+    (4, 10)
+  """
+  config = load_config(workdir, trusted=trusted)
+  return restore_model(config, Path(workdir), checkpoint)[0]
+
+
+def restore_model(
+  config: ml_collections.ConfigDict, workdir: Path, checkpoint: str
+) -> tuple[nnx.Module, int]:
+  """As `load_model`, of a run whose config is known; and the checkpoint's step."""
+  if checkpoint not in CHECKPOINTS:
+    raise ConfigError(
+      f"checkpoint must be one of {', '.join(CHECKPOINTS)}; got {checkpoint!r}."
+    )
+  model = create_model(config, _images_of(config))
+  _, params, model_state = models.functional(model)
+  optimizer = create_optimizer(config)
+  like = jax.eval_shape(
+    lambda params, model_state: create_train_state(params, model_state, optimizer),
+    params,
+    model_state,
+  )
+  # Wherever it was trained.
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  like = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like
+  )
+  with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+    latest, best = checkpoints.latest_step, checkpoints.best_step
+    step = best if checkpoint == "best" else latest
+    if step is None:
+      hint = "" if latest is None else f"; the last is of step {latest}"
+      raise ConfigError(f"{workdir} holds no {checkpoint} checkpoint yet{hint}.")
+    state, _ = checkpoints.restore(step, like)
+  nnx.update(model, state.params)
+  nnx.update(model, state.model_state)
+  model.eval()
+  return model, step
+
+
+def _images_of(config: ml_collections.ConfigDict) -> ImageKind:
+  """Known without the data, but for a data set of one's own."""
+  description = DATASETS.get(config.data.name)
+  if description is None:
+    return image_kind(load_data(config))
+  shape = image_shape(config.data.name, config.data.resolution)
+  return ImageKind(shape, description.num_classes, description.mean, description.std)
+
+
+def _update(config: ml_collections.ConfigDict, stored: dict[str, Any]) -> None:
+  """Sets every field; JSON knows lists only, where a config has tuples."""
+  for name, value in stored.items():
+    if isinstance(value, dict):
+      _update(config[name], value)
+    else:
+      config[name] = tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,159 @@
+"""The folder of a run: made for one config, and for no other."""
+
+from collections.abc import Iterator
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+import socket
+from typing import Any
+
+import ml_collections
+
+from ddi_jax.training.settings.pieces import ConfigError
+from ddi_jax.training.storage.files import TEMPORARY_SUFFIX, write_json
+
+CONFIG_FILE = "config.json"
+_LOCK_FILE = "lock"
+# Where the data lie on this machine and how they are read does not change the run; nor
+# do its devices, but for rounding, so that it may be resumed on others.
+_LOCAL_FIELDS = (
+  "data.data_dir",
+  "data.streaming",
+  "mesh.restart",
+  "mesh.data",
+  "mesh.fsdp",
+)
+
+
+def default_workdir(config: ml_collections.ConfigDict, name: str) -> Path:
+  """`runs/NAME-METHOD-seedS-HASH`: the same for the same config, and only for it."""
+  digest = hashlib.sha256(json.dumps(_fields(config), sort_keys=True).encode())
+  return Path("runs") / (
+    f"{name}-{_plain(config.method)}-seed{config.seed}-{digest.hexdigest()[:8]}"
+  )
+
+
+def _plain(name: str) -> str:
+  """A piece's name as a part of a file's name."""
+  return name.replace(":", ".")
+
+
+@contextlib.contextmanager
+def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[None]:
+  """Makes a run's folder, or checks that it holds a run of the same config; locks it.
+
+  The folder is this process's own for the duration of the `with` block.  The lock is
+  the kernel's (flock on `workdir/lock`): it ends with the process, however that ends.
+
+  Raises:
+    ConfigError: if the folder holds another config's run or other files, or another
+      process is running in it.
+    OSError: if it cannot be written.
+  """
+  _check_not_foreign(workdir)
+  path = workdir / CONFIG_FILE
+  if path.exists():  # Refused before anything is touched.
+    _check_same_config(path, config)
+  workdir.mkdir(parents=True, exist_ok=True)
+  with locked(workdir):
+    if path.exists():
+      _check_same_config(path, config)
+    else:
+      write_json(path, json.loads(config.to_json_best_effort()))
+    yield
+
+
+def _check_not_foreign(workdir: Path) -> None:
+  if not workdir.exists() or (workdir / CONFIG_FILE).exists():
+    return
+  # A run may have been killed before its config was written.
+  ours = {_LOCK_FILE, CONFIG_FILE + TEMPORARY_SUFFIX}
+  if not workdir.is_dir() or {path.name for path in workdir.iterdir()} - ours:
+    raise ConfigError(
+      f"workdir {workdir} exists and holds something other than a run of this "
+      "program: choose another --workdir."
+    )
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+  """Makes a folder this process's own for the duration of the `with` block.
+
+  Raises:
+    ConfigError: if it is another's.
+  """
+  with (workdir / _LOCK_FILE).open("a+") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      file.seek(0)
+      raise ConfigError(
+        f"workdir {workdir} is in use by another run ({file.read().strip()}): wait for "
+        "its end, or choose another --workdir."
+      ) from error
+    except OSError as error:
+      print(f"No lock on {workdir} ({error.strerror}): run nothing else in it.")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    yield
+
+
+def _check_same_config(path: Path, config: ml_collections.ConfigDict) -> None:
+  try:
+    stored = json.loads(path.read_text())
+  except ValueError as error:  # Neither UTF-8 nor JSON.
+    raise ConfigError(f"{path} is not valid JSON ({error}).") from error
+  if not isinstance(stored, dict):
+    raise ConfigError(f"{path} holds no config.")
+  differing = differences(_fields(config), _fields_of(stored), "config.")
+  if differing:
+    raise ConfigError(
+      f"workdir {path.parent} holds a run with another config ({differing}): choose "
+      "another --workdir, or the same config to resume."
+    )
+
+
+def find_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
+  """Checks that a folder holds a run of the config; changes nothing.
+
+  Raises:
+    ConfigError: if there is none, or another config's.
+  """
+  if not (workdir / CONFIG_FILE).exists():
+    raise ConfigError(
+      f"{workdir} holds no run: train it first, by the same command without "
+      "--evaluate, or give the --workdir of a run."
+    )
+  _check_same_config(workdir / CONFIG_FILE, config)
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str) -> str:
+  """The fields that two descriptions do not share; empty if there is none."""
+  return "; ".join(
+    f"{prefix}{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
+    for name in sorted(ours.keys() | theirs.keys())
+    if ours.get(name) != theirs.get(name)
+  )
+
+
+def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  return _fields_of(json.loads(config.to_json_best_effort()))
+
+
+def _fields_of(tree: dict[str, Any]) -> dict[str, Any]:
+  fields = _flatten(tree)
+  return {name: value for name, value in fields.items() if name not in _LOCAL_FIELDS}
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      flat.update(_flatten(value, f"{prefix}{name}."))
+    else:
+      flat[prefix + name] = value
+  return flat
