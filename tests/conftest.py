@@ -16,10 +16,23 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+from shapes import checked, has_shapes
+
+import ddi_jax
+from ddi_jax import losses
 
 # The first example compiles, which takes as long as it takes.
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=60)
 hypothesis.settings.load_profile("tests")
+
+
+# Whoever calls a public function by its name in `ddi_jax` has its shapes checked.
+for _module, _names in ((ddi_jax, ddi_jax.__all__), (losses, dir(losses))):
+  for _name in _names:
+    if has_shapes(getattr(_module, _name)) and not isinstance(
+      getattr(_module, _name), type
+    ):
+      setattr(_module, _name, checked(getattr(_module, _name)))
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +40,7 @@ def strict_rank_promotion(request):
   """In the core, arrays of different rank meet only where it is written so."""
   folders = [
     Path(__file__).parent / name
-    for name in ("models", "data", "training", "experiments")
+    for name in ("models", "data", "training", "experiments", "examples")
   ]
   below_core = any(folder in request.path.parents for folder in folders)
   with jax.numpy_rank_promotion("allow" if below_core else "raise"):
@@ -40,8 +53,9 @@ def quick_compilation(request):
 
   Neither here nor in the processes that a test starts.
   """
-  folder, setting = request.path.parent.name, "jax_disable_most_optimizations"
-  if folder not in ("training", "experiments"):
+  folders = {parent.name for parent in request.path.parents}
+  setting = "jax_disable_most_optimizations"
+  if not folders & {"training", "experiments"}:
     yield
     return
   with pytest.MonkeyPatch.context() as patch:

@@ -9,13 +9,13 @@ import sys
 import pytest
 
 import ddi_jax
-from ddi_jax import sources
+from ddi_jax import candidates
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("module", [ddi_jax, ddi_jax.attacks, sources])
+@pytest.mark.parametrize("module", [ddi_jax, ddi_jax.attacks, candidates])
 def test_the_api_reference_names_all_that_is_public(module):
   pages = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.rst"))
   documented = set(re.findall(r"auto(?:function|class|data|module):: ([\w.]+)", pages))

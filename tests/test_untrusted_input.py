@@ -1,12 +1,13 @@
 """Nothing that is read is executed, and nothing is written outside the workdir."""
 
 import ast
+import json
 from pathlib import Path
 
 import pytest
 
 from ddi_jax import training
-from ddi_jax.training.config import check_config
+from ddi_jax.training.settings.check import check_config
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [*sorted((ROOT / "ddi_jax").rglob("*.py")), ROOT / "launch.py"]
@@ -31,8 +32,8 @@ def calls_and_imports(tree):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_source_builds_objects_from_files(path):
-  found = set(calls_and_imports(ast.parse(path.read_text())))
-  assert not found & (MODULES | CALLS | {"allow_pickle"})
+  used = set(calls_and_imports(ast.parse(path.read_text())))
+  assert not used & (MODULES | CALLS | {"allow_pickle"})
 
 
 def test_the_search_finds_them():
@@ -53,5 +54,18 @@ def test_no_setting_leads_out_of_the_workdir(field):
   """Names in a config are looked up, never made into paths."""
   config = training.default_config()
   config.update_from_flattened_dict({field: "../../elsewhere"})
-  with pytest.raises(training.ConfigError, match="must be"):
+  with pytest.raises(training.ConfigError, match=r"must be|does not use it"):
     check_config(config)
+
+
+def test_a_stranger_s_run_imports_nothing(tmp_path):
+  """A config.json may name any function of Python as a piece."""
+  config = training.default_config()
+  stored = json.loads(config.to_json_best_effort())
+  stored["data"]["name"] = "os:system"
+  stored["data_settings"] = {"command": f"touch {tmp_path / 'executed'}"}
+  (tmp_path / "config.json").write_text(json.dumps(stored))
+  for load in (training.load_config, training.load_model):
+    with pytest.raises(training.ConfigError, match=r"os:system.*trusted=True"):
+      load(tmp_path)
+  assert not (tmp_path / "executed").exists()

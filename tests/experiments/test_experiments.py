@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from ddi_jax.training.config import check_config
+from ddi_jax.training.settings.check import check_config
 from experiments import comparison, directions, early_training, figures
 from experiments.configs import directions as directions_configs
 from experiments.configs import early_training as early_training_configs
@@ -46,8 +46,8 @@ def test_every_directions_run_is_possible(tmp_path, budget):
   assert {run.setting for run in runs.values()} == set(config.training)
   for run in runs.values():
     check_config(run.config)
-    judge, attack = run.config.evaluation, run.config.attack
-    assert judge.steps > attack.steps and judge.restarts > 1
+    evaluation, attack = run.config.evaluation, run.config.attack
+    assert evaluation.steps > attack.steps and evaluation.restarts > 1
     assert run.config.num_epochs == max(config.measurement.phases)
 
 

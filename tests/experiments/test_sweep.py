@@ -7,7 +7,8 @@ import jax
 import pytest
 
 from ddi_jax import training
-from ddi_jax.training import compilation, logs
+from ddi_jax.training.devices import compilation
+from ddi_jax.training.storage import files
 from experiments import early_training, program, sweep
 
 
@@ -38,7 +39,7 @@ def task():
       return None
     workdir.mkdir(exist_ok=True)
     summary = {"steps": 4, "seconds": 1.0, "robust_accuracy": 0.5}
-    logs.write_json(workdir / "summary.json", summary)
+    files.write_json(workdir / "summary.json", summary)
     return summary
 
   work.seeds, work.failing, work.interrupted = [], set(), set()

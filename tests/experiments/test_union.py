@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from ddi_jax import training
-from ddi_jax.training.config import check_config
+from ddi_jax.training.settings.check import check_config
 from experiments import union, union_results
 from experiments.configs import union as union_config
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from ddi_jax import losses, training
-from ddi_jax.training.config import check_config
-from ddi_jax.training.train import create_experiment, load_data
+from ddi_jax.training.run.experiment import create_experiment, load_data
+from ddi_jax.training.settings.check import check_config
 from experiments import comparison, sweep, worst_class, worst_class_results
 from experiments.configs import worst_class as configs
 
@@ -70,8 +70,9 @@ def test_avg_takes_the_gradient_of_the_mean_loss():
   with run.unlocked():
     run.attack.step_size = 1.0  # Projected back.
   splits = load_data(run)
-  experiment = create_experiment(run, splits)
-  opt_state, step = worst_class.create_step(run, experiment)
+  experiment = create_experiment(
+    run, splits, change_parts=worst_class.by_class(run, splits.num_classes)
+  )
   members = worst_class.members_of(splits.train.labels)
   chosen = worst_class.balanced_indices(members, 10, 0, 0)
   images, labels = splits.train.images[chosen], splits.train.labels[chosen]
@@ -87,13 +88,17 @@ def test_avg_takes_the_gradient_of_the_mean_loss():
     start.params,
     jax.grad(loss)(start.params),
   )
-  params, _ = step(jax.tree.map(jnp.copy, start.params), opt_state, images, 0)
-  distance = optax.tree_utils.tree_norm(optax.tree_utils.tree_sub(params, expected))
+  batch = {"image": images, "label": labels}
+  state, _ = experiment.train_step(
+    experiment.start(), batch, experiment.hyperparameters
+  )
+  difference = optax.tree_utils.tree_sub(state.params, expected)
+  distance = optax.tree_utils.tree_norm(difference)
   assert distance < 1e-5
 
 
 @pytest.mark.slow
-def test_a_run_is_judged_by_class_and_is_the_same_again(tmp_path):
+def test_a_run_is_evaluated_by_class_and_is_the_same_again(tmp_path):
   run = debug_run("DDi, t = 0.1", **{"num_epochs": 20.0})
   summary = worst_class.train(run, tmp_path / "first")
   by_class = summary["by_class"]

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddi_jax.models import conv_general_dilated, convolution
+from ddi_jax.models import conv_general_dilated
+from ddi_jax.models.convolution import kernel_gradient
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 
@@ -136,7 +137,7 @@ def test_output_columns_together(shape, width):
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
 def test_kernel_gradient_of_some_images_at_a_time(strides, monkeypatch):
-  monkeypatch.setattr(convolution, "_CACHE_BYTES", 1)
+  monkeypatch.setattr(kernel_gradient, "CACHE_BYTES", 1)
   assert_right((300, 3, 4, 8), (2, 2, 8, 3), strides, "SAME")
 
 

@@ -1,33 +1,41 @@
 """A training step of a tiny network for 8x8 images, built as the program builds it."""
 
-from ddi_jax import models
-from ddi_jax.training import step as step_lib
-from ddi_jax.training import warm
-from ddi_jax.training.config import model_settings
+import numpy as np
+
+from ddi_jax import data, training
+
+SPLITS = data.Splits(None, None, None, 16, 10, (0.3,), (0.4,))
 
 
-def build(config, *, num_images=6, steps_per_epoch=10):
-  """The network, the state with a memory of so many images, and the step."""
-  model = models.create_model(
-    config.model.name,
-    image_shape=(8, 8, 1),
-    num_classes=10,
-    mean=(0.3,),
-    std=(0.4,),
-    settings=model_settings(config),
-    seed=0,
-  )
-  apply, params, model_state = models.functional(model)
-  schedule = step_lib.create_schedule(config, 10)
-  optimizer = step_lib.create_optimizer(config, schedule)
-  state = step_lib.create_train_state(params, model_state, optimizer)
-  state = state._replace(moves=warm.create_moves(config, num_images, (8, 8, 1)))
-  step = step_lib.create_train_step(
-    config,
-    apply,
-    optimizer,
-    schedule,
-    steps_per_epoch=steps_per_epoch,
-    max_value=16,
-  )
-  return apply, state, step
+class Step:
+  """The program's jitted step, called with images, labels and indices."""
+
+  def __init__(self, experiment):
+    self.experiment = experiment
+
+  def __call__(self, state, images, labels, indices=None):
+    batch, hyperparameters = self._arguments(images, labels, indices)
+    return self.experiment.train_step(state, batch, hyperparameters)
+
+  def lower(self, state, images, labels, indices=None):
+    batch, hyperparameters = self._arguments(images, labels, indices)
+    return self.experiment.train_step.lower(state, batch, hyperparameters)
+
+  def num_programs(self):
+    return self.experiment.train_step._cache_size()
+
+  def _arguments(self, images, labels, indices):
+    batch = {"image": images, "label": labels}
+    if indices is not None:
+      batch["index"] = indices
+    return batch, self.experiment.hyperparameters
+
+
+def build(config, *, steps_per_epoch=10, **settings):
+  """The network, the state, and the step."""
+  size = steps_per_epoch * config.batch_size
+  images = np.zeros((size, 8, 8, 1), np.uint8)
+  examples = data.Dataset(images, np.zeros(size, np.int32))
+  splits = SPLITS._replace(train=examples, validation=examples, test=examples)
+  experiment = training.create_experiment(config, splits, **settings)
+  return experiment.apply, experiment.start(), Step(experiment)

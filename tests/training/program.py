@@ -26,7 +26,7 @@ SETTINGS = {
 def small_config(**changes):
   config = training.default_config()
   config.update_from_flattened_dict(SETTINGS | changes)
-  return config
+  return training.drop_unused(config, keep=changes)
 
 
 def command(

@@ -1,0 +1,151 @@
+"""Clean and robust accuracy, and PGD at a temperature."""
+
+import jax
+import jax.numpy as jnp
+from linear_model import KEY, problem
+import numpy as np
+import pytest
+
+import ddi_jax
+from ddi_jax import attacks
+from ddi_jax.attacks import ensemble, stages
+from ddi_jax.evaluation import robustness
+
+EPSILON = 0.0265  # Breaks about half of the linear model's examples.
+
+
+def evaluate(model, p, labels=None, epsilon=EPSILON, **settings):
+  threat_model = ddi_jax.linf(epsilon)
+  # Exact for a linear model, and soon compiled.
+  attack = attacks.multi_targeted_pgd(
+    threat_model, steps=4, step_size=max(epsilon / 2, 1e-3)
+  )
+  return ddi_jax.evaluate(
+    KEY,
+    model,
+    p.inputs,
+    p.labels if labels is None else labels,
+    threat_model,
+    version={"towards": attack},
+    **settings,
+  )
+
+
+def test_figures_of_a_linear_model():
+  p = problem(batch=20)
+  labels = p.labels.at[0].set((p.labels[0] + 1) % 5)  # One clean mistake.
+  told = []
+  result = evaluate(p.logits_fn, p, labels, batch_size=8, after_batch=told.append)
+  robust = p.distances("linf") > EPSILON
+  robust[0] = False
+  assert result.finished
+  assert result.clean == (19, 20)
+  assert result.robust == (robust.sum(), 20)
+  assert result.robust.interval == ddi_jax.wilson_interval(int(robust.sum()), 20)
+  np.testing.assert_array_equal(result.autoattack.robust, robust)
+  # Cross entropy sees all rivals at once, the nearest only in the limit of T -> 0.
+  for found in result.pgd.values():
+    assert np.all(found.robust >= robust)
+    assert 0 <= found.robust.sum() - robust.sum() <= 2
+  together = [found.robust for found in result.pgd.values()]
+  assert result.worst_pgd == (np.all(together, axis=0).sum(), 20)
+  assert result.plain_pgd == (together[0].sum(), 20)
+  assert result.calibrated_pgd == (together[1].sum(), 20)
+  confidence = jax.nn.softmax(p.logits_fn(p.inputs)).max(axis=1).mean()
+  assert result.mean_confidence == pytest.approx(float(confidence))
+  temperature = ddi_jax.calibrate_temperature(p.logits_fn(p.inputs), labels)
+  assert result.temperature == pytest.approx(float(temperature))
+  assert [now.attack for now in told[::3]] == ["towards", *result.pgd]
+  assert sorted(np.concatenate([now.indices for now in told[-3:]])) == [*range(1, 20)]
+
+
+def test_clean_inputs_are_classified_once(monkeypatch):
+  p = problem(batch=20)
+  clean = np.asarray(p.inputs)
+  seen = []
+
+  def counted(keys, logits_fn, inputs, labels, **options):
+    jax.debug.callback(lambda inputs: seen.append(np.asarray(inputs)), inputs)
+    return stages.classify_batch(keys, logits_fn, inputs, labels, **options)
+
+  for module in (robustness, ensemble):
+    monkeypatch.setattr(module, "classify_batch", counted)
+  result = evaluate(p.logits_fn, p, batch_size=8)
+  jax.effects_barrier()
+  assert result.finished and result.warnings == ()
+  of_clean = [batch for batch in seen if np.isin(batch, clean).all()]
+  assert len(of_clean) == 3  # Batches of 8.
+  assert len(seen) > 6  # And what the attacks found.
+
+
+def test_over_confidence_deceives_plain_pgd_but_not_the_calibrated_one():
+  """The illusion of Raina et al. (2024)."""
+  p = problem(batch=16)
+  epsilon = 0.1
+  assert np.all(p.distances("linf") < epsilon)
+  said = "AutoAttack: the gradient of cross entropy is exactly zero"
+  with pytest.warns(UserWarning, match=said):
+    result = evaluate(lambda x: 1e4 * p.logits_fn(x), p, epsilon=epsilon)
+  assert any(message.startswith(said) for message in result.warnings)
+  assert set(result.autoattack.warnings) <= set(result.warnings)
+  assert result.plain_pgd.value > 0.3
+  assert result.robust.value == result.calibrated_pgd.value == 0
+  assert result.worst_pgd.value == 0
+  assert result.mean_confidence > 0.999
+  assert result.temperature > 100
+
+
+def test_stopped_and_resumed_is_the_same_as_never_stopped():
+  p = problem(batch=10)
+  told = []
+  whole = evaluate(p.logits_fn, p, batch_size=4, after_batch=told.append)
+  assert len(told) > 8
+  assert whole.finished
+  count, stops, result = 0, (2, 8), None
+
+  def after_batch(progress):
+    nonlocal count
+    assert progress.attack == told[count].attack
+    count += 1
+    return count in stops
+
+  for stop in (*stops, len(told)):  # In the attacks, in PGD, not at all.
+    result = evaluate(
+      p.logits_fn, p, batch_size=4, after_batch=after_batch, resume=result
+    )
+    assert count == stop
+    assert result.finished == (stop == len(told))
+    assert result.robust.value >= whole.robust.value
+  jax.tree.map(np.testing.assert_array_equal, result, whole)
+
+
+def test_what_autoattack_misses_is_said():
+  p = problem(batch=8)
+  idle = {"idle": lambda key, logits_fn, inputs, labels: inputs}
+  with pytest.warns(UserWarning, match="PGD broke 8 examples that it had not") as shown:
+    result = ddi_jax.evaluate(
+      KEY, p.logits_fn, p.inputs, p.labels, ddi_jax.linf(0.2), version=idle
+    )
+  assert result.robust.value == 1
+  assert result.worst_pgd.value == 0
+  assert result.warnings == tuple(str(warning.message) for warning in shown)
+  assert result.autoattack.warnings == result.warnings[:-1]
+
+
+def test_zero_radius_is_clean_accuracy():
+  p = problem()
+  labels = p.labels.at[:4].set((p.labels[:4] + 1) % 5)
+  result = evaluate(p.logits_fn, p, labels, epsilon=0.0)
+  for accuracy in (result.clean, result.robust, result.worst_pgd):
+    assert accuracy == (12, 16)
+
+
+def test_bad_arguments_are_refused():
+  p = problem()
+  linf = ddi_jax.linf(0.1)
+  with pytest.raises(ValueError, match='version must not be "rand"'):
+    ddi_jax.evaluate(KEY, p.logits_fn, p.inputs, p.labels, linf, version="rand")
+  with pytest.raises(ValueError, match="standard, plus, rand; got 'best'"):
+    ddi_jax.evaluate(KEY, p.logits_fn, p.inputs, p.labels, linf, version="best")
+  with pytest.raises(ValueError, match=r"labels must be integers \[16\]"):
+    ddi_jax.evaluate(KEY, p.logits_fn, p.inputs, jnp.ones(16), linf)

@@ -1,0 +1,184 @@
+"""The arrangement of repeated work, chosen from what is repeated."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddi_jax.models.convolution import conv_general_dilated
+from ddi_jax.numerics import loops
+
+INPUTS = jax.random.normal(jax.random.key(0), (2, 6, 6, 8))
+KERNEL = jax.random.normal(jax.random.key(1), (3, 3, 8, 4))
+NUMBERS = ("NHWC", "HWIO", "NHWC")
+
+
+def gradient_through(conv):
+  def loss(kernel, inputs):
+    return jnp.sum(conv(inputs, kernel, (1, 1), "SAME", dimension_numbers=NUMBERS) ** 2)
+
+  return jax.grad(loss, argnums=(0, 1))
+
+
+def dense(kernel, inputs):
+  return jnp.sin(inputs @ kernel[0, 0]), inputs
+
+
+FUNCTIONS = {
+  "dense": dense,
+  "lax": gradient_through(jax.lax.conv_general_dilated),
+  "canonical": gradient_through(conv_general_dilated),
+}
+
+
+def nested(fn):
+  """The same below jit, a loop and a branch, where it must be found too."""
+
+  def wrapped(*args):
+    def body(_, carry):
+      return jax.lax.cond(True, jax.jit(fn), fn, *args), carry[1]
+
+    return jax.lax.fori_loop(0, 2, body, (fn(*args), 0))
+
+  return wrapped
+
+
+@pytest.mark.parametrize("wrap", [lambda fn: fn, nested])
+def test_convolutions_follow_one_another_and_only_canonical_ones_are_looped_on_a_cpu(
+  wrap, monkeypatch
+):
+  functions = {name: wrap(fn) for name, fn in FUNCTIONS.items()}
+
+  def arrange(name, at_a_time=None):
+    return loops.arrange(6, at_a_time, functions[name], KERNEL, INPUTS)
+
+  monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+  assert arrange("dense") == (True, 6, True)
+  assert arrange("canonical") == (False, 2, True)
+  # All six in one program: there is no loop to slow them down.
+  assert arrange("lax") == (False, 6, False)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert arrange("dense") == (True, 6, True)
+  assert arrange("lax") == (True, 1, False)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_stated_number_at_a_time_is_kept(name, backend, monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  for at_a_time, expected in ((1, 1), (2, 2), (3, 3), (4, 3), (5, 3), (6, 6), (99, 6)):
+    arrangement = loops.arrange(6, at_a_time, FUNCTIONS[name], KERNEL, INPUTS)
+    assert arrangement.group_size == expected
+
+
+@pytest.mark.parametrize(
+  ("count", "limit", "expected"), [(6, 4, 3), (7, 6, 1), (5, 5, 5), (1, 9, 1)]
+)
+def test_largest_divisor(count, limit, expected):
+  assert loops.largest_divisor(count, limit) == expected
+
+
+@pytest.mark.parametrize("at_a_time", [None, 1, 2, 3])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_map_leading_gives_the_same_in_every_arrangement(name, at_a_time):
+  fn = FUNCTIONS[name]
+  xs = {
+    "kernel": jnp.stack([KERNEL, 2 * KERNEL, -KERNEL]),
+    "inputs": jnp.stack([INPUTS, INPUTS, INPUTS + 1]),
+  }
+
+  def each(x):
+    first, second = fn(x["kernel"], x["inputs"])
+    return {"first": first, "second": second}
+
+  found = jax.jit(lambda xs: loops.map_leading(each, xs, at_a_time))(xs)
+  alone = [each(jax.tree.map(lambda leaf, i=i: leaf[i], xs)) for i in range(3)]
+  expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone)
+  chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_map_leading_of_one():
+  found = loops.map_leading(lambda x: (x, x.sum()), jnp.arange(3.0)[None])
+  chex.assert_trees_all_equal(found, (jnp.arange(3.0)[None], jnp.array([3.0])))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+def test_map_groups_joins_what_it_split(size):
+  seen = []
+
+  def group(xs):
+    seen.append(xs["b"].shape)
+    return xs["a"] * xs["b"][:, 0], xs["b"]
+
+  xs = {"a": jnp.arange(6.0), "b": jnp.arange(12.0).reshape(6, 2)}
+  products, same = loops.map_groups(group, xs, size)
+  np.testing.assert_array_equal(products, np.arange(6.0) * np.arange(0, 12, 2))
+  np.testing.assert_array_equal(same, xs["b"])
+  assert seen == [(size, 2)]
+
+
+def loops_of(fn, *args):
+  """The number of loops in a function's program, traced afresh."""
+  text = str(jax.make_jaxpr(functools.partial(fn))(*args))
+  return text.count("while[") + text.count("scan[")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_repeat_and_scan_unroll_ordinary_convolutions_on_a_cpu(name, monkeypatch):
+  def gained(inputs):
+    return FUNCTIONS[name](KERNEL, inputs)[1]
+
+  def repeated(inputs):
+    return loops.repeat(
+      3, lambda i, x: x + i * 1e-3 * gained(x), inputs, gained, inputs
+    )
+
+  def scanned(inputs):
+    weights = jnp.arange(3.0)
+    return loops.scan(
+      lambda x, weight: (x + weight * 1e-3 * gained(x), None),
+      inputs,
+      weights,
+      lambda weight: weight * gained(inputs),
+    )
+
+  expected = INPUTS
+  for index in range(3):
+    expected = expected + index * 1e-3 * gained(expected)
+  for fn in (repeated, scanned):
+    chex.assert_trees_all_close(jax.jit(fn)(INPUTS), expected, rtol=1e-4, atol=1e-3)
+  inside = loops_of(gained, INPUTS)  # A convolution of ours has loops of its own.
+  assert (loops_of(repeated, INPUTS) > inside) == (name != "lax")
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert loops_of(repeated, INPUTS) > 0
+
+
+@pytest.mark.parametrize("name", ["lax", "canonical"])
+def test_repeated_by_vmap_is_not_batched(name):
+  conv = {"lax": jax.lax.conv_general_dilated, "canonical": conv_general_dilated}[name]
+  batches = jnp.stack([INPUTS, INPUTS + 1, -INPUTS])
+  seen = []
+
+  def make(scale):
+    def objective(inputs):
+      seen.append(inputs.shape)
+      out = conv(inputs, scale * KERNEL, (1, 1), "SAME", dimension_numbers=NUMBERS)
+      return jnp.sum(jnp.sin(out), axis=(1, 2, 3))
+
+    return objective
+
+  @jax.jit  # The objective closes over a tracer.
+  def compute(scale, batches):
+    fn = loops.repeated_by_vmap(make(scale), INPUTS)
+    total = jax.value_and_grad(lambda x: (fn(x) ** 2).sum())
+    return jax.vmap(total)(batches)
+
+  found = compute(0.1, batches)
+  assert set(seen) == {INPUTS.shape}
+  objective = make(0.1)
+  alone = [jax.value_and_grad(lambda x: (objective(x) ** 2).sum())(x) for x in batches]
+  expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone)
+  chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,252 @@
+"""Training by several real processes that speak over loopback."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+
+import jax
+import numpy as np
+import program
+from program import command, launch, parameters
+import pytest
+
+from ddi_jax import models, training
+from ddi_jax.training.devices import processes
+from ddi_jax.training.storage import logs
+
+WORKER = "tests/training/devices/host_worker.py"
+DEVICES = 4
+STEPS_PER_EPOCH = program.SETTINGS["data.limit"] // program.SETTINGS["batch_size"]
+SETTINGS = {
+  "evaluation.batch_size": 32,
+  "evaluation.every_epochs": 1.0,
+  "mesh.restart": 2,
+  "mesh.data": 2,
+}
+pytestmark = pytest.mark.usefixtures("unbuffered")
+
+
+def free_port():
+  with socket.socket() as server:
+    server.bind(("127.0.0.1", 0))
+    return server.getsockname()[1]
+
+
+def start(folder, num_processes, flags_of=lambda _: [], env_of=lambda _: {}):
+  """Processes that share `DEVICES` virtual devices and the workdir `folder / run`."""
+  environment = os.environ | {
+    "JAX_NUM_CPU_DEVICES": str(DEVICES // num_processes),
+    "JAX_PLATFORMS": "cpu",
+  }
+  return [
+    subprocess.Popen(
+      command(
+        folder / "run",
+        *flags_of(process),
+        program=(WORKER, str(folder / f"labels{process}.json")),
+        **SETTINGS,
+      ),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      cwd=folder,
+      env=environment | env_of(process),
+    )
+    for process in range(num_processes)
+  ]
+
+
+def finish(processes, status=0):
+  """Their standard outputs."""
+  try:
+    outputs = [process.communicate(timeout=600) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  for process, (_, errors) in zip(processes, outputs, strict=True):
+    assert process.returncode == status, errors
+  return [output for output, _ in outputs]
+
+
+def signalled(lost, name):
+  """Process `lost` gets a signal after the fifth step."""
+
+  def environment(process):
+    at = {"SIGNAL": name, "SIGNAL_AT": str(STEPS_PER_EPOCH + 1)}
+    return at if process == lost else {}
+
+  return environment
+
+
+def explicit_flags(num_processes):
+  port = free_port()
+  return lambda process: [
+    "--distributed",
+    f"--coordinator=127.0.0.1:{port}",
+    f"--num_processes={num_processes}",
+    f"--process_id={process}",
+  ]
+
+
+def slurm_environment(num_processes):
+  """As `srun` sets it; jax makes the port of the job's number."""
+  job = next(job for job in range(os.getpid(), os.getpid() + 100) if is_free(job))
+  return lambda process: {
+    "SLURM_JOB_ID": str(job),
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_NTASKS": str(num_processes),
+    "SLURM_PROCID": str(process),
+    "SLURM_LOCALID": str(process),
+  }
+
+
+def is_free(job):
+  with socket.socket() as server:
+    return server.connect_ex(("127.0.0.1", 2**16 - 2**12 + job % 2**12)) != 0
+
+
+@pytest.fixture(scope="module")
+def alone(unbuffered, tmp_path_factory):
+  """One process with all devices."""
+  del unbuffered
+  folder = tmp_path_factory.mktemp("alone")
+  finish(start(folder, 1))
+  return folder
+
+
+def assert_same_parameters(folder, alone):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+    parameters(folder / "run")["params"],
+    parameters(alone / "run")["params"],
+  )
+
+
+def check_same_run(folder, outputs, alone, num_shares):
+  """One result, one writer, and each process's own share of the data."""
+  assert_same_parameters(folder, alone)
+  records, expected = (
+    {(r.pop("step"), r.pop("split")): r for r in logs.read_metrics(path / "run")}
+    for path in (folder, alone)
+  )
+  assert records.keys() == expected.keys()
+  for key, record in records.items():
+    for name, value in record.items():
+      np.testing.assert_allclose(
+        value, expected[key][name], rtol=1e-3, atol=1e-5, err_msg=f"{key} {name}"
+      )
+  assert "this run, best on validation" in outputs[0]
+  # The library that connects them prints on all.
+  assert not any("danskin" in output for output in outputs[1:])
+  assert len(list((folder / "run" / "tensorboard").iterdir())) == 1
+  model = training.load_model(folder / "run", "last")  # On one device.
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    models.functional(model)[1],
+    parameters(folder / "run")["params"],
+  )
+  read = [
+    json.loads((folder / f"labels{process}.json").read_text())
+    for process in range(len(outputs))
+  ]
+  whole = json.loads((alone / "labels0.json").read_text())
+  size = program.SETTINGS["batch_size"] // num_shares
+  for process, batches in enumerate(read):
+    start_of_share = process * num_shares // len(outputs) * size
+    assert batches == [batch[start_of_share : start_of_share + size] for batch in whole]
+
+
+@pytest.mark.slow
+def test_two_processes_found_in_the_environment(alone, tmp_path):
+  processes = start(
+    tmp_path, 2, lambda process: ["--distributed"], slurm_environment(2)
+  )
+  check_same_run(tmp_path, finish(processes), alone, num_shares=2)
+
+
+@pytest.mark.slow
+def test_four_processes_with_parameters_split(alone, tmp_path):
+  """Two processes read the same half of each batch, for different restarts."""
+  flags = explicit_flags(4)
+  processes = start(
+    tmp_path, 4, lambda process: [*flags(process), "--config.mesh.fsdp=True"]
+  )
+  check_same_run(tmp_path, finish(processes), alone, num_shares=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("lost", "resumed_by"), [(0, 2), (1, 1)])
+def test_a_lost_process_ends_the_others_and_any_number_resumes(
+  alone, tmp_path, lost, resumed_by
+):
+  processes = start(tmp_path, 2, explicit_flags(2), signalled(lost, "SIGKILL"))
+  left = processes[1 - lost]
+  try:
+    assert processes[lost].wait(timeout=600) == -signal.SIGKILL
+    _, errors = left.communicate(timeout=60)
+  finally:
+    left.kill()
+  assert left.returncode == 1
+  assert "another process has ended" in errors
+  again = explicit_flags(resumed_by) if resumed_by > 1 else lambda _: []
+  outputs = finish(start(tmp_path, resumed_by, again))
+  assert f"steps {STEPS_PER_EPOCH} to" in outputs[0]
+  assert_same_parameters(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_saves_all(alone, tmp_path):
+  processes = start(tmp_path, 2, explicit_flags(2), signalled(1, "SIGTERM"))
+  finish(processes, status=128 + signal.SIGTERM)
+  # Resumed by one process of one device, with the whole mesh on it.
+  result = launch(tmp_path / "run", **SETTINGS | {"mesh.restart": 1, "mesh.data": 1})
+  assert result.returncode == 0, result.stderr
+  assert f"steps {STEPS_PER_EPOCH + 2} to" in result.stdout
+  assert_same_parameters(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_what_one_process_cannot_do_stops_all(tmp_path):
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "thesis.tex").write_text("mine")
+  processes = start(tmp_path, 2, explicit_flags(2))
+  errors = [process.communicate(timeout=300)[1] for process in processes]
+  assert all(process.returncode == 1 for process in processes)
+  assert "holds something other than a run" in errors[0]
+  assert "another process has stopped" in errors[1]
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ({"coordinator": "a:1"}, "without --num_processes and --process_id"),
+    (
+      {"coordinator": "here", "num_processes": 2, "process_id": 1},
+      "--coordinator must be HOST:PORT, got 'here'",
+    ),
+    (
+      {"coordinator": "a:1", "num_processes": 2, "process_id": 2},
+      r"in \[0, num_processes\), got 2 of 2",
+    ),
+  ],
+)
+def test_impossible_settings_are_refused(settings, message):
+  with pytest.raises(training.ConfigError, match=message):
+    processes.initialize(**settings)
+
+
+def test_a_failure_of_jax_is_the_others_only_where_there_are_others():
+  with pytest.raises(jax.errors.JaxRuntimeError), processes.connection_errors():
+    raise jax.errors.JaxRuntimeError("out of memory")
+  with pytest.raises(KeyError), processes.leaving_at_once():
+    raise KeyError
+
+
+def test_one_process_agrees_with_itself():
+  assert processes.is_writer()
+  assert [processes.any_process(flag) for flag in (True, False)] == [True, False]
+  assert processes.together(lambda: 3) == 3
+  with pytest.raises(ZeroDivisionError):
+    processes.together(lambda: 1 / 0)
