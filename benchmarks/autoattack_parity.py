@@ -1,14 +1,14 @@
 """AutoAttack here, in torchattacks and in its authors' release, on the same weights.
 
-pip install -e '.[peers,tfds]' && pip install --no-deps torchattacks
+pip install -e '.[peers,training]' && pip install --no-deps torchattacks
 python benchmarks/autoattack_parity.py --workdir=RUN [--data_dir=DIR] [--norms=linf,l2]
 
 The network of a finished run is exported through a safetensors file into PyTorch.  Then
 each attack alone, and the ensemble, run on the same test images here, in torchattacks
 (l_inf and l2) and in pyautoattack, the PyTorch release of Croce and Hein; one after the
 other in one process, once for each seed.  torchattacks runs with --steps too; its own
-default is 10.  PyTorch judges all points, and one outside the ball or the box breaks
-nothing.
+default is 10.  PyTorch classifies all points, and one outside the ball or the box
+breaks nothing.
 
 With --journal each outcome is added to a file when it is there, and taken from it when
 the same command runs again; --ensemble=union spares the ensemble's own run and takes
@@ -44,7 +44,7 @@ import torchattacks
 import ddi_jax
 from ddi_jax import attacks, data, models, training
 from ddi_jax.models import torch_weights
-from ddi_jax.training.config import model_settings
+from ddi_jax.training.settings.model import model_settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 import networks
@@ -63,7 +63,7 @@ _STEPS = flags.DEFINE_integer("steps", 100, "Of APGD and FAB.")
 _QUERIES = flags.DEFINE_integer("queries", 5000, "Of Square.")
 _JOURNAL = flags.DEFINE_string("journal", None, "A file to add to and resume from.")
 _TOTAL = flags.DEFINE_enum(
-  "ensemble", "run", ["run", "union", "only"], "How it is judged, or nothing else."
+  "ensemble", "run", ["run", "union", "only"], "How it is attacked, or nothing else."
 )
 _WIDEN = flags.DEFINE_bool("widen_windows", False, "Of the peers' Square.")
 _RESCALE = flags.DEFINE_bool(
@@ -241,7 +241,7 @@ def widen_windows(square) -> None:
   )
 
 
-def judge(case: Case, points: np.ndarray) -> np.ndarray:
+def accuracy(case: Case, points: np.ndarray) -> np.ndarray:
   """Whether each image is still right, in PyTorch, `[N]`."""
   epsilon = case.threat_model.epsilon
   sizes = np.asarray(case.threat_model.size(points - case.images))
@@ -295,7 +295,7 @@ def compare(case: Case, runs: Mapping[str, Run]) -> dict[tuple[str, str], Outcom
     began = clock()
     points = run(chosen, seed)
     seconds = clock() - began
-    return judge(case, points), seconds
+    return accuracy(case, points), seconds
 
   names = _ATTACKS.value
   sets = {} if _TOTAL.value == "only" else {name: [name] for name in names}
@@ -422,7 +422,7 @@ def main(_):
       for name, make in libraries.items()
       if not (name == "torchattacks" and norm == "l1")
     }
-    clean = judge(case, images).mean()
+    clean = accuracy(case, images).mean()
     print(f"{norm}, epsilon {epsilon:.4g}; clean accuracy {clean:.2%}\n")
     outcomes = compare(case, chosen)
     ours, *others = chosen

@@ -21,7 +21,7 @@ from machine import describe_machine
 import small_network
 
 import ddi_jax
-from ddi_jax import sources
+from ddi_jax import candidates as sources
 
 _STEPS = flags.DEFINE_integer("steps", 200, "Of training before it.")
 _LENGTH = flags.DEFINE_float("length", 0.3, "t.")
@@ -66,29 +66,17 @@ def candidate_sets(epsilon: float) -> dict[str, CandidateSet]:
   def fixed(source, evaluations):
     return CandidateSet(lambda moves: source, evaluations)
 
-  full = settings(_PGD_STEPS)
-  attack = ddi_jax.pgd(model, **full)
+  attack = ddi_jax.pgd(model, **settings(_PGD_STEPS))
   return {
     "10 restarts, 8 steps": restarts(10, _PGD_STEPS),
     "3 restarts, 8 steps": restarts(3, _PGD_STEPS),
     "1 restart, 8 steps": restarts(1, _PGD_STEPS),
     "10 restarts, 2 steps": restarts(10, 2),
     "3 restarts, 2 steps": restarts(3, 2),
-    "4 iterates of one run of 8 steps": fixed(sources.trajectory(model, 4, **full), 8),
-    "3 corners, 8 steps": fixed(
-      sources.spread_restarts(model, 3, start="corner", **full), 24
-    ),
-    "3 orthogonal starts, 8 steps": fixed(
-      sources.spread_restarts(model, 3, start="orthogonal", **full), 24
-    ),
     "3 classes targeted, 8 steps": fixed(sources.targeted(attack, 3), 24),
-    "3 ODI starts, 2 + 8 steps": fixed(
-      sources.output_diversified(model, 3, **full), 30
-    ),
     "3 warm starts, 2 steps": warm(3, 2),
     "1 warm start, 1 step": warm(1, 1),
     "4 R-FGSM": fixed(sources.r_fgsm(epsilon, 4), 4),
-    "4 N-FGSM": fixed(sources.n_fgsm(epsilon, 4), 4),
     "1 R-FGSM": fixed(sources.r_fgsm(epsilon, 1), 1),
   }
 
@@ -110,8 +98,8 @@ def main(argv: list[str]) -> None:
   training_source = small_network.restarts_in([model], steps=_PGD_STEPS, count=1)
   earlier = small_network.train_on_worst(network, training_source, _STEPS.value)
   network = small_network.train_on_worst(earlier, training_source, 10)
-  judge = small_network.restarts_in([model], steps=20, count=4)
-  robust_loss = small_network.robust_loss(network, judge)
+  strong = small_network.restarts_in([model], steps=20, count=4)
+  robust_loss = small_network.robust_loss(network, strong)
   three = small_network.restarts_in([model], steps=_PGD_STEPS, count=3)
   params = network.params
 

@@ -20,7 +20,7 @@ import workload
 
 import ddi_jax
 from ddi_jax import data, losses, models
-from ddi_jax.training.config import step_size
+from ddi_jax.training.settings.threats import step_size
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS' cifar10 is.")
 _TRAINED = flags.DEFINE_list("trained", ["0", "50", "300"], "After so many steps.")
@@ -71,12 +71,12 @@ def _attacks(work, dtype, stop_below, less):
   return attacks
 
 
-def _judge(work):
+def _measure(work):
   """(params, candidates, labels) -> worst loss, share broken, Danskin's direction."""
   loss_fn = _loss_fn(work, "float32")
 
   @jax.jit
-  def judge(params, candidates, labels):
+  def measure(params, candidates, labels):
     gradients, info = ddi_jax.candidate_gradients(
       loss_fn, params, candidates, labels, has_aux=True
     )
@@ -85,29 +85,29 @@ def _judge(work):
     broken = 1 - info.aux.all(axis=0).mean()
     return info.losses.max(axis=0).mean(), broken, ravel_pytree(update)[0]
 
-  return judge
+  return measure
 
 
-def _compare(attacks, judge, params, batches):
+def _compare(attacks, measure, params, batches):
   """For each setting (name, worst loss, share broken, cosine to full, seconds)."""
   runs = {_FULL: attacks[_FULL], _OTHER_KEYS: attacks[_FULL], **attacks}
-  found = {name: [] for name in runs}
+  measured = {name: [] for name in runs}
   for index, (inputs, labels) in enumerate(batches):
     key, other = jax.random.split(jax.random.key(index))
     for name, attack in runs.items():
       candidates = attack(params, inputs, labels, other if name == _OTHER_KEYS else key)
-      found[name].append(judge(params, candidates, labels))
+      measured[name].append(measure(params, candidates, labels))
   seconds = workload.median_seconds(
     {
       name: functools.partial(attack, params, *batches[0], jax.random.key(0))
       for name, attack in attacks.items()
     }
   )
-  for name, rows in found.items():
+  for name, rows in measured.items():
     worst, broken = (np.mean([row[part] for row in rows]) for part in range(2))
     cosines = [
       float(row[2] @ full[2])  # Of unit norm.
-      for row, full in zip(rows, found[_FULL], strict=True)
+      for row, full in zip(rows, measured[_FULL], strict=True)
     ]
     yield name, worst, broken, np.mean(cosines), seconds.get(name)
 
@@ -115,7 +115,7 @@ def _compare(attacks, judge, params, batches):
 def main(_):
   """Trains, compares and prints."""
   print(workload.describe() + "\n", flush=True)
-  work = workload.create("pgd", {}, {"optimizer.learning_rate": 0.05})
+  work = workload.create("pgd", {"optimizer.learning_rate": 0.05})
   splits = data.load("cifar10", data_dir=_DATA_DIR.value, validation_size=1000)
   size = work.config.batch_size
   batches = [
@@ -132,16 +132,16 @@ def main(_):
     "|---|---|---|---|---|---|"
   )
   attacks = {name: _attacks(work, *setting) for name, setting in _SETTINGS.items()}
-  judge = _judge(work)
+  measure = _measure(work)
   state, done = work.state, 0
   for count in counts:
     for _ in range(done, count):
       batch = next(stream)
-      state, _ = work.train_step(state, batch["image"], batch["label"])
+      state, _ = work.train_step(state, batch, work.experiment.hyperparameters)
     done = count
     params = jax.tree.map(jnp.copy, state.params)
     for name, worst, broken, cosine, seconds in _compare(
-      attacks, judge, params, batches
+      attacks, measure, params, batches
     ):
       print(
         f"| {count} steps | {name} | {worst:.4f} | {broken:.1%} | {cosine:.4f} | "

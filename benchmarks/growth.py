@@ -34,7 +34,7 @@ def _grid():
 def _measure(field, values):
   """(seconds, mebibytes) of each value."""
   steps = {
-    value: workload.CompiledStep(workload.create("danskin", {}, {field: value}))
+    value: workload.CompiledStep(workload.create("danskin", {field: value}))
     for value in values
   }
   seconds = workload.median_seconds(steps)

@@ -19,7 +19,7 @@ from machine import describe_machine
 import numpy as np
 
 from ddi_jax import training
-from ddi_jax.training import logs
+from ddi_jax.training.storage import logs
 
 MEMORY_NOISE = 8.0  # MiB that the second half may take more than the first
 EVALUATE_EVERY = 500  # steps

@@ -1,58 +1,58 @@
-"""Time of one DDi training step against K PGD steps, for every loop form.
+"""Time of one DDi training step by how many restarts are computed at once.
 
 python benchmarks/loop_forms.py --width=16 --batch_size=64 --num_restarts=4
 
-Prints a Markdown table.  With --convolution=lax the model uses
-`jax.lax.conv_general_dilated`, as a user's own model would.
+Times the program's step for several values of `config.restarts_at_a_time`, "auto" being
+its default, None, and K PGD steps to compare with.  Prints a Markdown table.  With
+--convolution=lax the model uses `jax.lax.conv_general_dilated`, as a user's own model
+would.
 """
 
 from absl import app, flags
 import workload
 
-_FORMS = flags.DEFINE_list(
-  "forms", ["auto", "loop", "merge", "unroll", "vmap"], "Loop forms to time."
+_AUTO, _ALL = "auto", "K"
+_AT_A_TIME = flags.DEFINE_list(
+  "restarts_at_a_time", [_AUTO, "1", "2", _ALL], "Numbers, auto or K (all of them)."
 )
 
-# Form -> the three loops of a step.
-_LOOPS = {
-  "auto": {},
-  "loop": {"gradients": "loop", "restarts": "loop", "steps": "loop"},
-  "merge": {"gradients": "loop", "restarts": "merge", "steps": "loop"},
-  "unroll": {"gradients": "unroll", "restarts": "unroll", "steps": "unroll"},
-  "vmap": {"gradients": "vmap", "restarts": "vmap", "steps": "loop"},
-}
 
-
-def _compiled(method, form):
-  return workload.CompiledStep(workload.create(method, _LOOPS[form]))
+def _settings(num_restarts: int) -> dict[str, int | None]:
+  """Title -> `config.restarts_at_a_time`, each once."""
+  numbers: dict[str, int | None] = {}
+  for text in _AT_A_TIME.value:
+    if text == _AUTO:
+      numbers[text] = None
+    else:
+      number = num_restarts if text == _ALL else int(text)
+      numbers[str(number)] = number
+  return numbers
 
 
 def main(_):
   """Times and prints."""
   print(workload.describe() + "\n", flush=True)
-  forms = _FORMS.value
-  pgd = {
-    f"pgd {form}": _compiled("pgd", form)
-    for form in forms
-    if form in ("auto", "loop", "unroll")
-  }
-  ddi = {form: _compiled("danskin", form) for form in forms}
-  seconds = workload.median_seconds({**pgd, **ddi})
   num_restarts = flags.FLAGS.num_restarts
-  reference = num_restarts * min(seconds[name] for name in pgd)
-  best = min(seconds[form] for form in forms)
-  print("| loop form | DDi step (s) | / best form | / (K PGD steps) | compile (s) |")
-  print("|---|---|---|---|---|")
-  for form, compiled in ddi.items():
-    print(
-      f"| {form} | {seconds[form]:.2f} | {seconds[form] / best:.2f} | "
-      f"{seconds[form] / reference:.2f} | {compiled.compile_seconds:.0f} |"
-    )
+  steps = {"pgd": workload.CompiledStep(workload.create("pgd"))}
+  for title, number in _settings(num_restarts).items():
+    changes = {"restarts_at_a_time": number}
+    steps[title] = workload.CompiledStep(workload.create("danskin", changes))
+  seconds = workload.median_seconds(steps)
+  reference = num_restarts * seconds["pgd"]
+  titles = [title for title in steps if title != "pgd"]
+  best = min(seconds[title] for title in titles)
   print(
-    f"\nK times one PGD step: {reference:.2f} s (the fastest of "
-    + ", ".join(f"{name} {seconds[name]:.2f} s" for name in pgd)
-    + " a step)."
+    "| restarts at a time | DDi step (s) | / best | / (K PGD steps) | memory (MiB) | "
+    "compile (s) |\n|---|---|---|---|---|---|"
   )
+  for title in titles:
+    step = steps[title]
+    print(
+      f"| {title} | {seconds[title]:.2f} | {seconds[title] / best:.2f} | "
+      f"{seconds[title] / reference:.2f} | {step.bytes / 2**20:.0f} | "
+      f"{step.compile_seconds:.0f} |"
+    )
+  print(f"\nK times one PGD step of {seconds['pgd']:.2f} s: {reference:.2f} s.")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 python benchmarks/memory.py --width=16 --batch_size=64 --steps=2
 
-Of the whole compiled DDi training step, for several K: XLA's plan of arguments, results
-and temporaries, and the time of a step, with n restarts attacked and differentiated at
+For the program's DDi training step and several K: XLA's plan of arguments, results and
+temporaries, and the time of a step, with n restarts attacked and differentiated at
 once, and with all K gradients kept or m of them, recomputed when needed.  Prints a
 Markdown table.
 """
@@ -24,7 +24,7 @@ def _compiled(count, restarts, gradients):
     "restarts_at_a_time": restarts,
     "gradients_at_a_time": gradients or None,
   }
-  return workload.CompiledStep(workload.create("danskin", {}, changes))
+  return workload.CompiledStep(workload.create("danskin", changes))
 
 
 def main(_):
@@ -37,7 +37,7 @@ def main(_):
   rows += [(k, min(2, k), m) for k in counts for m in gradients if 0 < m < k]
   steps = {row: _compiled(*row) for row in rows}
   seconds = workload.median_seconds(steps)
-  params = workload.create("pgd", {}).state.params
+  params = workload.create("pgd").state.params
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / _MEBI
   print(f"One gradient: {size:.1f} MiB.\n")
   print("| K | restarts at a time | gradients kept | memory (MiB) | step (s) |")

@@ -84,7 +84,7 @@ def _jitted(solve: Callable, dtype: type, batched: Callable = jax.vmap) -> _Solv
 
 def _ours(method: str, dtype: type, batched: Callable = jax.vmap) -> _Solver:
   def solve(gram):
-    return ddi_jax.min_norm_weights(gram, method=method).weights
+    return ddi_jax.min_norm_weights(gram, solver=method).weights
 
   return _jitted(solve, dtype, batched)
 

@@ -17,7 +17,8 @@ from machine import describe_machine
 import numpy as np
 
 import ddi_jax
-from ddi_jax import gradient_matrix, min_norm
+from ddi_jax.directions import min_norm
+from ddi_jax.gradients import gram as gradient_matrix
 
 _SIZE = flags.DEFINE_integer("size", 10, "K.")
 _DIMENSION = flags.DEFINE_integer("dimension", 1_000_000, "Parameters.")

@@ -44,10 +44,10 @@ def main(argv: list[str]) -> None:
   print(describe_machine("jax", "ddi_jax"))
   threats = small_network.threat_models()
   source = small_network.restarts_in(threats, steps=8, count=_COUNT.value)
-  judge = small_network.restarts_in(threats, steps=20, count=2)
+  strong = small_network.restarts_in(threats, steps=20, count=2)
   network = small_network.create(_BATCH_SIZE.value)
   network = small_network.train_on_worst(network, source, _STEPS.value)
-  robust_loss = small_network.robust_loss(network, judge)
+  robust_loss = small_network.robust_loss(network, strong)
   num_candidates = len(threats) * _COUNT.value
 
   @jax.jit
@@ -76,20 +76,20 @@ def main(argv: list[str]) -> None:
   steps = {name: compile_method(settings) for name, settings in METHODS.items()}
   batches = []
   for index in range(_BATCHES.value):
-    attack_key, judge_key = jax.random.split(jax.random.key(100 + index))
+    attack_key, test_key = jax.random.split(jax.random.key(100 + index))
     inputs, labels = network.batch()
-    before = robust_loss(network.params, judge_key, inputs, labels)
+    before = robust_loss(network.params, test_key, inputs, labels)
     points = candidates(attack_key, inputs, labels)
-    batches.append((judge_key, inputs, labels, points, before))
+    batches.append((test_key, inputs, labels, points, before))
   for length in _LENGTHS.value:
     print(f"\nt = {length}\n")
     print("| method | fall | standard error | predicted | passes |")
     print("|---|---|---|---|---|")
     for name, step in ({"AVG": average} | steps).items():
       falls, foretold, passes = [], [], []
-      for judge_key, inputs, labels, points, before in batches:
+      for test_key, inputs, labels, points, before in batches:
         after, spent, predicted = step(points, labels, length)
-        falls.append(float(before - robust_loss(after, judge_key, inputs, labels)))
+        falls.append(float(before - robust_loss(after, test_key, inputs, labels)))
         foretold.append(float(predicted))
         # The certificate of MAX costs more than its step.
         passes.append(num_candidates + 3 if name == "MAX" else float(spent))

@@ -15,8 +15,9 @@ import numpy as np
 import optax
 
 import ddi_jax
-from ddi_jax import data, losses, models, sources
-from ddi_jax.sources import Source
+from ddi_jax import candidates as sources
+from ddi_jax import data, losses, models
+from ddi_jax.candidates import Source
 from ddi_jax.threat_models import ThreatModel
 
 Params = chex.ArrayTree
@@ -125,13 +126,13 @@ def restarts_in(
 
 
 def robust_loss(
-  network: Network, judge: Source
+  network: Network, attacks: Source
 ) -> Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]:
   """Jitted (params, key, inputs, labels) -> the mean of each example's worst loss."""
 
   @jax.jit
   def measure(params, key, inputs, labels):
-    points = judge(key, lambda x: network.logits(params, x), inputs, labels)
+    points = attacks(key, lambda x: network.logits(params, x), inputs, labels)
     return jax.lax.map(lambda x: network.loss(params, x, labels), points).max(0).mean()
 
   return measure

@@ -2,12 +2,12 @@
 
 python benchmarks/step.py --width=16 --batch_size=64 --num_restarts=4 --steps=7
 
-Times the compiled training step, K = 1 PGD steps to compare with, and the step's parts,
-each compiled by itself on the same arrays.  Model FLOP/s: the FLOPs that XLA's cost
-analysis counts in one input gradient and one parameter gradient (compiled alone, since
-a loop's body is counted once), times how often they are taken; set against the speed of
-a large matrix product on the same machine.  Memory is what XLA plans for: arguments,
-results and temporaries.  Prints Markdown tables.
+Times the program's compiled training step, one PGD step to compare with, and the step's
+parts, each compiled by itself on the same arrays.  Model FLOP/s: the FLOPs that XLA's
+cost analysis counts in one input gradient and one parameter gradient (compiled alone,
+since a loop's body is counted once), times how often they are taken; set against the
+speed of a large matrix product on the same machine.  Memory is what XLA plans for:
+arguments, results and temporaries.  Prints Markdown tables.
 """
 
 import time
@@ -18,13 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 import workload
 
-import ddi_jax
-from ddi_jax import data, gradient_matrix, losses, min_norm, models, training
-from ddi_jax.training import evaluation
-from ddi_jax.training.config import step_size
+from ddi_jax import data, losses
+from ddi_jax.directions import min_norm
+from ddi_jax.gradients.gram import shifted_gram
+from ddi_jax.models.convolution.xla_options import compiler_options
 
-_FORM = flags.DEFINE_enum(
-  "form", "auto", ["auto", "unroll", "loop", "vmap"], "Of all three loops."
+_AT_A_TIME = flags.DEFINE_integer(
+  "restarts_at_a_time",
+  None,
+  "Restarts computed at once; the config's default if not set.",
 )
 _GIBI = 2**30
 
@@ -49,48 +51,24 @@ def _flops(fn, *args) -> float:
 
 def _parts(work):
   """Name -> a call of one part of the step; and the FLOPs of the two gradients."""
-  config, state = work.config, work.state
+  config, experiment = work.config, work.experiment
+  parts, state = experiment.parts, experiment.start()
+  rate = experiment.hyperparameters.learning_rate
   inputs, labels = jnp.asarray(work.images / 255.0, jnp.float32), work.labels
+  options = compiler_options(config.model.width)
 
-  half = config.attack.dtype == "bfloat16"
-  attacked_apply = models.in_bfloat16(work.apply) if half else work.apply
+  def jit(fn):
+    return jax.jit(fn, compiler_options=options)
 
-  def loss_fn(params, inputs, labels, apply=work.apply):
-    logits, _ = apply(params, state.model_state, inputs, train=True)
-    return losses.cross_entropy(logits, labels)
+  @jit
+  def candidates_of(state, inputs, key):
+    return parts.candidates(state, inputs, labels, None, key, key).points
 
-  def objective(params):
-    return lambda inputs, labels: loss_fn(params, inputs, labels, attacked_apply)
+  @jit
+  def gradients_of(state, candidates):
+    return parts.gradients(state, candidates, labels, rate).updates
 
-  attack = ddi_jax.pgd(
-    ddi_jax.linf(config.attack.epsilon),
-    steps=config.attack.steps,
-    step_size=step_size(config.attack, config.attack.epsilon),
-    loop=config.loops.steps,
-  )
-
-  @jax.jit
-  def candidates_of(params, inputs, key):
-    return ddi_jax.restart_candidates(
-      attack,
-      objective(params),
-      inputs,
-      labels,
-      key,
-      config.num_restarts,
-      loop=config.loops.restarts,
-    )
-
-  @jax.jit
-  def gradients_of(params, candidates):
-    return ddi_jax.candidate_gradients(
-      loss_fn, params, candidates, labels, loop=config.loops.gradients
-    )[0]
-
-  inner_of = jax.jit(gradient_matrix.shifted_gram)
-  solve = jax.jit(min_norm.solve)
-  update = jax.jit(work.optimizer.update)
-  evaluate = evaluation.create_evaluate(config, work.apply, 255)
+  inner_of, solve, update = jit(shifted_gram), jit(min_norm.solve), jit(_update(parts))
   rng = np.random.default_rng(0)
   dataset = data.Dataset(
     rng.integers(0, 256, (50_000, 32, 32, 3), np.uint8), np.zeros(50_000, np.int32)
@@ -98,25 +76,26 @@ def _parts(work):
   batches = data.training_batches(
     dataset, config.batch_size, seed=0, start=0, stop=10_000
   )
-  config.evaluation.batch_size = config.batch_size
-  one_batch = data.Dataset(work.images, work.labels)
 
   key = jax.random.key(0)
-  candidates = candidates_of(state.params, inputs, key)
-  gradients = gradients_of(state.params, candidates)
+  candidates = candidates_of(state, inputs, key)
+  gradients = gradients_of(state, candidates)
   inner, _ = inner_of(gradients)
   calls = {
-    "K attacks": lambda: candidates_of(state.params, inputs, key),
-    "K gradients": lambda: gradients_of(state.params, candidates),
+    "K attacks": lambda: candidates_of(state, inputs, key),
+    "K gradients": lambda: gradients_of(state, candidates),
     "inner products": lambda: inner_of(gradients),
     "solver": lambda: solve(inner),
-    "direction and update": lambda: update(gradients, state.opt_state, state.params),
+    "direction and update": lambda: update(gradients, state),
     "data: the next batch": lambda: next(batches),
-    "evaluation of a batch (PGD-20)": lambda: evaluate(state, one_batch),
+    "validation of a batch (PGD-20)": lambda: experiment.validate(
+      state, experiment.splits.validation
+    ),
   }
 
   def total(params, inputs):
-    return loss_fn(params, inputs, labels).mean()
+    logits, _ = work.apply(params, state.model_state, inputs, train=True)
+    return losses.cross_entropy(logits, labels).mean()
 
   input_flops = _flops(jax.grad(total, argnums=1), state.params, inputs)
   parameter_flops = _flops(jax.grad(total), state.params, inputs)
@@ -128,14 +107,25 @@ def _parts(work):
   return calls, flops
 
 
+def _update(parts):
+  """From K gradients to the optimizer's update."""
+
+  def update(gradients, state):
+    return parts.optimizer.update(gradients, state.opt_state, state.params)
+
+  return update
+
+
 def main(_):
   """Times and prints."""
   print(workload.describe() + "\n", flush=True)
-  loops = dict.fromkeys(training.default_config().loops, _FORM.value)
-  work, pgd = workload.create("danskin", loops), workload.create("pgd", loops)
-  parts_state = jax.tree.map(jnp.copy, work.state)  # A step donates its own.
+  changes = {
+    "restarts_at_a_time": _AT_A_TIME.value,
+    "evaluation.batch_size": flags.FLAGS.batch_size,
+  }
+  work, pgd = (workload.create(method, changes) for method in ("danskin", "pgd"))
   whole = {"step": workload.CompiledStep(work), "pgd": workload.CompiledStep(pgd)}
-  calls, flops = _parts(work._replace(state=parts_state))
+  calls, flops = _parts(work)
   seconds = workload.median_seconds({**whole, **calls})
   peak = _matmul_flops_per_second()
   flops["step"] = sum(flops.values())

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from machine import describe_machine
 import workload
 
-from ddi_jax.thresholds import kth_largest
+from ddi_jax.numerics.thresholds import kth_largest
 
 
 def main(_):

@@ -11,14 +11,14 @@ import jax
 from machine import describe_machine
 import ml_collections
 import numpy as np
-import optax
 
-from ddi_jax import models, training
+from ddi_jax import data, models, training
 from ddi_jax.models import layers
-from ddi_jax.models.functional import Apply
-from ddi_jax.training import mesh as meshes
-from ddi_jax.training import step as step_lib
-from ddi_jax.training.config import ATTACK_DTYPES, model_settings
+from ddi_jax.models.pure import Apply
+from ddi_jax.training.devices import mesh as meshes
+from ddi_jax.training.run.experiment import create_model
+from ddi_jax.training.settings.check import ATTACK_DTYPES
+from ddi_jax.training.step.state import TrainState
 
 _MODEL = flags.DEFINE_enum("model", "resnet18", models.MODELS, "Network.")
 _WIDTH = flags.DEFINE_integer("width", 16, "Channels of its first convolution.")
@@ -30,80 +30,123 @@ _ATTACK_DTYPE = flags.DEFINE_enum(
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed rounds after one of warm-up.")
 _CONVOLUTION = flags.DEFINE_enum("convolution", "ddi_jax", ["ddi_jax", "lax"], "Whose.")
+_NUM_CLASSES = 10
+_NORM_GROUPS = 8  # The networks' own default.
 
 
 class Workload(NamedTuple):
-  """A training step and what it is made of."""
+  """A training step of the program, and a batch for it.
+
+  Attributes:
+    config: a checked config.
+    experiment: its parts, `experiment.train_step` among them.
+    state: the first one; a step donates it, `experiment.start()` makes others.
+    batch: "image", uint8 `[B, 32, 32, 3]`, "label" and "index", `[B]`; on the mesh's
+      devices, if there is a mesh.
+  """
 
   config: ml_collections.ConfigDict
-  model: nnx.Module
-  apply: Apply
-  optimizer: optax.GradientTransformationExtraArgs
-  state: step_lib.TrainState
-  train_step: step_lib.StepFn
-  images: Any  # [B, 32, 32, 3], uint8
-  labels: Any  # [B]
+  experiment: training.Experiment
+  state: TrainState
+  batch: Mapping[str, Any]
+
+  @property
+  def apply(self) -> Apply:
+    """The network as a pure function."""
+    return self.experiment.apply
+
+  @property
+  def model(self) -> nnx.Module:
+    """The network as a module, made anew with the same parameters."""
+    return create_model(self.config, self.experiment.splits)
+
+  @property
+  def train_step(self) -> Any:
+    """(state, batch, hyperparameters) -> (state, metrics), as the program runs it."""
+    return self.experiment.train_step
+
+  @property
+  def images(self) -> Any:
+    """Uint8 `[B, 32, 32, 3]`."""
+    return self.batch["image"]
+
+  @property
+  def labels(self) -> Any:
+    """Integers `[B]`."""
+    return self.batch["label"]
+
+  def lower(self) -> Any:
+    """The training step, lowered for this state and batch."""
+    return self.train_step.lower(
+      self.state, self.batch, self.experiment.hyperparameters
+    )
 
 
-def create(
-  method: str, loops: Mapping[str, str], changes: Mapping[str, Any] | None = None
-) -> Workload:
-  """The step of a method as the flags say, with loop forms and other settings.
+def create(method: str, changes: Mapping[str, Any] | None = None) -> Workload:
+  """The program's training step for a method, on random images, as the flags say.
 
-  With `mesh.restart` or `mesh.data` among these, for that mesh: the state and the batch
-  are then placed on it.
+  Flags that the method or the network has no use for are left out.
+
+  Args:
+    method: of `config.method`.
+    changes: other settings, by dotted name; one that nothing uses is an error.
   """
+  changes = changes or {}
+  config = create_config(method, changes)
+  if _CONVOLUTION.value == "lax":
+    layers.conv_general_dilated = jax.lax.conv_general_dilated
+  mesh = meshes.create_mesh(config)
+  images = _random_images(config.batch_size)
+  splits = data.Splits(
+    train=images,
+    validation=images,
+    test=images,
+    max_value=255,
+    num_classes=_NUM_CLASSES,
+    mean=(0.5,) * 3,
+    std=(0.25,) * 3,
+  )
+  experiment = training.create_experiment(config, splits, mesh)
+  batch = {
+    "image": images.images,
+    "label": images.labels,
+    "index": np.arange(config.batch_size),
+  }
+  return Workload(
+    config=config,
+    experiment=experiment,
+    state=experiment.start(),
+    batch=meshes.to_devices(mesh, meshes.DATA, batch),
+  )
+
+
+def create_config(method: str, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
+  """The config of `create`, checked."""
   config = training.default_config()
   config.method = method
+  config.data.name = "cifar10"  # Of its shape; the images are random.
   config.num_restarts = _NUM_RESTARTS.value
   config.batch_size = _BATCH_SIZE.value
   config.model.name = _MODEL.value
   config.model.width = _WIDTH.value
   config.model.activation = "celu"
   config.model.normalization = "group"
+  if _WIDTH.value < _NORM_GROUPS:
+    config.model.norm_groups = _WIDTH.value
   config.attack.epsilon = 0.031
   config.attack.steps = _STEPS.value
   config.attack.dtype = _ATTACK_DTYPE.value
-  config.loops.update(loops)
-  config.update_from_flattened_dict(changes or {})
-  if _CONVOLUTION.value == "lax":
-    layers.conv_general_dilated = jax.lax.conv_general_dilated
+  config.update_from_flattened_dict(changes)
+  config = training.drop_unused(config, keep=changes)
+  training.check_config(config)
+  return config
+
+
+def _random_images(count: int) -> data.Dataset:
   rng = np.random.default_rng(0)
-  model = models.create_model(
-    config.model.name,
-    image_shape=(32, 32, 3),
-    num_classes=10,
-    mean=(0.5,) * 3,
-    std=(0.25,) * 3,
-    settings=model_settings(config),
-    seed=0,
-  )
-  mesh = meshes.create_mesh(config)
-  apply, params, model_state = models.functional(
-    model, batch_axis=meshes.batch_axis(mesh)
-  )
-  schedule = step_lib.create_schedule(config, 1000)
-  optimizer = step_lib.create_optimizer(config, schedule, mesh)
-  state = step_lib.create_train_state(params, model_state, optimizer)
-  batch = {
-    "image": rng.integers(0, 256, (config.batch_size, 32, 32, 3), np.uint8),
-    "label": rng.integers(0, 10, config.batch_size).astype(np.int32),
-  }
-  if mesh is not None:
-    where = step_lib.state_shardings(state, mesh, config.mesh.fsdp)
-    state = jax.device_put(state, where)
-  batch = meshes.to_devices(mesh, meshes.DATA, batch)
-  return Workload(
-    config=config,
-    model=model,
-    apply=apply,
-    optimizer=optimizer,
-    state=state,
-    train_step=step_lib.create_train_step(
-      config, apply, optimizer, schedule, steps_per_epoch=1, max_value=255, mesh=mesh
-    ),
-    images=batch["image"],
-    labels=batch["label"],
+  return data.Dataset(
+    rng.integers(0, 256, (count, 32, 32, 3), np.uint8),
+    rng.integers(0, _NUM_CLASSES, count).astype(np.int32),
   )
 
 
@@ -113,14 +156,17 @@ class CompiledStep:
   Attributes:
     compile_seconds: how long that took.
     bytes: XLA's plan of arguments, results and temporaries.
+    temporary_bytes: of temporaries alone.
   """
 
   def __init__(self, work: Workload):
-    self._state, self._batch = work.state, (work.images, work.labels)
     began = time.perf_counter()
-    self._step = work.train_step.lower(self._state, *self._batch).compile()
+    self._step = work.lower().compile()
     self.compile_seconds = time.perf_counter() - began
+    self._state, self._batch = work.experiment.start(), work.batch
+    self._hyperparameters = work.experiment.hyperparameters
     memory = self._step.memory_analysis()
+    self.temporary_bytes = memory.temp_size_in_bytes
     self.bytes = (
       memory.argument_size_in_bytes
       + memory.output_size_in_bytes
@@ -129,7 +175,7 @@ class CompiledStep:
     )
 
   def __call__(self) -> Any:
-    self._state, metrics = self._step(self._state, *self._batch)
+    self._state, metrics = self._step(self._state, self._batch, self._hyperparameters)
     return self._state, metrics
 
 

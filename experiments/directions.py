@@ -24,19 +24,16 @@ import pandas as pd
 
 import ddi_jax
 from ddi_jax import data, losses
-from ddi_jax.training import logs, report
-from ddi_jax.training.compilation import compilation_cache_in
-from ddi_jax.training.config import (
-  ConfigError,
-  check_against_data,
-  check_config,
-  step_size,
-)
-from ddi_jax.training.evaluation import judging_attack
-from ddi_jax.training.interruption import Interruption
-from ddi_jax.training.threats import THREAT_MODELS
-from ddi_jax.training.train import Experiment, create_experiment, load_data
-from ddi_jax.training.workdir import claim_workdir
+from ddi_jax.training.devices.compilation import compilation_cache_in
+from ddi_jax.training.run import report
+from ddi_jax.training.run.experiment import Experiment, create_experiment, load_data
+from ddi_jax.training.run.interruption import Interruption
+from ddi_jax.training.settings.check import check_against_data, check_config
+from ddi_jax.training.settings.pieces import ConfigError
+from ddi_jax.training.settings.threats import THREAT_MODELS, step_size
+from ddi_jax.training.step.validation import evaluation_attack
+from ddi_jax.training.storage import files
+from ddi_jax.training.storage.workdir import claim_workdir
 from experiments import program, sweep
 
 EFFECTS_FILE = "effects.jsonl"
@@ -116,8 +113,8 @@ def measure(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] 
     Interruption() as interrupted,
   ):
     path = workdir / EFFECTS_FILE
-    records = list(logs.read_lines(path))
-    logs.write_atomically(path, "".join(json.dumps(r) + "\n" for r in records))
+    records = list(files.read_lines(path))
+    files.write_atomically(path, "".join(json.dumps(r) + "\n" for r in records))
     done = {(record["step"], record["batch"]) for record in records}
     experiment = create_experiment(config, splits)
     measure_batch = _create_measurement(config, experiment)
@@ -125,7 +122,7 @@ def measure(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] 
     steps_per_epoch = len(splits.train) // config.batch_size
     phases = [round(epoch * steps_per_epoch) for epoch in settings.phases]
     batches = data.training_batches(
-      splits.train, config.batch_size, config.seed, start=0, stop=experiment.total
+      splits.train, config.batch_size, config.seed, start=0, stop=experiment.total_steps
     )
     with path.open("a") as file:
       for step in range(max(phases) + 1):
@@ -141,16 +138,14 @@ def measure(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] 
           return None
         if step < max(phases):
           batch = next(batches)
-          state, _ = experiment.train_step(
-            state, batch["image"], batch["label"], batch["index"]
-          )
+          state, _ = experiment.train_step(state, batch, experiment.hyperparameters)
     summary = {"steps": max(phases), "seconds": time.monotonic() - began}
-    logs.write_json(workdir / report.SUMMARY_FILE, summary)
+    files.write_json(workdir / report.SUMMARY_FILE, summary)
     return summary
 
 
 def _create_measurement(config: ml_collections.ConfigDict, experiment: Experiment):
-  """Fn(state, number of a batch) -> a record of what was found on it."""
+  """Fn(state, number of a batch) -> a record of the effects on it."""
   settings, splits, apply = config.measurement, experiment.splits, experiment.apply
   tried = directions(settings)
   train = config.gradient.batch_norm == "train"
@@ -159,7 +154,6 @@ def _create_measurement(config: ml_collections.ConfigDict, experiment: Experimen
     THREAT_MODELS[config.attack.norm](epsilon),
     steps=config.attack.steps,
     step_size=step_size(config.attack, epsilon),
-    loop=config.loops.steps,
   )
 
   @jax.jit
@@ -174,9 +168,9 @@ def _create_measurement(config: ml_collections.ConfigDict, experiment: Experimen
       tried,
       settings.step_lengths,
       attack=attack,
-      num_restarts=config.num_restarts,
-      judge=judging_attack(config, config.attack.norm, config.attack.epsilon),
-      judge_restarts=config.evaluation.restarts,
+      num_restarts=settings.num_restarts,
+      evaluation_attack=evaluation_attack(config, config.attack.norm, epsilon),
+      evaluation_restarts=config.evaluation.restarts,
       restarts_at_a_time=config.restarts_at_a_time,
     )
     images, labels = batches
@@ -212,7 +206,7 @@ def tables(runs: sweep.Runs, folder: Path) -> dict[str, pd.DataFrame]:
   changes, related = [], []
   for name, (setting, config) in runs.items():
     settings = config.measurement
-    for record in logs.read_lines(folder / name / EFFECTS_FILE):
+    for record in files.read_lines(folder / name / EFFECTS_FILE):
       place = {"run": name, "setting": setting}
       place |= {field: record[field] for field in ("step", "epoch", "batch")}
       for which, direction in enumerate(directions(settings)):

@@ -16,8 +16,10 @@ import numpy as np
 import pandas as pd
 
 from ddi_jax import training
-from ddi_jax.training import logs, report
-from ddi_jax.training.methods import METHODS, num_attacks
+from ddi_jax.training.run import report
+from ddi_jax.training.settings.check import drop_unused
+from ddi_jax.training.settings.methods import METHODS, num_attacks
+from ddi_jax.training.storage import logs
 from experiments import program, sweep
 
 ARMS = {  # Name -> (method, unit_norm).
@@ -64,8 +66,8 @@ def arm_runs(
       run = config.training[setting].copy_and_resolve_references()
       run.method, run.unit_norm = ARMS[arm]
       run.optimizer.learning_rate, run.seed = rate, seed
-      run.num_epochs *= run.num_restarts / num_attacks(run.method, run.num_restarts)
-      yield sweep.Run(setting, run)
+      run.num_epochs *= run.num_restarts / num_attacks(run)
+      yield sweep.Run(setting, drop_unused(run))
 
 
 def best_learning_rates(curves: pd.DataFrame, epochs: float) -> dict[str, float]:
@@ -90,7 +92,7 @@ def gradient_evaluations(config: ml_collections.ConfigDict) -> int:
   Forward passes alone (`worst_restart` makes K of them) are not counted.
   """
   method = METHODS[config.method]
-  count = num_attacks(config.method, config.num_restarts)
+  count = num_attacks(config)
   attacks = count * config.attack.steps if method.attacked else 0
   return attacks + (1 if method.select_worst else count)
 

@@ -20,7 +20,7 @@ from ml_collections import config_flags
 import pandas as pd
 
 from ddi_jax import training
-from ddi_jax.training import report
+from ddi_jax.training.run import report
 from experiments import sweep
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -56,7 +56,8 @@ def main(task: sweep.Task, stages: Stages, tables: Tables) -> None:
     sweep.describe_provenance()
     config, folder = _CONFIG.value, Path(_FOLDER.value)
     for settings in config.training.values():
-      settings.data.data_dir = _DATA_DIR.value
+      if settings.data.name != "digits":  # Which come with scikit-learn.
+        settings.data.data_dir = _DATA_DIR.value
     runs: dict[str, sweep.Run] = {}
     failures: dict[str, str] = {}
     for stage in stages(config, folder):

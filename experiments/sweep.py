@@ -22,8 +22,8 @@ import joblib
 import ml_collections
 
 from benchmarks import machine
-from ddi_jax.training import logs, workdir
-from ddi_jax.training.compilation import compilation_cache_in
+from ddi_jax.training.devices.compilation import compilation_cache_in
+from ddi_jax.training.storage import files, workdir
 
 Task = Callable[[ml_collections.ConfigDict, Path], Mapping[str, Any] | None]
 PROVENANCE_FILE = "provenance.json"
@@ -143,7 +143,7 @@ def _run_one(task, name, config, folder, provenance) -> tuple[str, float, str]:
     else:
       if summary is None:
         raise KeyboardInterrupt
-      logs.write_json(folder / name / PROVENANCE_FILE, provenance)
+      files.write_json(folder / name / PROVENANCE_FILE, provenance)
   return name, time.monotonic() - began, reason
 
 

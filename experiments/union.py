@@ -16,10 +16,11 @@ import ml_collections
 import pandas as pd
 
 from ddi_jax import training
-from ddi_jax.training import logs, report
-from ddi_jax.training.methods import METHODS
-from ddi_jax.training.sources import entries, num_candidates
-from ddi_jax.training.threats import NORMS
+from ddi_jax.training.run import report
+from ddi_jax.training.settings.methods import METHODS
+from ddi_jax.training.settings.sources import entries, num_candidates
+from ddi_jax.training.settings.threats import NORMS
+from ddi_jax.training.storage import logs
 from experiments import program, sweep
 
 # As many iterations as are nearly always needed, so that a step costs what it is
@@ -123,7 +124,7 @@ def with_arm(
   """A copy of a training config, with the settings of a method."""
   run = settings.copy_and_resolve_references()
   run.update_from_flattened_dict(ARMS[arm])
-  return run
+  return training.drop_unused(run, keep=ARMS[arm])
 
 
 def best_learning_rate(runs: sweep.Runs, folder: Path) -> float | None:

@@ -14,7 +14,6 @@ validation robust accuracy of the worst class, on other seeds.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-import functools
 import json
 from pathlib import Path
 import time
@@ -29,19 +28,19 @@ import pandas as pd
 
 import ddi_jax
 from ddi_jax import data, losses
-from ddi_jax.training import logs, report
-from ddi_jax.training.config import ConfigError, check_config, step_size
-from ddi_jax.training.evaluation import Evaluation
-from ddi_jax.training.interruption import Interruption
-from ddi_jax.training.step import (
-  TrainState,
-  create_rule,
-  create_schedule,
-  stream_key,
-)
-from ddi_jax.training.threats import THREAT_MODELS
-from ddi_jax.training.train import Experiment, create_experiment, load_data
-from ddi_jax.training.workdir import claim_workdir
+from ddi_jax.models.pure import Apply
+from ddi_jax.training.run import report
+from ddi_jax.training.run.experiment import Experiment, create_experiment, load_data
+from ddi_jax.training.run.interruption import Interruption
+from ddi_jax.training.settings.check import check_config, drop_unused
+from ddi_jax.training.settings.optimizers import create_rule
+from ddi_jax.training.settings.pieces import ConfigError
+from ddi_jax.training.step.gradients import StepGradients
+from ddi_jax.training.step.state import TrainState
+from ddi_jax.training.step.train_step import StepParts
+from ddi_jax.training.step.validation import Validation
+from ddi_jax.training.storage import files
+from ddi_jax.training.storage.workdir import claim_workdir
 from experiments import program, sweep
 
 # Group DRO: the rate of the weights.  DDi: the t of its bundle form; MAX is t -> 0.
@@ -119,7 +118,7 @@ def arm_run(
   seed: int,
 ) -> sweep.Run:
   """A training config with the field `arm`."""
-  run = config.training[setting].copy_and_resolve_references()
+  run = drop_unused(config.training[setting])
   run.optimizer.learning_rate, run.seed = learning_rate, seed
   with run.unlocked():
     run.arm = arm
@@ -137,7 +136,7 @@ def best_learning_rates(runs: sweep.Runs, folder: Path) -> dict[str, float]:
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
-  """Trains a network with one arm, and judges it by class.
+  """Trains a network with one arm, and evaluates it by class.
 
   Args:
     config: see `arm_run`.
@@ -172,22 +171,24 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
         f"class; the {name} set has none of class {missing[0]}."
       )
   with claim_workdir(workdir, config), Interruption() as interrupted:
-    experiment = create_experiment(config, splits)
+    num_classes = splits.num_classes
+    experiment = create_experiment(
+      config, splits, change_parts=by_class(config, num_classes)
+    )
     state = experiment.start()
-    opt_state, step = create_step(config, experiment)
-    params = state.params
-    per_class = config.batch_size // splits.num_classes
+    per_class = config.batch_size // num_classes
+    labels = np.repeat(np.arange(num_classes), per_class)
     members = members_of(every.labels)
-    for index in range(experiment.total):
+    for index in range(experiment.total_steps):
       if interrupted():
         return None
       chosen = balanced_indices(members, per_class, config.seed, index)
-      params, opt_state = step(params, opt_state, every.images[chosen], index)
-    state = state._replace(params=params)
-    of_validation = judge(experiment, state, validation)
-    of_test = judge(experiment, state, test)
+      batch = {"image": every.images[chosen], "label": labels}
+      state, _ = experiment.train_step(state, batch, experiment.hyperparameters)
+    of_validation = validate_by_class(experiment, state, validation)
+    of_test = validate_by_class(experiment, state, test)
     summary = {
-      "steps": experiment.total,
+      "steps": experiment.total_steps,
       "seconds": time.monotonic() - began,
       "clean_accuracy": float(np.mean([e.clean_accuracy for e in of_test])),
       "robust_accuracy": float(np.mean([e.robust_accuracy for e in of_test])),
@@ -196,7 +197,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
       "by_class": [round(e.robust_accuracy, 4) for e in of_test],
       "validation_worst_class": min(e.robust_accuracy for e in of_validation),
     }
-    logs.write_json(workdir / report.SUMMARY_FILE, summary)
+    files.write_json(workdir / report.SUMMARY_FILE, summary)
     return summary
 
 
@@ -220,79 +221,57 @@ def balanced_indices(
   return np.concatenate([rng.choice(places, per_class) for places in members])
 
 
-def create_step(
-  config: ml_collections.ConfigDict, experiment: Experiment
-) -> tuple[Any, Callable[..., Any]]:
-  """The optimizer's first state, and the training step.
+def by_class(
+  config: ml_collections.ConfigDict, num_classes: int
+) -> Callable[[StepParts, Apply], StepParts]:
+  """Changes the step's parts: a gradient for each class, and the arm's direction.
 
-  The step is (params, optimizer state, images `[B, H, W, C]`, number of the step) ->
-  (params, optimizer state), for images whose classes are in order.
+  The images of a batch are in the order of their classes, as many of each.
   """
-  splits, num_classes = experiment.splits, experiment.splits.num_classes
-  model_state = experiment.initial_state.model_state
-  per_class = config.batch_size // num_classes
-  direction = create_direction(config.arm, num_classes)
 
-  def loss(params, inputs, labels):
-    logits = experiment.apply(params, model_state, inputs, train=True)[0]
-    return losses.cross_entropy(logits, labels)
+  def change_parts(parts: StepParts, apply: Apply) -> StepParts:
+    def class_gradients(state, candidates, labels, learning_rate):
+      del learning_rate
 
-  def optimizer_of(learning_rate):
-    of_run = config.copy_and_resolve_references()
-    with of_run.ignore_type():  # It may be a tracer.
-      of_run.optimizer.learning_rate = learning_rate
-    return optax.chain(
-      direction, create_rule(of_run, create_schedule(of_run, experiment.total))
+      def of_class(part):
+        points, part_labels = part
+
+        def mean_loss(params):
+          logits = apply(params, state.model_state, points, train=True)[0]
+          class_losses = losses.cross_entropy(logits, part_labels)
+          return class_losses.mean(), (class_losses, logits.argmax(1) == part_labels)
+
+        return jax.grad(mean_loss, has_aux=True)(state.params)
+
+      parts_of_batch = jax.tree.map(
+        lambda leaf: leaf.reshape(num_classes, -1, *leaf.shape[1:]),
+        (candidates[0], labels),
+      )
+      gradients, (class_losses, correct) = jax.lax.map(of_class, parts_of_batch)
+      return StepGradients(
+        gradients, class_losses, correct.reshape(1, -1), state.model_state, {}
+      )
+
+    direction = create_direction(config.arm, num_classes)
+    return parts._replace(
+      gradients=class_gradients, optimizer=optax.chain(direction, create_rule(config))
     )
 
-  @functools.partial(jax.jit, donate_argnums=(0, 1))
-  def step(params, opt_state, images, seed, index, learning_rate):
-    labels = jnp.repeat(jnp.arange(num_classes), per_class)
-    inputs = images.astype(jnp.float32) / splits.max_value
-    warmup_steps = config.attack.warmup_epochs * experiment.total / config.num_epochs
-    epsilon = config.attack.epsilon * jnp.minimum(1, (index + 1) / max(1, warmup_steps))
-    attack = ddi_jax.pgd(
-      THREAT_MODELS[config.attack.norm](epsilon),
-      steps=config.attack.steps,
-      step_size=step_size(config.attack, epsilon),
-    )
-    attacked = attack(
-      stream_key(seed, "training", index), lambda x: loss(params, x, labels), inputs
-    )
-
-    def of_class(part):
-      return jax.value_and_grad(lambda params: loss(params, *part).mean())(params)
-
-    by_class = jax.tree.map(
-      lambda leaf: leaf.reshape(num_classes, per_class, *leaf.shape[1:]),
-      (attacked, labels),
-    )
-    class_losses, gradients = jax.lax.map(of_class, by_class)
-    optimizer = optimizer_of(learning_rate)
-    updates, opt_state = optimizer.update(
-      gradients, opt_state, params, losses=class_losses
-    )
-    return optax.apply_updates(params, updates), opt_state
-
-  rate = config.optimizer.learning_rate
-  first = optimizer_of(rate).init(experiment.initial_state.params)
-  return first, lambda params, state, images, index: step(
-    params, state, images, config.seed, index, rate
-  )
+  return change_parts
 
 
-def judge(
+def validate_by_class(
   experiment: Experiment, state: TrainState, examples: data.Dataset
-) -> list[Evaluation]:
+) -> list[Validation]:
   """Of each class by itself."""
-  found = []
+  validations = []
   for label in range(experiment.splits.num_classes):
     of_class = examples.labels == label
     part = data.Dataset(examples.images[of_class], examples.labels[of_class])
-    evaluation = experiment.evaluate(state, part)
-    assert evaluation is not None  # Nothing interrupts it.
-    found.append(evaluation)
-  return found
+    validation = experiment.validate(state, part)
+    assert validation is not None  # Nothing interrupts it.
+    validations.append(validation)
+  return validations
 
 
 def tables(runs: sweep.Runs, folder: Path) -> dict[str, pd.DataFrame]:

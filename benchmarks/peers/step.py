@@ -32,7 +32,8 @@ from torch.nn import functional
 
 import ddi_jax
 from ddi_jax import losses, models
-from ddi_jax.training import config as config_lib
+from ddi_jax.training.settings.model import model_settings
+from ddi_jax.training.settings.threats import step_size
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import workload
@@ -187,12 +188,12 @@ def _network(config):
     mean=(0.5,) * 3,
     std=(0.25,) * 3,
     preactivation=config.model.name == "preact_resnet18",
-    **config_lib.model_settings(config),
+    **model_settings(config),
   ).eval()
 
 
 def _step_size(config):
-  return config_lib.step_size(config.attack, config.attack.epsilon)
+  return step_size(config.attack, config.attack.epsilon)
 
 
 def _to_torch(images, labels):
@@ -247,7 +248,6 @@ def _our_parts(work):
       steps=steps,
       step_size=_step_size(config),
       random_start=random_start,
-      loop=config.loops.steps,
     )
 
     @jax.jit
@@ -259,7 +259,6 @@ def _our_parts(work):
         labels,
         key,
         num_restarts,
-        loop=config.loops.restarts,
       )
 
     return candidates_of
@@ -380,9 +379,7 @@ def _describe_peers() -> str:
 def main(_):
   """Checks, times and prints."""
   jax.config.update("jax_platforms", "cpu")
-  work = workload.create(
-    "danskin", {}, {"unit_norm": True, "optimizer.weight_decay": 5e-4}
-  )
+  work = workload.create("danskin", {"unit_norm": True, "optimizer.weight_decay": 5e-4})
   if work.config.model.name == "small":
     raise app.UsageError("--model must be resnet18 or preact_resnet18.")
   print(workload.describe(), _describe_peers(), sep="\n", flush=True)

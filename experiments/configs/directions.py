@@ -15,6 +15,7 @@ Budgets, after the colon:
 import ml_collections
 
 from configs import cifar10, cifar10_small, digits, mnist
+from ddi_jax.training import drop_unused
 from experiments.configs import start
 
 BUDGETS = ("small", "full", "resnet18", "debug")
@@ -34,6 +35,7 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
   config.measurement.phases = (0.0, 0.25, 1.0, 3.0)  # epochs of PGD training
   config.measurement.batches = 6  # from each of which directions are made
   config.measurement.batch_size = 24
+  config.measurement.num_restarts = 4  # K of the directions; training is by PGD
   config.measurement.step_lengths = (0.03, 0.1, 0.3)  # of unit directions
   config.measurement.loss_tolerance = 0.003  # of DDi's two inexact forms,
   config.measurement.bundle_step = 0.1  # see `ddi_jax.danskin_direction`
@@ -48,7 +50,6 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
       settings.model.width = 8
       settings.model.hidden = 64
       settings.model.norm_groups = 4
-      settings.num_restarts = 4
       settings.attack.steps = 5
       settings.attack.step_size = None  # 2.5 epsilon / steps
       settings.evaluation.steps = 10  # of the attack that measures the robust loss
@@ -56,20 +57,21 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
     config.measurement.phases = (0.0, 0.25, 1.0, 3.0, 10.0)
     config.measurement.batches = 32
     config.measurement.batch_size = 128
+    config.measurement.num_restarts = 10
     for settings in bases.values():
-      settings.num_restarts = 10
       settings.evaluation.steps = 40
   elif budget == "resnet18":
     config.measurement.phases = (0.0, 0.25, 1.0, 3.0, 10.0)
     config.measurement.batches = 16
     config.measurement.batch_size = 128
+    config.measurement.num_restarts = 10
     bases = {"cifar10": cifar10.get_config()}
   else:
     config.measurement.phases = (0.0, 1.0)
     config.measurement.batches = 2
     config.measurement.batch_size = 16
     bases = {"digits": digits.get_config("debug")}
-    bases["digits"].num_restarts = 2
+    config.measurement.num_restarts = 2
     bases["digits"].restarts_at_a_time = 1
     bases["digits"].model.width = 2
     networks = {"celu_none": NETWORKS["celu_none"]}
@@ -84,5 +86,5 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
       settings = base.copy_and_resolve_references()
       settings.model.activation = activation
       settings.model.normalization = normalization
-      config.training[f"{data}_{name}"] = settings
+      config.training[f"{data}_{name}"] = drop_unused(settings)
   return config.lock()

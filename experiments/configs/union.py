@@ -52,7 +52,6 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
     mlp = config.training.mnist_mlp
     mlp.model.name = "mlp"
     mlp.radii.linf, mlp.radii.l2, mlp.radii.l1 = 0.15, 1.5, 10.0
-    mlp.attack.epsilon = 0.15
     mlp.attack.warmup_epochs = 0.0
     mlp.attack.steps = 8
     mlp.num_epochs = 1.0
