@@ -27,6 +27,8 @@ LAYERS = (
   ("data",),
   ("training",),
 )
+# Likewise below `ddi_jax.training`.
+TRAINING_LAYERS = (("settings",), ("devices", "step"), ("run", "storage"), ("audit",))
 CORE = {name for layer in LAYERS[:7] for name in layer}
 CORE_PACKAGES = {"jax", "numpy", "optax", "chex", "ddi_jax"}
 STANDARD = {
@@ -78,10 +80,26 @@ def test_imports_go_downwards(path):
   assert places <= allowed
 
 
+@pytest.mark.parametrize(
+  ("level", "folder"),
+  [(level, name) for level, names in enumerate(TRAINING_LAYERS) for name in names],
+)
+def test_imports_within_training_go_downwards(level, folder):
+  allowed = {name for layer in TRAINING_LAYERS[: level + 1] for name in layer}
+  prefix = "ddi_jax.training."
+  for path in (PACKAGE / "training" / folder).glob("*.py"):
+    imported = [name for name in imports_of(path) if name.startswith(prefix[:-1])]
+    assert {name.removeprefix(prefix).split(".")[0] for name in imported} <= allowed
+
+
 def test_every_place_has_a_layer():
   assert {place_of(path) for path in FILES} == {
     "__init__",
     *(name for layer in LAYERS for name in layer),
+  }
+  within = {path.name for path in (PACKAGE / "training").iterdir() if path.is_dir()}
+  assert within - {"__pycache__"} == {
+    name for layer in TRAINING_LAYERS for name in layer
   }
 
 

@@ -138,9 +138,16 @@ def autoattack(
     first = batches.arguments(np.arange(batches.size), key)
     num_classes = jax.eval_shape(classify, *first)[1].shape[1]
     check_classes(names, num_classes, batches.labels)
-    messages = check_model(
+    messages: list[str] = []
+
+    def warn(message: str) -> None:
+      messages.append(f"AutoAttack: {message}")
+      warnings.warn(messages[-1], stacklevel=3)
+
+    for message in check_model(
       *first[1:], key=first[0][0] if randomised else None, bounds=bounds
-    )
+    ):
+      warn(message)
     result = run_stages(
       key,
       batches,
@@ -151,16 +158,12 @@ def autoattack(
       resume=resume,
     )
     if result.finished and "square" in names[1:] and result.broken["square"]:
-      messages.append(
+      warn(
         f"Square, which sees no gradients, broke {result.broken['square']} examples "
         "that the attacks before it had not: the model probably hides its gradients.  "
         "Run it with more queries, or attack the model adaptively."
       )
-    for message in messages:
-      warnings.warn(f"AutoAttack: {message}", stacklevel=2)
-    return result._replace(
-      warnings=tuple(f"AutoAttack: {message}" for message in messages)
-    )
+    return result._replace(warnings=tuple(messages))
 
   return evaluate
 

@@ -35,7 +35,7 @@ class MLP(nnx.Module):
     rngs: nnx.Rngs,
   ) -> None:
     check_choice("activation", activation, parts.ACTIVATIONS)
-    if isinstance(layers, str) or not all(units >= 1 for units in layers):
+    if not all(isinstance(units, int) and units >= 1 for units in layers):
       raise ValueError(f"layers must be a tuple of integers >= 1, got {layers!r}.")
     height, breadth, channels = image_shape
     self.standardize = parts.Standardize(mean, std)

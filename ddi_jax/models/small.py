@@ -48,7 +48,7 @@ class SmallConvNet(nnx.Module):
       norm_groups=norm_groups,
     )
     check_positive_int("hidden", hidden)
-    if len(strides) != 2 or not all(stride >= 1 for stride in strides):
+    if len(strides) != 2 or not all(isinstance(s, int) and s >= 1 for s in strides):
       raise ValueError(f"strides must be two integers >= 1, got {strides!r}.")
     height, breadth, channels = image_shape
     self.standardize = layers.Standardize(mean, std)

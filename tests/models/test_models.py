@@ -1,5 +1,8 @@
 """The networks: shapes, settings, and what BatchNorm's modes change."""
 
+import math
+
+import chex
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -153,6 +156,101 @@ def test_wide_resnet_s_paddings():
 def test_impossible_wide_resnets(settings, message):
   with pytest.raises(ValueError, match=message):
     models.WideResNet(*CIFAR.values(), **settings, rngs=nnx.Rngs(0))
+
+
+IMPOSSIBLE = {
+  "width": (0, "width must be an integer >= 1, got 0"),
+  "activation": ("tanh", "activation must be one of relu, celu, .*; got 'tanh'"),
+  "normalization": ("layer", "normalization must be one of none, group, batch; got"),
+  "norm_groups": (
+    3,
+    r"norm_groups must be a divisor of width \(16\) with normalization 'group', got 3",
+  ),
+}
+
+
+@pytest.mark.parametrize("setting", IMPOSSIBLE)
+@pytest.mark.parametrize("name", LAYERED)
+def test_impossible_settings_that_the_networks_share(name, setting):
+  value, message = IMPOSSIBLE[setting]
+  settings = {"width": 16, "normalization": "group", "norm_groups": 4, setting: value}
+  with pytest.raises(ValueError, match=message):
+    models.MODELS[name](*CIFAR.values(), **settings, rngs=nnx.Rngs(0))
+
+
+def test_groups_count_only_with_group_normalization():
+  settings = {"width": 16, "normalization": "batch", "norm_groups": 3}
+  nnx.eval_shape(
+    lambda: models.SmallConvNet(*CIFAR.values(), **settings, rngs=nnx.Rngs(0))
+  )
+
+
+@pytest.mark.parametrize(
+  ("name", "settings", "message"),
+  [
+    ("small", {"strides": (0, 1)}, r"strides must be two integers >= 1, got \(0, 1\)"),
+    ("small", {"strides": (1.5, 1)}, "strides must be two integers >= 1"),
+    ("small", {"strides": (1, 1, 1)}, "strides must be two integers >= 1"),
+    ("small", {"hidden": 0}, "hidden must be an integer >= 1, got 0"),
+    ("mlp", {"layers": (8, 0)}, r"layers must be a tuple of integers >= 1, got \(8, 0"),
+    ("mlp", {"layers": (8.5,)}, "layers must be a tuple of integers >= 1"),
+    ("mlp", {"layers": "88"}, "layers must be a tuple of integers >= 1, got '88'"),
+    ("mlp", {"activation": "tanh"}, "activation must be one of relu"),
+  ],
+)
+def test_impossible_settings_of_one_network(name, settings, message):
+  with pytest.raises(ValueError, match=message):
+    models.create_model(name, settings=settings, seed=0, **CIFAR)
+
+
+def tiny_network(takes_moments):
+  """A class from outside, which standardises only if it takes mean and std."""
+
+  class Tiny(nnx.Module):
+    def __init__(self, image_shape, num_classes, *, rngs, scale=1.0, mean=0.0, std=1.0):
+      self.mean, self.std, self.scale = mean, std, scale
+      self.layer = nnx.Linear(math.prod(image_shape), num_classes, rngs=rngs)
+
+    def __call__(self, images):
+      images = (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+      return self.scale * self.layer(images.reshape(len(images), -1))
+
+  class Plain(Tiny):
+    def __init__(self, image_shape, num_classes, *, rngs, scale=1.0):
+      super().__init__(image_shape, num_classes, rngs=rngs, scale=scale)
+
+  return Tiny if takes_moments else Plain
+
+
+@pytest.mark.parametrize("takes_moments", [True, False])
+def test_a_class_from_outside_is_a_model(takes_moments):
+  model = models.create_model(
+    tiny_network(takes_moments), settings={"scale": 2.0}, seed=0, **CIFAR
+  )
+  expected = (CIFAR["mean"], CIFAR["std"]) if takes_moments else (0.0, 1.0)
+  assert (model.mean, model.std) == expected
+  x = IMAGES
+  if takes_moments:
+    x = (x - np.asarray(CIFAR["mean"])) / np.asarray(CIFAR["std"])
+  apply, params, state = models.functional(model)
+  chex.assert_shape(params["layer"]["kernel"], (32 * 32 * 3, 10))
+  logits = x.reshape(4, -1) @ params["layer"]["kernel"] + params["layer"]["bias"]
+  found, same_state = apply(params, state, IMAGES, train=True)
+  np.testing.assert_allclose(found, 2 * logits, rtol=1e-4, atol=1e-4)
+  assert same_state == state
+
+
+def test_a_name_is_the_class_of_that_name():
+  settings = {"layers": (4,)}
+  by_name, by_class = (
+    models.create_model(model, settings=settings, seed=0, **CIFAR)
+    for model in ("mlp", models.MLP)
+  )
+  chex.assert_trees_all_equal(*(nnx.state(model) for model in (by_name, by_class)))
+  abstract = models.create_model(
+    models.MLP, settings=settings, seed=0, abstract=True, **CIFAR
+  )
+  assert isinstance(nnx.state(abstract).logits.bias.get_value(), jax.ShapeDtypeStruct)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "wide_resnet"])
