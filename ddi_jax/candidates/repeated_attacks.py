@@ -109,7 +109,10 @@ def worst_candidate(
            [0.4]], dtype=float32)
   """
   worst = jnp.argmax(losses, axis=0)
-  return candidates[worst, jnp.arange(candidates.shape[1])]
+  # Not candidates[worst, jnp.arange(B)]: XLA would send the whole batch to all devices.
+  return jax.vmap(lambda points, index: points[index], in_axes=(1, 0))(
+    candidates, worst
+  )
 
 
 def restarts(

@@ -278,7 +278,9 @@ def _vertex_gradient(problem: _Problem, choice: jax.Array) -> chex.ArrayTree:
   """The gradient of the batch made up of candidate choice[g] of each group g."""
   num_candidates, batch = problem.candidates.shape[:2]
   if not problem.mixes_examples or not problem.per_example:
-    chosen = problem.candidates[jnp.broadcast_to(choice, batch), jnp.arange(batch)]
+    chosen = jax.vmap(lambda points, index: points[index], in_axes=(1, 0))(
+      problem.candidates, jnp.broadcast_to(choice, batch)
+    )
     return _weighted_gradient(problem, chosen, jnp.ones(batch))
   is_chosen = jax.nn.one_hot(choice, num_candidates, axis=0)
 

@@ -22,7 +22,8 @@ def images_at_once(batch: int, wanted: int) -> int:
   All of them where XLA splits the program over devices by itself
   (`jax.set_mesh`): a loop over parts of a batch would gather what is split.
   """
-  if jax.sharding.get_abstract_mesh().auto_axes:
+  mesh = jax.sharding.get_abstract_mesh()
+  if any(mesh.shape[axis] > 1 for axis in mesh.auto_axes):
     return batch
   return loops.largest_divisor(batch, max(wanted, 1))
 

@@ -294,9 +294,9 @@ def test_a_run_in_a_union_of_threat_models(tmp_path, capsys):
   config = small_config(
     method="worst_restart",
     num_epochs=1.0,
+    sources=("linf", "l2"),
     **{"model.normalization": "none"},
   )
-  config.sources = ("linf", "l2")
   config.evaluation.norms = ("linf", "l2")
   summary = training.train(config, tmp_path / "union")
   norms = [summary["robust_accuracy_linf"], summary["robust_accuracy_l2"]]
