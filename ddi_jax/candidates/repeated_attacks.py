@@ -108,10 +108,14 @@ def worst_candidate(
     Array([[0.1],
            [0.4]], dtype=float32)
   """
-  worst = jnp.argmax(losses, axis=0)
-  # Not candidates[worst, jnp.arange(B)]: XLA would send the whole batch to all devices.
+  return chosen_candidates(candidates, jnp.argmax(losses, axis=0))
+
+
+def chosen_candidates(candidates: jax.Array, choice: jax.Array) -> jax.Array:
+  """Candidate choice[i], in [0, K), of each example i: `[K, B, ...]` -> `[B, ...]`."""
+  # Not candidates[choice, jnp.arange(B)]: XLA would send the whole batch everywhere.
   return jax.vmap(lambda points, index: points[index], in_axes=(1, 0))(
-    candidates, worst
+    candidates, choice
   )
 
 

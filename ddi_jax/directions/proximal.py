@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddi_jax.candidates.repeated_attacks import chosen_candidates
 from ddi_jax.checks import check_choice, check_positive, check_positive_int
 from ddi_jax.directions.min_norm import solve
 from ddi_jax.gradients.gram import KeptGradients
@@ -278,9 +279,7 @@ def _vertex_gradient(problem: _Problem, choice: jax.Array) -> chex.ArrayTree:
   """The gradient of the batch made up of candidate choice[g] of each group g."""
   num_candidates, batch = problem.candidates.shape[:2]
   if not problem.mixes_examples or not problem.per_example:
-    chosen = jax.vmap(lambda points, index: points[index], in_axes=(1, 0))(
-      problem.candidates, jnp.broadcast_to(choice, batch)
-    )
+    chosen = chosen_candidates(problem.candidates, jnp.broadcast_to(choice, batch))
     return _weighted_gradient(problem, chosen, jnp.ones(batch))
   is_chosen = jax.nn.one_hot(choice, num_candidates, axis=0)
 
