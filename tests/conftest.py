@@ -48,6 +48,13 @@ def strict_rank_promotion(request):
 
 
 @pytest.fixture(scope="module", autouse=True)
+def programs_are_dropped():
+  """After each file: a process may hold 65,530 mappings, a few for every program."""
+  yield
+  jax.clear_caches()
+
+
+@pytest.fixture(scope="module", autouse=True)
 def quick_compilation(request):
   """Programs that run for less time than they compile are not optimised much.
 
