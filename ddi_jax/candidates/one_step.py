@@ -6,6 +6,7 @@ from ddi_jax import losses
 from ddi_jax.attacks import pgd
 from ddi_jax.candidates.repeated_attacks import restarts
 from ddi_jax.candidates.source import LossOfLogits, Source
+from ddi_jax.checks import check_positive
 from ddi_jax.threat_models import linf
 
 
@@ -40,6 +41,7 @@ def r_fgsm(
     >>> source(jax.random.key(0), lambda x: x @ jnp.eye(3), inputs, labels).shape
     (2, 4, 3)
   """
+  check_positive("step_ratio", step_ratio)
   step_size = step_ratio * epsilon
   attack = pgd(linf(epsilon), steps=1, step_size=step_size, bounds=bounds)
   return restarts(attack, count, loss=loss)

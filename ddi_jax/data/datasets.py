@@ -243,6 +243,11 @@ def split_arrays(
   arrays = tuple(map(np.asarray, arrays))
   for images, labels in (arrays[:2], arrays[2:]):
     _check_arrays(name, images, labels)
+  if arrays[0].shape[1:] != arrays[2].shape[1:]:
+    raise ValueError(
+      f"data.name {name!r} must return training and test images of one shape, got "
+      f"{arrays[0].shape[1:]} and {arrays[2].shape[1:]}."
+    )
   train, test = (_kept(images, labels) for images, labels in (arrays[:2], arrays[2:]))
   scaled = arrays[0].reshape(-1, arrays[0].shape[-1]) / 255
   return _split(
@@ -264,10 +269,15 @@ def split_arrays(
 
 
 def _check_arrays(name: str, images: np.ndarray, labels: np.ndarray) -> None:
-  if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+  if (
+    images.dtype != np.uint8
+    or images.ndim != 4
+    or images.shape[-1] not in (1, 3)
+    or not images.size
+  ):
     raise ValueError(
-      f"data.name {name!r} must return images uint8 [N, H, W, C] with C of 1 or 3, got "
-      f"{images.dtype} {images.shape}."
+      f"data.name {name!r} must return images uint8 [N, H, W, C] with N >= 1 and C of "
+      f"1 or 3, got {images.dtype} {images.shape}."
     )
   if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
     raise ValueError(

@@ -121,8 +121,8 @@ def weighted_direction(
     A transformation like `danskin_direction`, with the same state.
 
   Raises:
-    ValueError: from `update`, for updates without the shape `[K, *param]` and for
-      losses that are not `[K]`.
+    ValueError: from `update`, for updates without the shape `[K, *param]`, and for
+      losses or weights that are not `[K]`.
 
   Example:
     >>> import jax, jax.numpy as jnp, ddi_jax
@@ -158,6 +158,11 @@ def weighted_direction(
     losses = _checked_losses(losses, len(inner.offsets))
     result = weighting(WeightingInput(inner, scale, losses, key))
     weights = result if isinstance(result, Weights) else Weights(result)
+    if jnp.shape(weights.weights) != inner.offsets.shape:
+      raise ValueError(
+        f"the weighting must return weights [K] = {inner.offsets.shape}, got "
+        f"{jnp.shape(weights.weights)}."
+      )
     combination = gradients.combine(weights.weights)
     facts = _examine(weights, inner.matrix(), gradients, combination)
     direction = _scaled(combination, facts, weights.factor, scale, normalize)

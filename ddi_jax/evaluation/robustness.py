@@ -185,30 +185,18 @@ def evaluate(
     after_batch=stop_after_batch,
     resume=unattacked if resume is None else resume.autoattack,
   )
-  run_pgd = _create_pgd(pgd_attack, pgd_restarts, threat_model)
-  pgd_results = {}
-  for index, (name, multiple) in enumerate(_TEMPERATURES.items()):
-    before = not_attacked((name,), result.clean_correct)
-    if resume is not None:
-      before = resume.pgd.get(name, before)
-    at = 1.0 if multiple is None else multiple * clean.temperature
-    stage = Stage(
-      name, float(threat_model.epsilon), functools.partial(run_pgd, jnp.float32(at))
-    )
-    pgd_results[name] = (
-      before
-      if stopped
-      else run_stages(
-        jax.random.fold_in(pgd_key, index),
-        batches,
-        [stage],
-        classify=classify,
-        bounds=bounds,
-        keep_points=False,
-        after_batch=stop_after_batch,
-        resume=before,
-      )
-    )
+  pgd_results = _attack_at_temperatures(
+    _create_pgd(pgd_attack, pgd_restarts, threat_model),
+    clean.temperature,
+    float(threat_model.epsilon),
+    pgd_key,
+    batches,
+    before=_pgd_results_before(result.clean_correct, resume),
+    is_stopped=lambda: stopped,
+    classify=classify,
+    bounds=bounds,
+    after_batch=stop_after_batch,
+  )
   evaluation = RobustnessEvaluation(
     clean.mean_confidence, clean.temperature, pgd_results, result, result.warnings
   )
@@ -221,6 +209,46 @@ def evaluate(
   )
   warnings.warn(message, stacklevel=2)
   return evaluation._replace(warnings=(*evaluation.warnings, message))
+
+
+def _pgd_results_before(
+  clean_correct: np.ndarray, resume: RobustnessEvaluation | None
+) -> dict[str, AutoAttackResult]:
+  """The results of PGD at each temperature, as a stopped evaluation left them."""
+  earlier = {} if resume is None else resume.pgd
+  return {
+    name: earlier.get(name, not_attacked((name,), clean_correct))
+    for name in _TEMPERATURES
+  }
+
+
+def _attack_at_temperatures(
+  run_pgd: Callable[..., tuple[jax.Array, jax.Array]],
+  calibrated: float,
+  epsilon: float,
+  key: jax.Array,
+  batches: Batches,
+  *,
+  before: dict[str, AutoAttackResult],
+  is_stopped: Callable[[], bool],
+  **settings: Any,
+) -> dict[str, AutoAttackResult]:
+  """PGD at multiples of the calibrated temperature, each by itself, until stopped."""
+  results = dict(before)
+  for index, (name, multiple) in enumerate(_TEMPERATURES.items()):
+    if is_stopped():
+      break
+    temperature = 1.0 if multiple is None else multiple * calibrated
+    stage = Stage(name, epsilon, functools.partial(run_pgd, jnp.float32(temperature)))
+    results[name] = run_stages(
+      jax.random.fold_in(key, index),
+      batches,
+      [stage],
+      keep_points=False,
+      resume=before[name],
+      **settings,
+    )
+  return results
 
 
 class _Clean(NamedTuple):

@@ -35,7 +35,8 @@ class MLP(nnx.Module):
     rngs: nnx.Rngs,
   ) -> None:
     check_choice("activation", activation, parts.ACTIVATIONS)
-    if not all(isinstance(units, int) and units >= 1 for units in layers):
+    is_sequence = isinstance(layers, (tuple, list))
+    if not is_sequence or not all(isinstance(n, int) and n >= 1 for n in layers):
       raise ValueError(f"layers must be a tuple of integers >= 1, got {layers!r}.")
     height, breadth, channels = image_shape
     self.standardize = parts.Standardize(mean, std)

@@ -205,6 +205,7 @@ def test_spatial_takes_the_worst_of_its_tries():
     ),
     (lambda: sources.spatial(1, tries=0), "tries must be an integer >= 1, got 0"),
     (lambda: sources.targeted(None, 0), "count must be an integer >= 1, got 0"),
+    (lambda: sources.r_fgsm(0.1, 1, step_ratio=0), "step_ratio must be .* > 0, got 0"),
     (lambda: sources.spatial(1, max_shift=2.0), "max_shift must be in"),
     (lambda: sources.spatial(1, max_degrees=-1.0), "max_degrees must be in"),
   ],

@@ -91,6 +91,8 @@ def changed(index, change):
     (changed(1, lambda x: x[:-1]), r"labels, integers \[30\], got int64 \(29,\)"),
     (changed(3, lambda x: x * 1.0), r"labels, integers \[10\], got float64 \(10,\)"),
     (changed(1, lambda x: x - 1), "labels >= 0, got -1"),
+    (changed(2, lambda x: x[:, 1:]), r"one shape, got \(5, 6, 3\) and \(4, 6, 3\)"),
+    ((*arrays()[:2], *(x[:0] for x in arrays()[2:])), r"N >= 1 .* uint8 \(0, 5, 6, 3"),
   ],
 )
 def test_arrays_of_another_form_are_refused(given, message):

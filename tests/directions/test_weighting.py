@@ -94,6 +94,13 @@ def test_losses_of_another_shape_are_refused():
       transformation.update(random_gradients(0), None, losses=losses)
 
 
+def test_weights_of_another_shape_are_refused():
+  for shape in ((3,), (4, 1), ()):
+    rule = weighted_direction(lambda inputs, shape=shape: jnp.ones(shape))
+    with pytest.raises(ValueError, match=r"must return weights \[K\] = \(4,\), got"):
+      rule.update(random_gradients(0), None)
+
+
 def test_weights_with_slacks_are_as_good_as_their_promise():
   """The minimum-norm point keeps it; the mean of two that conflict does not."""
 

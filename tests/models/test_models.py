@@ -194,6 +194,7 @@ def test_groups_count_only_with_group_normalization():
     ("small", {"hidden": 0}, "hidden must be an integer >= 1, got 0"),
     ("mlp", {"layers": (8, 0)}, r"layers must be a tuple of integers >= 1, got \(8, 0"),
     ("mlp", {"layers": (8.5,)}, "layers must be a tuple of integers >= 1"),
+    ("mlp", {"layers": 8}, "layers must be a tuple of integers >= 1, got 8"),
     ("mlp", {"layers": "88"}, "layers must be a tuple of integers >= 1, got '88'"),
     ("mlp", {"activation": "tanh"}, "activation must be one of relu"),
   ],

@@ -44,6 +44,10 @@ class Candidates(NamedTuple):
 CandidatesFn = Callable[..., Candidates]
 
 
+# (state, inputs [B, ...], labels [B]) -> losses [B] or logits [B, C], under attack
+_NetworkFn = Callable[..., jax.Array]
+
+
 def create_candidates(
   config: ml_collections.ConfigDict,
   apply: Apply,
@@ -59,14 +63,48 @@ def create_candidates(
   warmup_steps = max(1, round(config.attack.warmup_epochs * steps_per_epoch))
 
   def logits_of(state: TrainState, inputs: jax.Array) -> jax.Array:
-    return attacked_apply(
-      state.params, state.model_state, inputs, train=in_training_mode
-    )[0]
+    arguments = (state.params, state.model_state, inputs)
+    return attacked_apply(*arguments, train=in_training_mode)[0]
 
   def loss(state: TrainState, inputs: jax.Array, labels: jax.Array) -> jax.Array:
     return losses.cross_entropy(logits_of(state, inputs), labels)
 
-  def from_restarts(
+  attack = _create_restarts(config, loss, mesh)
+  propose = _create_sources(config, logits_of, steps_per_epoch)
+
+  def candidates_of(
+    state: TrainState,
+    inputs: jax.Array,
+    labels: jax.Array,
+    indices: jax.Array | None,
+    key: jax.Array,
+    augment_key: jax.Array,
+  ) -> Candidates:
+    fraction = jnp.minimum(1.0, (state.step + 1) / warmup_steps)
+    memory = state.memory
+    if not method.attacked:
+      points = inputs[None]
+    elif config.sources:
+      keys = (key, augment_key)
+      points, memory = propose(state, inputs, labels, indices, keys, fraction)
+    else:
+      points = attack(state, inputs, labels, key, fraction)
+    if method.select_worst:
+      point_losses = jax.lax.map(lambda x: loss(state, x, labels), points)
+      points = worst_candidate(points, point_losses)[None]
+    epsilon = fraction * config.attack.epsilon if uses_radius else None
+    return Candidates(points, epsilon, memory)
+
+  return candidates_of
+
+
+def _create_restarts(
+  config: ml_collections.ConfigDict, loss: _NetworkFn, mesh: Mesh | None
+) -> Callable[..., jax.Array]:
+  """(state, inputs, labels, key, epsilon fraction) -> K restarts of one attack."""
+  number = config.num_restarts if find_method(config).restarts else 1
+
+  def attack_from_restarts(
     state: TrainState,
     inputs: jax.Array,
     labels: jax.Array,
@@ -78,7 +116,6 @@ def create_candidates(
       random_start=config.attack.random_start,
       **pgd_settings(config, epsilon_fraction),
     )
-    number = config.num_restarts if method.restarts else 1
 
     def attack_from(
       keys: jax.Array, state: TrainState, inputs: jax.Array, labels: jax.Array
@@ -93,42 +130,33 @@ def create_candidates(
         at_a_time=config.restarts_at_a_time,
       )
 
-    if mesh is None:
-      keys = jax.random.split(key, number)
-      return attack_from(keys, state, inputs, labels)
-    return meshes.split_restarts(attack_from, mesh)(
-      jax.random.split(key, number), state, inputs, labels
-    )
+    split = attack_from if mesh is None else meshes.split_restarts(attack_from, mesh)
+    return split(jax.random.split(key, number), state, inputs, labels)
 
-  def candidates_of(
+  return attack_from_restarts
+
+
+def _create_sources(
+  config: ml_collections.ConfigDict, logits_of: _NetworkFn, steps_per_epoch: int
+) -> Callable[..., tuple[jax.Array, chex.ArrayTree]]:
+  """(state, inputs, labels, indices, keys, fraction) -> (candidates, memory)."""
+
+  def propose(
     state: TrainState,
     inputs: jax.Array,
     labels: jax.Array,
     indices: jax.Array | None,
-    key: jax.Array,
-    augment_key: jax.Array,
-  ) -> Candidates:
-    fraction = jnp.minimum(1.0, (state.step + 1) / warmup_steps)
-    epsilon = fraction * config.attack.epsilon if uses_radius else None
-    if not method.attacked:
-      return Candidates(inputs[None], epsilon, state.memory)
-    if not config.sources:
-      points = from_restarts(state, inputs, labels, key, fraction)
-      return Candidates(selected(state, points, labels), epsilon, state.memory)
+    keys: tuple[jax.Array, jax.Array],
+    epsilon_fraction: jax.Array,
+  ) -> tuple[jax.Array, chex.ArrayTree]:
+    key, augment_key = keys
     epoch = state.step // steps_per_epoch
     recalled = warm_memory.recall(config, state.memory, indices, epoch, augment_key)
-    source = create_source(config, fraction, recalled)
+    source = create_source(config, epsilon_fraction, recalled)
     points = source(key, functools.partial(logits_of, state), inputs, labels)
     memory = warm_memory.remember(
       config, state.memory, indices, epoch, augment_key, points - inputs[None]
     )
-    return Candidates(selected(state, points, labels), epsilon, memory)
+    return points, memory
 
-  def selected(state: TrainState, points: jax.Array, labels: jax.Array) -> jax.Array:
-    """All candidates, or each example's worst as one."""
-    if not method.select_worst:
-      return points
-    point_losses = jax.lax.map(lambda x: loss(state, x, labels), points)
-    return worst_candidate(points, point_losses)[None]
-
-  return candidates_of
+  return propose
