@@ -24,8 +24,8 @@ from ml_collections import config_flags
 
 from ddi_jax.data import DataError
 from ddi_jax.training.devices import processes
+from ddi_jax.training.run.restore import CHECKPOINTS
 from ddi_jax.training.settings.check import CHOICES
-from ddi_jax.training.storage.restore import CHECKPOINTS
 from ddi_jax.training.storage.workdir import default_workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
 
 
 def _config_of_flags() -> ml_collections.ConfigDict:
-  """The config; what only a piece used that a flag replaced has its default again."""
+  """The config; settings of pieces that flags replaced are reset to their defaults."""
   overrides = set(config_flags.get_override_values(flags.FLAGS["config"]))
   if not overrides & set(CHOICES):
     return _CONFIG.value
@@ -145,12 +145,14 @@ def _audit_settings(attacks: str) -> training.AuditSettings:
 def _join_processes() -> None:
   if _DISTRIBUTED.value:
     if _EVALUATE.value is not None:
-      raise training.ConfigError("--evaluate runs in one process: no --processes.")
+      raise training.ConfigError(
+        "--evaluate runs in one process: leave out --distributed."
+      )
     processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     return
   for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID):
     if flag.present:
-      raise training.ConfigError(f"--{flag.name} needs --processes.")
+      raise training.ConfigError(f"--{flag.name} needs --distributed.")
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

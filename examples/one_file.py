@@ -1,9 +1,10 @@
-"""Danskin's descent direction (DDi) in one file: jax, optax and numpy alone.
+"""Danskin's descent direction (DDi) in one file: jax, optax, numpy.
 
 python examples/one_file.py
 
 This file is Algorithm 1 of Latorre et al. (ICLR 2023), to be read from top to bottom.
-It trains a small network on scikit-learn's digits by DDi with K = 10 restarts, and then
+Only the images come from scikit-learn.
+It trains a small network on its digits by DDi with K = 10 restarts, and then
 by PGD adversarial training from the same random numbers.  PGD follows the gradient of
 the first restart alone, which is DDi with K = 1.  It takes steps of unit norm too, so
 that both methods move equally far.

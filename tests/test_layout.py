@@ -28,7 +28,7 @@ LAYERS = (
   ("training",),
 )
 # Likewise below `ddi_jax.training`.
-TRAINING_LAYERS = (("settings",), ("devices", "step"), ("run", "storage"), ("audit",))
+TRAINING_LAYERS = ("settings", "devices", "step", "storage", "run", "audit")
 CORE = {name for layer in LAYERS[:7] for name in layer}
 CORE_PACKAGES = {"jax", "numpy", "optax", "chex", "ddi_jax"}
 STANDARD = {
@@ -80,12 +80,9 @@ def test_imports_go_downwards(path):
   assert places <= allowed
 
 
-@pytest.mark.parametrize(
-  ("level", "folder"),
-  [(level, name) for level, names in enumerate(TRAINING_LAYERS) for name in names],
-)
+@pytest.mark.parametrize(("level", "folder"), list(enumerate(TRAINING_LAYERS)))
 def test_imports_within_training_go_downwards(level, folder):
-  allowed = {name for layer in TRAINING_LAYERS[: level + 1] for name in layer}
+  allowed = set(TRAINING_LAYERS[: level + 1])
   prefix = "ddi_jax.training."
   for path in (PACKAGE / "training" / folder).glob("*.py"):
     imported = [name for name in imports_of(path) if name.startswith(prefix[:-1])]
@@ -98,9 +95,7 @@ def test_every_place_has_a_layer():
     *(name for layer in LAYERS for name in layer),
   }
   within = {path.name for path in (PACKAGE / "training").iterdir() if path.is_dir()}
-  assert within - {"__pycache__"} == {
-    name for layer in TRAINING_LAYERS for name in layer
-  }
+  assert within - {"__pycache__"} == set(TRAINING_LAYERS)
 
 
 def test_folders_are_small():

@@ -39,8 +39,9 @@ def restart_candidates(
     key: consumed: split into one key per restart; or these K keys, `[K]`, themselves.
     num_restarts: K >= 1.
     at_a_time: run at most so many at once (the largest such divisor of K), which
-      bounds the memory.  None runs all at once where the network has no convolutions;
-      with convolutions two on a CPU, which uses its cores better, else one.
+      bounds the memory.  None runs all at once where the network has no convolutions,
+      or, on a CPU, other ones than those of `ddi_jax.models.conv_general_dilated`;
+      with these two on a CPU, which uses its cores better; else one.
 
   Returns:
     Candidates `[K, B, ...]`, each a joint perturbation of the batch.

@@ -190,7 +190,7 @@ def pcgrad_direction(
   Yu et al. (2020).  Gradient i is taken through the others in random order, and where
   the inner product with g_j is negative, the part along g_j is removed.  Out comes the
   mean of the results (the paper's sum, divided by K, so that learning rates are those
-  of the average).  For K > 2 a conflict can come back: nothing is promised.
+  of the average).  For K > 2 a conflict can come back: there is no guarantee.
 
   Args:
     normalize: whether to scale to unit norm.

@@ -58,13 +58,13 @@ class WeightingInput(NamedTuple):
 
 
 class Weights(NamedTuple):
-  """A combination of the gradients, and what it promises.
+  """A combination of the gradients, and the descent that it guarantees.
 
   Attributes:
     weights: `[K]`.
-    slacks: `[K]`, the e in the promise that z, the combination, keeps to every k:
+    slacks: `[K]`, the e in the guarantee of z, the combination, for every k:
       <z, g_k> >= ||z||^2 + e'weights - e_k > 0 where e_k <= e'weights.  In units of
-      the Gram matrix.  None: nothing is promised.
+      the Gram matrix.  None: no guarantee.
     factor: what z is multiplied by in the end, where weights times it would overflow.
   """
 
@@ -110,7 +110,7 @@ def weighted_direction(
     out = sum_k weights_k g_k
 
   Every aggregator of this library is one: a new one is its weights and nothing else.
-  Where the weighting makes a promise (see `Weights`) that rounding breaks, the
+  Where the weighting gives a guarantee (see `Weights`) that rounding breaks, the
   combination counts as stationary, and zeros come out.
 
   Args:
@@ -164,20 +164,20 @@ def weighted_direction(
         f"{jnp.shape(weights.weights)}."
       )
     combination = gradients.combine(weights.weights)
-    facts = _examine(weights, inner.matrix(), gradients, combination)
-    direction = _scaled(combination, facts, weights.factor, scale, normalize)
-    return gradients.cast(direction), _diagnose(weights, facts, scale)
+    statistics = _examine(weights, inner.matrix(), gradients, combination)
+    direction = _scaled(combination, statistics, weights.factor, scale, normalize)
+    return gradients.cast(direction), _diagnose(weights, statistics, scale)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-class _Facts(NamedTuple):
+class _Statistics(NamedTuple):
   """What is known of a combination z, in units of the Gram matrix."""
 
   gram: jax.Array  # [K, K]
   norm: jax.Array  # ||z||
-  gap: jax.Array  # how far z is from its promise, relative
-  stationary: jax.Array  # bool: z is zero, or breaks its promise, to rounding
+  gap: jax.Array  # by how much z misses its guarantee, relative
+  stationary: jax.Array  # bool: z is zero, or misses its guarantee, to rounding
 
 
 def _checked_losses(losses: Any, size: int) -> jax.Array | None:
@@ -194,8 +194,8 @@ def _checked_losses(losses: Any, size: int) -> jax.Array | None:
 
 def _examine(
   weights: Weights, gram: jax.Array, gradients: Any, combination: chex.ArrayTree
-) -> _Facts:
-  """Compare the combination with what its weights promise."""
+) -> _Statistics:
+  """Compare the combination with what its weights guarantee."""
   alpha, slacks, _ = weights
   descents = gradients.descents(alpha, combination)
   norm = scaled_norm(combination, gradients.inner[1])
@@ -207,28 +207,30 @@ def _examine(
     mean_slack = jnp.sum(jnp.where(alpha > 0, slacks * alpha, 0))
     stationary |= jnp.any((slacks <= mean_slack) & (descents <= 0))
   value = norm**2 + mean_slack
-  promised = value if slacks is None else value - slacks
-  gap = jnp.max(promised - descents) / jnp.maximum(value, jnp.finfo(norm.dtype).tiny)
-  return _Facts(gram, norm, gap, stationary)
+  guaranteed = value if slacks is None else value - slacks
+  gap = jnp.max(guaranteed - descents) / jnp.maximum(value, jnp.finfo(norm.dtype).tiny)
+  return _Statistics(gram, norm, gap, stationary)
 
 
 def _scaled(
   combination: chex.ArrayTree,
-  facts: _Facts,
+  statistics: _Statistics,
   factor: jax.Array | float,
   scale: jax.Array,
   normalize: bool,
 ) -> chex.ArrayTree:
   """The direction: the combination, to unit norm if wanted, zero where stationary."""
-  divisor = facts.norm * scale if normalize else 1 / factor
-  divisor = jnp.where(facts.stationary, 1, divisor)
+  divisor = statistics.norm * scale if normalize else 1 / factor
+  divisor = jnp.where(statistics.stationary, 1, divisor)
   return jax.tree.map(
-    lambda leaf: jnp.where(facts.stationary, 0, leaf / divisor), combination
+    lambda leaf: jnp.where(statistics.stationary, 0, leaf / divisor), combination
   )
 
 
-def _diagnose(weights: Weights, facts: _Facts, scale: jax.Array) -> DirectionState:
-  gram, norm, gap, stationary = facts
+def _diagnose(
+  weights: Weights, statistics: _Statistics, scale: jax.Array
+) -> DirectionState:
+  gram, norm, gap, stationary = statistics
   cosines = pairwise_cosines(gram)
   smallest = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0)).min()
   relative_norm = jnp.where(

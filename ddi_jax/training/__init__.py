@@ -9,11 +9,11 @@ try:
   from ddi_jax.training.run.experiment import Experiment, create_experiment, load_data
   from ddi_jax.training.run.loop import TrainingError
   from ddi_jax.training.run.program import train
+  from ddi_jax.training.run.restore import load_config, load_model
   from ddi_jax.training.settings.check import check_config, drop_unused
   from ddi_jax.training.settings.config import default_config, select_variant
   from ddi_jax.training.settings.pieces import ConfigError
   from ddi_jax.training.storage.checkpoints import CheckpointError
-  from ddi_jax.training.storage.restore import load_config, load_model
 except ModuleNotFoundError as error:
   raise missing_extra("training", error) from error
 

@@ -7,9 +7,9 @@ import ml_collections
 
 import ddi_jax
 from ddi_jax.attacks.ensemble import named_attacks, standard_attacks
+from ddi_jax.training.run.restore import CHECKPOINTS
 from ddi_jax.training.settings.pieces import ConfigError
 from ddi_jax.training.settings.threats import THREAT_MODELS, evaluated_radii
-from ddi_jax.training.storage.restore import CHECKPOINTS
 
 VERSIONS = {"autoattack": "standard", "autoattack-plus": "plus"}
 _CURVE_ATTACKS: tuple[str, ...] = ("apgd-ce", "apgd-t")
@@ -84,7 +84,7 @@ def make_plan(config: ml_collections.ConfigDict, settings: AuditSettings) -> Aud
   if norm not in radii:
     raise ConfigError(
       f"--evaluate_norm must be one of {', '.join(radii)}, the norms that this "
-      f"run; got {norm}."
+      f"run is evaluated in; got {norm}."
     )
   epsilon = radii[norm]
   threat_model = THREAT_MODELS[norm](epsilon)

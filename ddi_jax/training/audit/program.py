@@ -23,11 +23,11 @@ from ddi_jax.training.audit.report import Results, Subject
 from ddi_jax.training.devices.compilation import compilation_cache_in
 from ddi_jax.training.run.experiment import load_data
 from ddi_jax.training.run.interruption import Interruption
+from ddi_jax.training.run.restore import restore_model
 from ddi_jax.training.settings.check import check_config
 from ddi_jax.training.settings.threats import THREAT_MODELS
 from ddi_jax.training.step.state import random_key
 from ddi_jax.training.step.validation import evaluation_attack
-from ddi_jax.training.storage.restore import restore_model
 from ddi_jax.training.storage.workdir import find_run, locked
 
 # The curve, which attacks many times, is of so many examples at most.

@@ -1,9 +1,10 @@
 """Several devices: how arrays lie on them; XLA splits the program accordingly.
 
 The step is the one of a single device.  Its batch is split over the mesh's axis `data`,
-and XLA's partitioner does the rest.  Two things are said by hand: the K restarts are
-split over the axis `restart`, and the coordinates of the K gradients over all devices,
-so that their inner products are summed from shares.  docs/scaling.md counts the bytes.
+and XLA's partitioner does the rest.  The step says three things by hand: the K restarts
+are split over the axis `restart`; the coordinates of the K gradients are split over all
+devices, so that their inner products are summed from shares; and parameters that are
+stored split are gathered first.  docs/scaling.md counts the bytes.
 """
 
 from collections.abc import Callable, Mapping
@@ -79,8 +80,8 @@ def split_restarts(
 ) -> Callable[..., Any]:
   """`fn` with the leading axis of its first argument split over `restart`.
 
-  Every device of that axis runs `fn` on its share of the K; what else it needs is there
-  on all of them, and the batch remains XLA's affair.
+  Every device of that axis runs `fn` on its share of the K.  The other arguments are
+  replicated over `restart`; XLA partitions the batch.
 
   Args:
     fn: (leaves `[K', ...]`, *others) -> a tree of leaves `[K', ...]`.

@@ -154,15 +154,15 @@ def create_experiment(
   )
   state = create_train_state(params, model_state, parts.optimizer)
   # Committed to its devices, as a restored state is: else XLA would compile for both.
-  where: Any = jax.devices()[0]
-  everywhere: Any = jax.sharding.SingleDeviceSharding(where)
+  replicated: Any = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  state_sharding: Any = replicated
   if mesh is not None:
-    everywhere = meshes.replicated(mesh)
-    where = state_shardings(state, mesh, config.mesh.fsdp)
+    replicated = meshes.replicated(mesh)
+    state_sharding = state_shardings(state, mesh, config.mesh.fsdp)
     state = jax.tree.map(np.asarray, state)  # The same on all hosts.
-  state = jax.device_put(state, where)
+  state = jax.device_put(state, state_sharding)
 
-  @functools.partial(jax.jit, out_shardings=everywhere)
+  @functools.partial(jax.jit, out_shardings=replicated)
   def create_memory() -> chex.ArrayTree:
     images = (len(splits.train), splits.train.image_shape)
     return warm_memory.create_memory(config, *images)

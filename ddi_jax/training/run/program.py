@@ -13,7 +13,6 @@ from ddi_jax import data, models
 from ddi_jax.training.devices import mesh as meshes
 from ddi_jax.training.devices import processes
 from ddi_jax.training.devices.compilation import compilation_cache_in
-from ddi_jax.training.devices.memory import check_memory
 from ddi_jax.training.run import figures, report
 from ddi_jax.training.run.experiment import (
   create_experiment,
@@ -23,6 +22,7 @@ from ddi_jax.training.run.experiment import (
 from ddi_jax.training.run.interruption import Interruption
 from ddi_jax.training.run.loop import TrainingError, TrainingLoop
 from ddi_jax.training.settings.check import check_against_data, check_config
+from ddi_jax.training.step.memory import check_memory
 from ddi_jax.training.step.train_step import create_optimizer
 from ddi_jax.training.storage import files
 from ddi_jax.training.storage.checkpoints import (
@@ -149,6 +149,6 @@ def _what_is_left(workdir: Path) -> str:
   if not steps:
     return ""
   return (
-    f"  The checkpoint of step {steps[-1]} is good: with the cause mended, the same "
-    "command resumes there."
+    f"  The checkpoint of step {steps[-1]} is good: once the cause is fixed, the "
+    "same command resumes there."
   )

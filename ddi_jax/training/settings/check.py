@@ -230,7 +230,7 @@ def _check_pieces(config: ml_collections.ConfigDict) -> None:
   for name, count in sources.entries(config):
     kind = sources.find_source(name)
     if name == "spatial" or pieces.is_own(name, sources.SOURCES):
-      kind.create(config, sources.Situation(count, 1.0))
+      kind.create(config, sources.SourceContext(count, 1.0))
 
 
 def _check_proximal(config: ml_collections.ConfigDict) -> None:

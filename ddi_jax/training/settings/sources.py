@@ -20,7 +20,7 @@ WARM = "warm"
 OWN_SETTINGS = "source_settings"
 
 
-class Situation(NamedTuple):
+class SourceContext(NamedTuple):
   """What a source of a training step is made from, beside the config.
 
   Attributes:
@@ -35,22 +35,22 @@ class Situation(NamedTuple):
   perturbations: jax.Array | None = None
 
 
-CreateFn = Callable[[ml_collections.ConfigDict, Situation], Source]
+CreateFn = Callable[[ml_collections.ConfigDict, SourceContext], Source]
 
 
 class SourceKind(NamedTuple):
   """A source that a config can name.
 
   Attributes:
-    create: (config, situation) -> source.
+    create: (config, context) -> source.
     fields: the settings that it uses, as dotted names.
-    is_exact: whether its candidates are ends of equal attacks, whose losses are equal
-      but for luck.
+    same_attack: whether its candidates come from the same attack and differ only in
+      their random starts.
   """
 
   create: CreateFn
   fields: tuple[str, ...]
-  is_exact: bool = True
+  same_attack: bool = True
 
 
 def attack_threat_model(
@@ -74,69 +74,71 @@ def pgd_settings(
   }
 
 
-def _uniform(config: ml_collections.ConfigDict, situation: Situation) -> Source:
+def _uniform(config: ml_collections.ConfigDict, context: SourceContext) -> Source:
   return candidates.restarts(
-    _attack(config, situation), situation.number, at_a_time=config.restarts_at_a_time
+    _attack(config, context), context.number, at_a_time=config.restarts_at_a_time
   )
 
 
-def _targeted(config: ml_collections.ConfigDict, situation: Situation) -> Source:
+def _targeted(config: ml_collections.ConfigDict, context: SourceContext) -> Source:
   return candidates.targeted(
-    _attack(config, situation), situation.number, at_a_time=config.restarts_at_a_time
+    _attack(config, context), context.number, at_a_time=config.restarts_at_a_time
   )
 
 
-def _attack(config: ml_collections.ConfigDict, situation: Situation) -> ddi_jax.Attack:
-  fraction = situation.epsilon_fraction
+def _attack(
+  config: ml_collections.ConfigDict, context: SourceContext
+) -> ddi_jax.Attack:
+  fraction = context.epsilon_fraction
   settings = pgd_settings(config, fraction)
   return ddi_jax.pgd(attack_threat_model(config, fraction), **settings)
 
 
-def _warm(config: ml_collections.ConfigDict, situation: Situation) -> Source:
-  fraction = situation.epsilon_fraction
+def _warm(config: ml_collections.ConfigDict, context: SourceContext) -> Source:
+  fraction = context.epsilon_fraction
   settings = pgd_settings(config, fraction)
-  assert situation.perturbations is not None
+  assert context.perturbations is not None
   if config.warm.steps is not None:
     settings["steps"] = config.warm.steps
   return candidates.warm_restarts(
     attack_threat_model(config, fraction),
-    situation.perturbations,
+    context.perturbations,
     at_a_time=config.restarts_at_a_time,
     **settings,
   )
 
 
-def _r_fgsm(config: ml_collections.ConfigDict, situation: Situation) -> Source:
-  epsilon = situation.epsilon_fraction * config.attack.epsilon
-  return candidates.r_fgsm(epsilon, situation.number)
+def _r_fgsm(config: ml_collections.ConfigDict, context: SourceContext) -> Source:
+  epsilon = context.epsilon_fraction * config.attack.epsilon
+  return candidates.r_fgsm(epsilon, context.number)
 
 
-def _spatial(config: ml_collections.ConfigDict, situation: Situation) -> Source:
-  return pieces.call(candidates.spatial, config.spatial, "spatial", situation.number)
+def _spatial(config: ml_collections.ConfigDict, context: SourceContext) -> Source:
+  return pieces.call(candidates.spatial, config.spatial, "spatial", context.number)
 
 
 def _threat(
-  config: ml_collections.ConfigDict, norm: str, situation: Situation
+  config: ml_collections.ConfigDict, norm: str, context: SourceContext
 ) -> tuple[ThreatModel, jax.Array]:
   """(Threat model of config.radii.NORM, step size)."""
-  epsilon = situation.epsilon_fraction * config.radii[norm]
+  epsilon = context.epsilon_fraction * config.radii[norm]
   return THREAT_MODELS[norm](epsilon), 2.5 * epsilon / config.attack.steps
 
 
 def _in_norm(norm: str) -> CreateFn:
-  def create(config: ml_collections.ConfigDict, situation: Situation) -> Source:
-    threat_model, length = _threat(config, norm, situation)
-    settings = pgd_settings(config, situation.epsilon_fraction)
+  def create(config: ml_collections.ConfigDict, context: SourceContext) -> Source:
+    threat_model, length = _threat(config, norm, context)
+    settings = pgd_settings(config, context.epsilon_fraction)
     attack = ddi_jax.pgd(threat_model, **(settings | {"step_size": length}))
     return candidates.restarts(
-      attack, situation.number, at_a_time=config.restarts_at_a_time
+      attack, context.number, at_a_time=config.restarts_at_a_time
     )
 
   return create
 
 
-def _msd(config: ml_collections.ConfigDict, situation: Situation) -> Source:
-  threats = [_threat(config, norm, situation) for norm in THREAT_MODELS]
+def _msd(config: ml_collections.ConfigDict, context: SourceContext) -> Source:
+  threats = [_threat(config, norm, context) for norm in THREAT_MODELS]
   threat_models, step_sizes = zip(*threats, strict=True)
   return candidates.msd(threat_models, steps=config.attack.steps, step_sizes=step_sizes)
 
@@ -146,14 +148,14 @@ _ENDS = ("attack.iterate", "attack.stop_below")
 _PGD = (*_BALL, "attack.steps", "attack.step_size", *_ENDS)
 SOURCES: dict[str, SourceKind] = {
   "uniform": SourceKind(_uniform, _PGD),
-  "targeted": SourceKind(_targeted, _PGD, is_exact=False),
+  "targeted": SourceKind(_targeted, _PGD, same_attack=False),
   # PGD from where the last epoch's ended, see training/step/warm_memory.py.
   WARM: SourceKind(_warm, (*_PGD, "warm.steps", "warm.reset_epochs")),
   "r_fgsm": SourceKind(_r_fgsm, _BALL),
   "spatial": SourceKind(
     _spatial,
     ("spatial.max_degrees", "spatial.max_shift", "spatial.tries"),
-    is_exact=False,
+    same_attack=False,
   ),
   # PGD in a norm of its own, with the radius config.radii.NAME.
   "linf": SourceKind(_in_norm("linf"), ("radii.linf", "attack.steps", *_ENDS)),
@@ -196,11 +198,11 @@ def find_source(name: str) -> SourceKind:
   if isinstance(piece, SourceKind):
     return piece
 
-  def create(config: ml_collections.ConfigDict, situation: Situation) -> Source:
+  def create(config: ml_collections.ConfigDict, context: SourceContext) -> Source:
     settings = config[OWN_SETTINGS]
-    return pieces.call(piece, settings, OWN_SETTINGS, situation.number)
+    return pieces.call(piece, settings, OWN_SETTINGS, context.number)
 
-  return SourceKind(create, (OWN_SETTINGS,), is_exact=False)
+  return SourceKind(create, (OWN_SETTINGS,), same_attack=False)
 
 
 def used_fields(config: ml_collections.ConfigDict) -> set[str]:
@@ -218,7 +220,7 @@ def num_candidates(config: ml_collections.ConfigDict) -> int:
 def are_unequal(config: ml_collections.ConfigDict) -> bool:
   """Whether the candidates are expected to differ in how well they maximise."""
   names = {name for name, _ in entries(config)}
-  return len(names) > 1 or not all(find_source(name).is_exact for name in names)
+  return len(names) > 1 or not all(find_source(name).same_attack for name in names)
 
 
 def create_source(
@@ -226,12 +228,12 @@ def create_source(
   epsilon_fraction: jax.Array,
   perturbations: jax.Array | None,
 ) -> Source:
-  """The sources of `config.sources`, combined; see `Situation` for the arguments."""
+  """The sources of `config.sources`, combined; see `SourceContext`."""
   return candidates.combine(
     *(
       _checked(
         find_source(name).create(
-          config, Situation(count, epsilon_fraction, perturbations)
+          config, SourceContext(count, epsilon_fraction, perturbations)
         ),
         name,
         count,

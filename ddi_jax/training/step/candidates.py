@@ -69,8 +69,8 @@ def create_candidates(
   def loss(state: TrainState, inputs: jax.Array, labels: jax.Array) -> jax.Array:
     return losses.cross_entropy(logits_of(state, inputs), labels)
 
-  attack = _create_restarts(config, loss, mesh)
-  propose = _create_sources(config, logits_of, steps_per_epoch)
+  from_restarts = _create_restarts(config, loss, mesh)
+  from_sources = _create_sources(config, logits_of, steps_per_epoch)
 
   def candidates_of(
     state: TrainState,
@@ -86,9 +86,9 @@ def create_candidates(
       points = inputs[None]
     elif config.sources:
       keys = (key, augment_key)
-      points, memory = propose(state, inputs, labels, indices, keys, fraction)
+      points, memory = from_sources(state, inputs, labels, indices, keys, fraction)
     else:
-      points = attack(state, inputs, labels, key, fraction)
+      points = from_restarts(state, inputs, labels, key, fraction)
     if method.select_worst:
       point_losses = jax.lax.map(lambda x: loss(state, x, labels), points)
       points = worst_candidate(points, point_losses)[None]
@@ -104,7 +104,7 @@ def _create_restarts(
   """(state, inputs, labels, key, epsilon fraction) -> K restarts of one attack."""
   number = config.num_restarts if find_method(config).restarts else 1
 
-  def attack_from_restarts(
+  def from_restarts(
     state: TrainState,
     inputs: jax.Array,
     labels: jax.Array,
@@ -133,7 +133,7 @@ def _create_restarts(
     split = attack_from if mesh is None else meshes.split_restarts(attack_from, mesh)
     return split(jax.random.split(key, number), state, inputs, labels)
 
-  return attack_from_restarts
+  return from_restarts
 
 
 def _create_sources(
@@ -141,7 +141,7 @@ def _create_sources(
 ) -> Callable[..., tuple[jax.Array, chex.ArrayTree]]:
   """(state, inputs, labels, indices, keys, fraction) -> (candidates, memory)."""
 
-  def propose(
+  def from_sources(
     state: TrainState,
     inputs: jax.Array,
     labels: jax.Array,
@@ -159,4 +159,4 @@ def _create_sources(
     )
     return points, memory
 
-  return propose
+  return from_sources

@@ -184,30 +184,30 @@ def jit_step(
       state._replace(params=meshes.gathered(state.params, mesh)), batch, hyperparameters
     )
 
-  where = state_shardings(state, mesh, config.mesh.fsdp)
-  everywhere = meshes.replicated(mesh)
+  state_sharding = state_shardings(state, mesh, config.mesh.fsdp)
+  replicated = meshes.replicated(mesh)
   compiled = jax.jit(
-    step_with_whole_parameters, out_shardings=(where, everywhere), **settings
+    step_with_whole_parameters, out_shardings=(state_sharding, replicated), **settings
   )
   return meshes.InMesh(compiled, mesh)
 
 
 def state_shardings(state: TrainState, mesh: Mesh, fsdp: bool) -> TrainState:
-  """How a train state lies on a mesh, a tree of shardings.
+  """The shardings of a train state on a mesh.
 
   The optimizer's state is split over all devices, so that only the parameters are
   gathered after an update; with `fsdp` these too stay split until the next step.
   """
 
-  def lie(part: chex.ArrayTree, split: bool) -> Any:
+  def sharding(part: chex.ArrayTree, split: bool) -> Any:
     return meshes.shardings(part, mesh, split=split)
 
   return TrainState(
-    step=lie(state.step, False),
-    params=lie(state.params, fsdp),
-    model_state=lie(state.model_state, False),
-    opt_state=lie(state.opt_state, True),
-    memory=lie(state.memory, False),
+    step=sharding(state.step, False),
+    params=sharding(state.params, fsdp),
+    model_state=sharding(state.model_state, False),
+    opt_state=sharding(state.opt_state, True),
+    memory=sharding(state.memory, False),
   )
 
 

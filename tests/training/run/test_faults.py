@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-from pathlib import Path
 import random
 import resource
 import shutil
@@ -17,8 +16,6 @@ from program import command, launch, parameters, small_config
 import pytest
 
 from ddi_jax import training
-from ddi_jax.training.step.state import TrainState
-from ddi_jax.training.step.validation import Validation
 from ddi_jax.training.storage import checkpoints as saved
 from ddi_jax.training.storage import logs
 from ddi_jax.training.storage import workdir as workdirs
@@ -182,7 +179,7 @@ def test_disk_full_while_saving(reference, tmp_path, request, fault):
     assert os.strerror(errno.EFBIG) in message
   else:
     assert os.strerror(errno.ENOSPC) in message
-  assert "with the cause mended, the same command resumes there" in message
+  assert "once the cause is fixed, the same command resumes there" in message
   good = int(message.split("The checkpoint of step ")[1].split()[0])
   assert find_damage(workdir / "checkpoints" / str(good)) is None
 
@@ -215,96 +212,6 @@ def test_the_second_of_two_runs_on_one_workdir_is_refused(tmp_path):
     pass
 
 
-def state(step):
-  return TrainState(
-    np.array(step, np.int32), {"w": np.full(20, step, np.float32)}, {}, ()
-  )
-
-
-def save(workdir, *steps):
-  manager = saved.Checkpoints(workdir)
-  for step in steps:
-    result = Validation(0.5, 0.1 + step / 100, 0.5, 1.0, 1.0)
-    manager.save(state(step), {"evaluated": step}, result)
-  manager.close()
-
-
-def cut(path):
-  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def flip_a_bit(path):
-  content = bytearray(path.read_bytes())
-  content[len(content) // 2] ^= 1
-  path.write_bytes(content)
-
-
-@pytest.mark.parametrize("damage", [cut, flip_a_bit, Path.unlink])
-def test_any_damage_to_a_checkpoint_falls_back_to_the_one_before(tmp_path, damage):
-  original = tmp_path / "original"
-  save(original, 4, 8)
-  latest = Path("checkpoints") / "8"
-  files = [
-    path.relative_to(original / latest)
-    for path in (original / latest).rglob("*")
-    if path.is_file() and path.stat().st_size
-  ]
-  assert len(files) > 5
-  for number, name in enumerate(files):
-    workdir = tmp_path / str(number)
-    shutil.copytree(original, workdir)
-    damage(workdir / latest / name)
-    (message,) = saved.set_damaged_aside(workdir)
-    assert message.startswith("The checkpoint of step 8 is not good (")
-    if name.name != "checksums.json":
-      assert str(name) in message
-    assert message.endswith("going on from step 4.")
-    assert not (workdir / latest).exists()
-  manager = saved.Checkpoints(workdir)
-  assert manager.latest_step == manager.best_step == 4
-  restored, progress = manager.restore(4, state(0))
-  np.testing.assert_array_equal(restored.params["w"], 4)
-  assert progress == {"evaluated": 4}
-  manager.close()
-
-
-def test_damage_while_running_is_seen_before_it_is_restored(tmp_path):
-  save(tmp_path, 4)
-  flip_a_bit(tmp_path / "checkpoints" / "4" / "state" / "manifest.ocdbt")
-  manager = saved.Checkpoints(tmp_path)
-  with pytest.raises(saved.CheckpointError, match=r"manifest.ocdbt is not as it was"):
-    manager.restore(4, state(0))
-  manager.close()
-
-
-def test_what_a_kill_left_half_written_is_deleted(tmp_path):
-  save(tmp_path, 4)
-  folder = tmp_path / "checkpoints"
-  (folder / "8.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
-  assert saved.set_damaged_aside(tmp_path) == []
-  assert [path.name for path in folder.iterdir()] == ["4"]
-  # The first checkpoint of a run, killed between its files and their checksums.
-  (folder / "4" / "checksums.json").unlink()
-  (message,) = saved.set_damaged_aside(tmp_path)
-  assert message.endswith("deleted, starting from step 0.")
-  assert list(folder.iterdir()) == []
-
-
-def test_where_no_checkpoint_is_good_nothing_is_deleted(tmp_path):
-  workdir = tmp_path / "run"
-  with workdirs.claim_workdir(workdir, small_config()):
-    save(workdir, 4, 8)
-  for step in ("4", "8"):
-    cut(workdir / "checkpoints" / step / "state" / "manifest.ocdbt")
-  before = sorted((workdir / "checkpoints").rglob("*"))
-  with pytest.raises(training.TrainingError) as error:
-    training.train(small_config(), workdir)
-  assert "no checkpoint in" in str(error.value)
-  assert "8: state/manifest.ocdbt is not as it was saved" in str(error.value)
-  assert "Nothing was deleted" in str(error.value)
-  assert sorted((workdir / "checkpoints").rglob("*")) == before
-
-
 @pytest.mark.slow
 def test_a_run_with_a_damaged_checkpoint_ends_the_same(reference, tmp_path):
   workdir = tmp_path / "run"
@@ -313,7 +220,8 @@ def test_a_run_with_a_damaged_checkpoint_ends_the_same(reference, tmp_path):
   process.kill()
   process.communicate()
   steps = saved.good_steps(workdir)
-  cut(workdir / "checkpoints" / str(steps[-1]) / "state" / "manifest.ocdbt")
+  manifest = workdir / "checkpoints" / str(steps[-1]) / "state" / "manifest.ocdbt"
+  manifest.write_bytes(manifest.read_bytes()[:-1])
   output = resume(workdir)
   assert f"The checkpoint of step {steps[-1]} is not good" in output
   assert f"going on from step {steps[-2]}" in output

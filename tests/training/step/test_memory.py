@@ -8,7 +8,7 @@ import pytest
 from ddi_jax import training
 from ddi_jax.data import Dataset
 from ddi_jax.data.host_memory import host_memory
-from ddi_jax.training.devices import memory
+from ddi_jax.training.step import memory
 
 
 @pytest.fixture
