@@ -14,6 +14,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
+# Most programs of the tests run for less time than they compile.  Set it to 0 to test
+# them as users compile them.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 from shapes import checked, has_shapes
@@ -52,24 +56,6 @@ def programs_are_dropped():
   """After each file: a process may hold 65,530 mappings, a few for every program."""
   yield
   jax.clear_caches()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation(request):
-  """Programs that run for less time than they compile are not optimised much.
-
-  Neither here nor in the processes that a test starts.
-  """
-  folders = {parent.name for parent in request.path.parents}
-  setting = "jax_disable_most_optimizations"
-  if not folders & {"training", "experiments"}:
-    yield
-    return
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv(setting.upper(), "1")
-    jax.config.update(setting, True)
-    yield
-    jax.config.update(setting, False)
 
 
 @pytest.fixture(scope="session")

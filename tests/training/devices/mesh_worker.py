@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-import ddi_jax
 from ddi_jax import data, training
 from ddi_jax.training.devices import mesh as meshes
 from ddi_jax.training.step.train_step import state_shardings
@@ -73,47 +72,28 @@ def batch_for(mesh):
   return meshes.to_devices(mesh, meshes.DATA, batch)
 
 
-def observe(built):
-  """K gradients (or the direction of `proximal`), inner products, and the direction."""
-  parts = built.experiment.parts
-
-  def first_half(state, batch):
-    key, labels = jax.random.key(3), batch["label"]
-    inputs = parts.augment(key, batch["image"])
-    candidates = parts.candidates(state, inputs, labels, batch["index"], key, key)
-    gradients = parts.gradients(state, candidates.points, labels, 0.1)
-    direction, _ = parts.optimizer.update(
-      gradients.updates,
-      state.opt_state,
-      state.params,
-      losses=gradients.losses.mean(axis=1),
-      key=key,
-    )
-    gram = ()
-    if built.config.method != "proximal":
-      gram = ddi_jax.gram_matrix(gradients.updates)
-    return {"gradients": gradients.updates, "gram": gram, "direction": direction}
-
-  observed = jax.jit(first_half)
-  if built.mesh is not None:
-    observed = meshes.InMesh(observed, built.mesh)
-  return observed(built.state, batch_for(built.mesh))
-
-
 def train(changes):
-  """What the first step sees, and the state after ten."""
+  """The metrics and the parameters of the first step and of the last."""
   built = build(changes, np.float64)
-  results = observe(built)
   state, experiment = built.state, built.experiment
-  for _ in range(STEPS):
-    state, metrics = experiment.train_step(
-      state, batch_for(built.mesh), experiment.hyperparameters
-    )
+
+  def take_steps(state, number):
+    for _ in range(number):
+      state, metrics = experiment.train_step(
+        state, batch_for(built.mesh), experiment.hyperparameters
+      )
+    return state, metrics
+
+  state, first_metrics = take_steps(state, 1)
+  first_params = jax.tree.map(np.asarray, state.params)
+  state, metrics = take_steps(state, STEPS - 1)
   dataset = data.Dataset(IMAGES[:13], LABELS[:13])
-  results |= {
+  results = {
+    "first metrics": first_metrics,  # Those of the inner products among them.
+    "first parameters": first_params,
     "loss": metrics["loss"],
     "robust_accuracy": metrics["robust_accuracy"],
-    "params": state.params,
+    "parameters": state.params,
     "statistics": state.model_state,
     "validation": list(experiment.validate(state, dataset)),
     "programs": experiment.train_step._cache_size(),

@@ -184,7 +184,8 @@ def test_a_lost_process_ends_the_others_and_any_number_resumes(
   processes = start(tmp_path, 2, explicit_flags(2), signalled(lost, "SIGKILL"))
   left = processes[1 - lost]
   try:
-    assert processes[lost].wait(timeout=600) == -signal.SIGKILL
+    processes[lost].communicate(timeout=600)
+    assert processes[lost].returncode == -signal.SIGKILL
     _, errors = left.communicate(timeout=60)
   finally:
     left.kill()

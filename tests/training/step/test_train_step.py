@@ -39,8 +39,14 @@ def copy(tree):
   return jax.tree.map(jnp.copy, tree)
 
 
-@pytest.mark.parametrize("normalization", ["none", "batch"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+  ("method", "normalization"),
+  [
+    *((method, "batch") for method in METHODS),
+    ("danskin", "none"),
+    ("proximal", "none"),
+  ],
+)
 def test_every_method_trains_and_updates_statistics(method, normalization):
   config = small_config(method=method, **{"model.normalization": normalization})
   _, state, step = build(config)
