@@ -42,6 +42,7 @@ from ddi_jax.gradients.per_candidate import (
   restart_gradients,
 )
 from ddi_jax.gradients.recomputed import RecomputedGradients, recomputed_gradients
+from ddi_jax.minimax.solver import MinimaxSolution, MinimaxStatus, minimize_max
 from ddi_jax.threat_models import ThreatModel, l1, l2, linf
 
 __all__ = [
@@ -51,6 +52,8 @@ __all__ = [
   "ClassifierAttack",
   "DirectionState",
   "MinNormSolution",
+  "MinimaxSolution",
+  "MinimaxStatus",
   "Objective",
   "ProximalInfo",
   "RecomputedGradients",
@@ -80,6 +83,7 @@ __all__ = [
   "losses",
   "mgda_direction",
   "min_norm_weights",
+  "minimize_max",
   "pcgrad_direction",
   "pgd",
   "proximal_danskin_gradient",

@@ -22,6 +22,7 @@ LAYERS = (
   ("candidates",),
   ("gradients",),
   ("directions",),
+  ("minimax",),
   ("evaluation",),
   ("models",),
   ("data",),
@@ -29,10 +30,10 @@ LAYERS = (
 )
 # Likewise below `ddi_jax.training`.
 TRAINING_LAYERS = ("settings", "devices", "step", "storage", "run", "audit")
-CORE = {name for layer in LAYERS[:7] for name in layer}
+CORE = {name for layer in LAYERS[:8] for name in layer}
 CORE_PACKAGES = {"jax", "numpy", "optax", "chex", "ddi_jax"}
 STANDARD = {
-  *("__future__", "collections", "functools", "inspect", "math", "statistics"),
+  *("__future__", "collections", "enum", "functools", "inspect", "math", "statistics"),
   *("typing", "warnings"),
 }
 

@@ -1,0 +1,188 @@
+"""One step on a maximum: the direction in a metric, and how far to follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ddi_jax.directions.min_norm import solve
+from ddi_jax.gradients.gram import ShiftedGram
+from ddi_jax.minimax.metric import Metric, apply_metric
+from ddi_jax.numerics.precision import matmul
+
+LossesOfStep = Callable[[jax.Array], jax.Array]  # step [D] -> losses [K]
+_SUFFICIENT = 1e-3  # of the model's decrease, for a step to be taken
+_GROWTH = 4.0
+
+
+class Model(NamedTuple):
+  """max_k (losses_k + <gradients_k, step>), at one point.
+
+  Attributes:
+    losses: `[K]`.
+    gradients: `[K, D]`.
+    metric_gradients: H gradients, `[K, D]`.
+    inner: gradients H gradients', `[K, K]`, relative to the gradient of greatest loss.
+  """
+
+  losses: jax.Array
+  gradients: jax.Array
+  metric_gradients: jax.Array
+  inner: ShiftedGram
+
+
+class Proposal(NamedTuple):
+  """The minimiser of the model plus half the squared length of the step.
+
+  Attributes:
+    step: `[D]`.
+    weights: `[K]`, the multipliers.
+    decrease: of the model, without the squared length, >= 0.
+    gap: of the model, with it: what the model says can still be gained, >= 0.
+    curved: whether most of the decrease is limited by the squared length alone.
+  """
+
+  step: jax.Array
+  weights: jax.Array
+  decrease: jax.Array
+  gap: jax.Array
+  curved: jax.Array
+
+
+class Search(NamedTuple):
+  """The best step found so far, and what to try next.
+
+  Attributes:
+    proposal: the best.
+    factor: the metric's factor of the best.
+    losses: `[K]`, after the best.
+    found: whether there is one.
+    trials: how many losses were computed.
+    next_factor: of the next trial.
+    offsets: `[K]`, losses of the model in the next trial: other ones than `losses`
+      correct the model by what the trial before showed (second order).
+    done: whether the search has ended.
+  """
+
+  proposal: Proposal
+  factor: jax.Array
+  losses: jax.Array
+  found: jax.Array
+  trials: jax.Array
+  next_factor: jax.Array
+  offsets: jax.Array
+  done: jax.Array
+
+
+def linear_model(losses: jax.Array, gradients: jax.Array, metric: Metric) -> Model:
+  """The model in a metric."""
+  reference = gradients[jnp.argmax(losses)]
+  differences = gradients - reference[None]
+  images = apply_metric(metric, jnp.concatenate([differences, reference[None]]))
+  products = matmul(differences, images[:-1].T)
+  inner = ShiftedGram(
+    differences=(products + products.T) / 2,
+    offsets=matmul(differences, images[-1]),
+    squared_norm=matmul(reference, images[-1]),
+  )
+  return Model(losses, gradients, images[:-1] + images[-1:], inner)
+
+
+def propose(model: Model, factor: jax.Array, offsets: jax.Array) -> Proposal:
+  """Minimises the model with `offsets` for losses, in the metric `factor` H."""
+  inner = ShiftedGram(*(factor * part for part in model.inner))
+  slacks = jnp.max(offsets) - offsets
+  solution = solve(inner, slacks)
+  step = -factor * matmul(solution.weights, model.metric_gradients)
+  value = jnp.max(offsets + matmul(model.gradients, step))
+  mean_slack = matmul(solution.weights, slacks)
+  return Proposal(
+    step,
+    solution.weights,
+    decrease=jnp.maximum(jnp.max(offsets) - value, 0),
+    gap=solution.squared_norm / 2 + mean_slack,
+    curved=solution.squared_norm > mean_slack,
+  )
+
+
+def find_step(
+  model: Model, losses_of_step: LossesOfStep, first: Proposal, *, max_trials: int
+) -> Search:
+  """Find a step that lowers the greatest loss by a fraction of the model's decrease.
+
+  The first trial is the model's minimiser in the metric.  Where it lowers the loss by
+  all that the linear model says, so that no curvature is seen, the metric is stretched
+  as long as that helps.  Where it fails, the second trial corrects the model's losses
+  by what the first showed, which keeps steps long at a curved ridge (Maratos, 1978).
+  The later trials shrink the metric: the step turns towards the gradient of the
+  greatest loss, so that one of them descends.
+
+  Args:
+    model: at the current point.
+    losses_of_step: the losses after a step.
+    first: `propose(model, 1, model.losses)`.
+    max_trials: give up after so many.
+
+  Returns:
+    The search when it has ended; without a step that was found, `proposal` is `first`.
+  """
+  value = jnp.max(model.losses)
+  # What the model says to gain, when it is lost in the rounding of the losses.
+  rounding = jnp.finfo(value.dtype).eps * jnp.abs(value)
+
+  def trial(state: Search) -> Search:
+    is_first, is_correction = state.trials == 0, jnp.any(state.offsets != model.losses)
+    proposal = jax.lax.cond(
+      is_first,
+      lambda: first,
+      lambda: propose(model, state.next_factor, state.offsets),
+    )
+    losses = losses_of_step(proposal.step)
+    reached = jnp.where(jnp.all(jnp.isfinite(losses)), jnp.max(losses), jnp.inf)
+    # A correction is held to what the model said without it.
+    decrease = jnp.where(is_correction, first.decrease, proposal.decrease)
+    gained = value - reached
+    good = (gained > 0) & (gained >= _SUFFICIENT * decrease)
+    better = good & (~state.found | (reached < jnp.max(state.losses)))
+    stretch = better & ~is_correction & proposal.curved & (gained >= 0.9 * decrease)
+    stretch &= state.next_factor >= 1
+    correct = is_first & ~good & jnp.isfinite(reached)
+    # The decrease along the step, as a parabola, is greatest at this fraction of it.
+    fraction = decrease / (2 * jnp.maximum(decrease - gained, decrease / 2))
+    fraction = jnp.where(jnp.isfinite(reached), jnp.clip(fraction, 0.1, 0.5), 0.1)
+    kept = jax.tree.map(
+      lambda new, old: jnp.where(better, new, old),
+      (proposal, state.next_factor, losses),
+      (state.proposal, state.factor, state.losses),
+    )
+    shrunk = jnp.where(correct, 1, fraction) * state.next_factor
+    trials = state.trials + 1
+    hopeless = ~correct & (proposal.decrease <= rounding)
+    return Search(
+      proposal=kept[0],
+      factor=kept[1],
+      losses=kept[2],
+      found=state.found | better,
+      trials=trials,
+      next_factor=jnp.where(stretch, _GROWTH * state.next_factor, shrunk),
+      offsets=jnp.where(
+        correct, losses - matmul(model.gradients, proposal.step), model.losses
+      ),
+      done=((state.found | better) & ~stretch) | hopeless | (trials >= max_trials),
+    )
+
+  one = jnp.ones((), value.dtype)
+  start = Search(
+    proposal=first,
+    factor=one,
+    losses=model.losses,
+    found=jnp.zeros((), bool),
+    trials=jnp.zeros((), int),
+    next_factor=one,
+    offsets=model.losses,
+    done=jnp.zeros((), bool),
+  )
+  return jax.lax.while_loop(lambda state: ~state.done, trial, start)

@@ -1,0 +1,284 @@
+"""The greatest of K smooth losses, minimised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import enum
+import functools
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+from jax.flatten_util import ravel_pytree
+import jax.numpy as jnp
+
+from ddi_jax.checks import check_positive, check_positive_int
+from ddi_jax.minimax.metric import Metric, add_pair, empty_metric
+from ddi_jax.minimax.search import find_step, linear_model, propose
+from ddi_jax.numerics.precision import matmul
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Bool, Float, Int, PyTree
+
+LossesFn = Callable[[Any], jax.Array]
+
+
+class MinimaxStatus(enum.IntEnum):
+  """Why `minimize_max` stopped."""
+
+  RUNNING = 0
+  CONVERGED = 1  # The gap is within the tolerance, and a step gained no more.
+  MAX_STEPS = 2
+  NO_DESCENT = 3  # No step lowers the greatest loss: rounding, or a kink in a loss.
+  NOT_FINITE = 4  # A loss or a gradient at the start is not finite.
+
+
+class MinimaxSolution(NamedTuple):
+  """The result of `minimize_max`.
+
+  Attributes:
+    params: the parameters of the least value found.
+    value: the greatest loss at `params`, as `losses_fn` gives it.
+    losses: `[K]`, at `params`.
+    weights: `[K]`, on the simplex: the multipliers.  At a minimum the gradients
+      weighted by them sum to 0, and only greatest losses have weight.
+    gap: what the model of the last step says can still be gained, in units of the
+      loss: the greatest loss, less the least value over d of
+      max_k (loss_k + <gradient_k, d>) + |d|^2 / 2, with the length |d| in the metric of
+      the curvature seen.  0 at a stationary point and nowhere else.  For convex losses,
+      no point within length r has a value below value - gap - r sqrt(2 gap).
+    steps: how many gradients were taken, of all losses each.
+    evaluations: how often the losses were computed.
+    status: a `MinimaxStatus`.
+  """
+
+  params: PyTree
+  value: Float[Array, ""]
+  losses: Float[Array, " K"]
+  weights: Float[Array, " K"]
+  gap: Float[Array, ""]
+  steps: Int[Array, ""]
+  evaluations: Int[Array, ""]
+  status: Int[Array, ""]
+
+  @property
+  def converged(self) -> Bool[Array, ""]:
+    """Whether the gap is within the tolerance."""
+    return self.status == MinimaxStatus.CONVERGED
+
+
+class _State(NamedTuple):
+  position: jax.Array  # [D]
+  losses: jax.Array  # [K]
+  gradients: jax.Array  # [K, D]
+  metric: Metric
+  weights: jax.Array
+  gap: jax.Array
+  steps: jax.Array
+  evaluations: jax.Array
+  status: jax.Array
+
+
+def minimize_max(
+  losses_fn: LossesFn,
+  params: PyTree,
+  *,
+  max_steps: int = 500,
+  tolerance: float | None = None,
+  memory: int = 30,
+  max_trials: int = 30,
+) -> MinimaxSolution:
+  """Minimise the greatest of K smooth losses, max_k losses_fn(params)[k].
+
+  Every step minimises the greatest of the linearised losses plus half the squared
+  length of the step, in a metric of the curvature (limited-memory BFGS of the losses
+  weighted by their multipliers).  The dual of that problem has K numbers: it is the
+  minimum-norm problem of `ddi_jax.danskin_direction`, in that metric (Pshenichnyi and
+  Danilin, 1978; Han, 1981; Zhou and Tits, 1993).
+
+  Pure; works under `jax.jit` and `jax.vmap`.  Compiled once for every `losses_fn`, by
+  identity.  The scale of the losses does not matter.  The value never rises above the
+  start's.
+
+  Args:
+    losses_fn: params -> losses `[K]`, K >= 1, differentiable; a pure function.  Losses
+      of random batches are not for this: differences of gradients from two batches say
+      nothing of the curvature.
+    params: a pytree of floating-point arrays, float32 or float64: where to start.
+    max_steps: >= 1.
+    tolerance: the gap that counts as converged, as a fraction of the value (where the
+      value is near 0, of what the steps have gained so far).  Default 1e-5 in float32,
+      1e-10 in float64.
+    memory: pairs of the metric, >= 0.  0: the ordinary metric with an adaptive length.
+    max_trials: losses computed in a step before it is given up, >= 1.
+
+  Returns:
+    A `MinimaxSolution`.
+
+  Raises:
+    ValueError: for an argument outside its range, parameters that are not floating
+      point, or losses that are not a floating-point vector.
+
+  Example:
+    >>> import jax.numpy as jnp, ddi_jax
+    >>> def distances(point):  # to three corners, squared
+    ...   corners = jnp.array([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+    ...   return jnp.sum((point - corners) ** 2, axis=1)
+    >>> solution = ddi_jax.minimize_max(distances, jnp.array([3.0, -1.0]))
+    >>> solution.params.round(3), solution.weights.round(3)  # the circle around them
+    (Array([1., 1.], dtype=float32), Array([0. , 0.5, 0.5], dtype=float32))
+  """
+  check_positive_int("max_steps", max_steps)
+  check_positive_int("max_trials", max_trials)
+  if not isinstance(memory, int) or memory < 0:
+    raise ValueError(f"memory must be an integer >= 0, got {memory!r}.")
+  if tolerance is not None:
+    check_positive("tolerance", tolerance)
+  _check_params(params)
+  _check_losses(jax.eval_shape(losses_fn, params))
+  if tolerance is None:
+    is_single = jnp.finfo(ravel_pytree(params)[0].dtype).bits == 32
+    tolerance = 1e-5 if is_single else 1e-10
+  return _minimize(
+    losses_fn,
+    params,
+    tolerance,
+    max_steps=max_steps,
+    memory=memory,
+    max_trials=max_trials,
+  )
+
+
+@functools.partial(
+  jax.jit, static_argnames=("losses_fn", "max_steps", "memory", "max_trials")
+)
+def _minimize(
+  losses_fn: LossesFn,
+  params: PyTree,
+  tolerance: jax.Array | float,
+  *,
+  max_steps: int,
+  memory: int,
+  max_trials: int,
+) -> MinimaxSolution:
+  start, unravel = ravel_pytree(params)
+  eps = jnp.finfo(start.dtype).eps
+
+  def losses_of(position: jax.Array) -> jax.Array:
+    return losses_fn(unravel(position))
+
+  losses = losses_of(start)
+  num_losses = len(losses)
+  jacobian = jax.jacrev if num_losses <= start.size else jax.jacfwd
+  gradients_of = jacobian(losses_of)
+  gradients = gradients_of(start)
+  first_value = jnp.max(losses)
+  finite = jnp.all(jnp.isfinite(losses)) & jnp.all(jnp.isfinite(gradients))
+
+  def take_step(state: _State) -> _State:
+    value = jnp.max(state.losses)
+    model = linear_model(state.losses, state.gradients, state.metric)
+    proposal = propose(model, jnp.ones((), start.dtype), state.losses)
+    allowed = tolerance * jnp.maximum(jnp.abs(value), eps * (first_value - value))
+    result = find_step(
+      model,
+      lambda step: losses_of(state.position + step),
+      proposal,
+      max_trials=max_trials,
+    )
+    position = jnp.where(
+      result.found, state.position + result.proposal.step, state.position
+    )
+    losses = jnp.where(result.found, result.losses, state.losses)
+    small = proposal.gap <= allowed
+    done = small & (value - jnp.max(losses) <= allowed)
+    stuck = ~result.found & state.metric.is_empty
+    gradients = jax.lax.cond(
+      result.found & ~done, gradients_of, lambda _: state.gradients, position
+    )
+    weights = result.proposal.weights
+    before = matmul(weights, state.gradients)
+    metric = add_pair(
+      state.metric,
+      result.proposal.step,
+      matmul(weights, gradients) - before,
+      -result.factor * before,
+    )
+    forgotten = empty_metric(memory, state.metric.scale, start.size)
+    metric = jax.tree.map(
+      lambda new, old: jnp.where(result.found, new, old), metric, forgotten
+    )
+    steps = state.steps + 1
+    status = jnp.where(steps >= max_steps, MinimaxStatus.MAX_STEPS, state.status)
+    status = jnp.where(stuck, MinimaxStatus.NO_DESCENT, status)
+    status = jnp.where(done, MinimaxStatus.CONVERGED, status)
+    return _State(
+      position,
+      losses,
+      gradients,
+      metric,
+      weights=proposal.weights,
+      gap=proposal.gap,
+      steps=steps,
+      evaluations=state.evaluations + result.trials,
+      status=status,
+    )
+
+  state = _State(
+    position=start,
+    losses=losses,
+    gradients=gradients,
+    metric=empty_metric(memory, _first_scale(start, losses, gradients), start.size),
+    weights=jnp.full_like(losses, 1 / num_losses),
+    gap=jnp.full_like(first_value, jnp.inf),
+    steps=jnp.zeros((), int),
+    evaluations=jnp.ones((), int),
+    status=jnp.where(finite, MinimaxStatus.RUNNING, MinimaxStatus.NOT_FINITE),
+  )
+  state = jax.lax.while_loop(
+    lambda state: state.status == MinimaxStatus.RUNNING, take_step, state
+  )
+  return MinimaxSolution(
+    params=unravel(state.position),
+    value=jnp.max(state.losses),
+    losses=state.losses,
+    weights=state.weights,
+    gap=state.gap,
+    steps=state.steps,
+    evaluations=state.evaluations,
+    status=state.status,
+  )
+
+
+def _first_scale(
+  position: jax.Array, losses: jax.Array, gradients: jax.Array
+) -> jax.Array:
+  """Of a metric whose first step is a tenth as long as the parameters, or 0.1."""
+  length = jnp.linalg.norm(gradients[jnp.argmax(losses)])
+  aim = 0.1 * jnp.where(jnp.any(position != 0), jnp.linalg.norm(position), 1)
+  return aim / jnp.where(length > 0, length, 1)
+
+
+def _check_params(params: Any) -> None:
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  for path, leaf in leaves:
+    dtype = jnp.result_type(leaf)
+    if dtype not in (jnp.float32, jnp.float64):
+      name = "params" + jax.tree_util.keystr(path)
+      raise ValueError(f"{name} must be float32 or float64, got {dtype}.")
+  if not sum(jnp.size(leaf) for _, leaf in leaves):
+    raise ValueError("params must hold at least one number, got none.")
+
+
+def _check_losses(losses: Any) -> None:
+  if not isinstance(losses, jax.ShapeDtypeStruct):
+    raise ValueError(
+      f"losses_fn must return losses [K], one array, got {type(losses).__name__}."
+    )
+  if losses.ndim != 1 or not losses.size:
+    raise ValueError(
+      f"losses_fn must return losses [K] with K >= 1, got shape {losses.shape}."
+    )
+  if not jnp.issubdtype(losses.dtype, jnp.floating):
+    raise ValueError(
+      f"losses_fn must return floating-point losses, got {losses.dtype}."
+    )

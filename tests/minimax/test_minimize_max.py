@@ -1,0 +1,330 @@
+"""The minimiser of a maximum: published optima, optimality conditions, hard inputs."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+
+import ddi_jax
+from ddi_jax import MinimaxStatus
+
+PROBLEMS_FILE = Path(__file__).parents[3] / "shared" / "data" / "minimax_problems.py"
+
+
+def cb2(x):
+  return jnp.stack(
+    [
+      x[0] ** 2 + x[1] ** 4,
+      (2 - x[0]) ** 2 + (2 - x[1]) ** 2,
+      2 * jnp.exp(x[1] - x[0]),
+    ]
+  )
+
+
+def cb3(x):
+  return cb2(x).at[0].set(x[0] ** 4 + x[1] ** 2)
+
+
+def dem(x):
+  return jnp.stack(
+    [5 * x[0] + x[1], -5 * x[0] + x[1], x[0] ** 2 + x[1] ** 2 + 4 * x[1]]
+  )
+
+
+def ql(x):
+  square = x[0] ** 2 + x[1] ** 2
+  return jnp.broadcast_to(square, 3) + 10 * jnp.stack(
+    [jnp.zeros(()), -4 * x[0] - x[1] + 4, -x[0] - 2 * x[1] + 6]
+  )
+
+
+def rosen_suzuki(x):
+  a, b, c, d = x
+  squares = a * a + b * b + 2 * c * c + d * d
+  first = squares - 5 * a - 5 * b - 21 * c + 7 * d
+  excess = jnp.stack(
+    [
+      a * a + b * b + c * c + d * d + a - b + c - d - 8,
+      a * a + 2 * b * b + c * c + 2 * d * d - a - d - 10,
+      a * a + b * b + c * c + 2 * a - b - d - 5,
+    ]
+  )
+  return jnp.concatenate([first[None], first + 10 * excess])
+
+
+# Luksan and Vlcek (2000), ICS report V-798: start, optimum.
+PUBLISHED = {
+  "CB2": (cb2, [1.0, -0.1], 1.9522245),
+  "CB3": (cb3, [2.0, 2.0], 2.0),
+  "DEM": (dem, [1.0, 1.0], -3.0),
+  "QL": (ql, [-1.0, 5.0], 7.2),
+  "Rosen-Suzuki": (rosen_suzuki, [0.0, 0.0, 0.0, 0.0], -44.0),
+}
+DIGITS = 1e-7  # of the published optima
+
+
+def quadratics(num_losses, size, seed=0):
+  """Convex, of unlike curvature: losses_fn, and the same for scipy."""
+  rng = np.random.default_rng(seed)
+  roots = rng.normal(size=(num_losses, size, size)) / np.sqrt(size)
+  centres = rng.normal(size=(num_losses, size))
+  offsets = rng.normal(size=num_losses)
+
+  def losses_fn(x):
+    images = jnp.einsum("kij,kj->ki", roots, x[None] - centres)
+    return jnp.sum(images**2, axis=1) + offsets
+
+  return losses_fn
+
+
+def epigraph_minimum(losses_fn, start):
+  """By scipy's SLSQP: min t subject to t >= losses."""
+  losses, jacobian = jax.jit(losses_fn), jax.jit(jax.jacfwd(losses_fn))
+
+  def slack_gradient(z):
+    gradients = np.asarray(jacobian(z[:-1]))
+    return np.hstack([-gradients, np.ones((len(gradients), 1))])
+
+  result = scipy.optimize.minimize(
+    lambda z: z[-1],
+    np.append(start, np.max(losses(start))),
+    jac=lambda z: np.eye(len(z))[-1],
+    method="SLSQP",
+    constraints={
+      "type": "ineq",
+      "fun": lambda z: z[-1] - np.asarray(losses(z[:-1])),
+      "jac": slack_gradient,
+    },
+    options={"maxiter": 500, "ftol": 1e-13},
+  )
+  return float(np.max(losses(result.x[:-1])))
+
+
+def assert_optimal(losses_fn, start, solution, tolerance=1e-5):
+  """The conditions of Karush, Kuhn and Tucker, recomputed from the parameters."""
+  losses = np.asarray(losses_fn(solution.params))
+  gradients = np.asarray(jax.jacfwd(losses_fn)(solution.params))
+  weights = np.asarray(solution.weights)
+  eps = float(jnp.finfo(losses.dtype).eps)
+  np.testing.assert_allclose(solution.losses, losses, rtol=100 * eps, atol=100 * eps)
+  assert solution.value == solution.losses.max()
+  assert weights.min() >= 0
+  np.testing.assert_allclose(weights.sum(), 1, rtol=100 * eps)
+  assert weights @ (losses.max() - losses) <= tolerance * max(1, np.abs(losses).max())
+  norms = np.linalg.norm(jax.jacfwd(losses_fn)(jnp.asarray(start)), axis=1)
+  assert np.linalg.norm(weights @ gradients) <= tolerance * norms.max()
+
+
+@pytest.mark.parametrize("memory", [30, 0])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_optima(x64, name, memory):
+  losses_fn, start, optimum = PUBLISHED[name]
+  solution = ddi_jax.minimize_max(losses_fn, jnp.array(start), memory=memory)
+  assert solution.status == MinimaxStatus.CONVERGED
+  assert solution.converged
+  np.testing.assert_allclose(solution.value, optimum, rtol=DIGITS)
+  assert_optimal(losses_fn, start, solution)
+  assert solution.steps <= 15
+  assert solution.evaluations <= 20
+
+
+@pytest.mark.slow
+def test_all_problems_at_hand(x64):
+  if not PROBLEMS_FILE.exists():
+    pytest.skip(f"no {PROBLEMS_FILE}")
+  spec = importlib.util.spec_from_file_location("minimax_problems", PROBLEMS_FILE)
+  problems = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(problems)
+  assert len(problems.P) >= 10
+  for name, start, losses_fn, optimum in problems.P:
+    solution = ddi_jax.minimize_max(losses_fn, jnp.asarray(start))
+    # EXP ends at the rounding of its losses, which is coarser than the tolerance.
+    assert solution.status in (MinimaxStatus.CONVERGED, MinimaxStatus.NO_DESCENT), name
+    assert solution.gap < 1e-9 * max(1, abs(optimum)), name
+    np.testing.assert_allclose(solution.value, optimum, rtol=DIGITS, err_msg=name)
+
+
+@pytest.mark.parametrize(("num_losses", "size"), [(1, 4), (2, 6), (5, 3), (20, 6)])
+def test_convex_quadratics_as_scipy_solves_them(x64, num_losses, size):
+  """More losses than parameters too."""
+  losses_fn = quadratics(num_losses, size)
+  start = np.ones(size)
+  solution = ddi_jax.minimize_max(losses_fn, start)
+  assert solution.converged
+  expected = epigraph_minimum(losses_fn, start)
+  np.testing.assert_allclose(solution.value, expected, rtol=1e-8, atol=1e-8)
+  assert_optimal(losses_fn, start, solution)
+
+
+def test_one_loss_is_ordinary_minimisation(x64):
+  def rosenbrock(x):
+    return (1 + 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2)[None]
+
+  solution = ddi_jax.minimize_max(rosenbrock, jnp.array([-1.2, 1.0]))
+  assert solution.converged
+  np.testing.assert_allclose(solution.params, [1, 1], atol=1e-4)
+  assert solution.evaluations < 80
+  np.testing.assert_array_equal(solution.weights, [1])
+
+
+def test_the_order_of_the_losses_does_not_matter(x64):
+  losses_fn = quadratics(5, 3)
+  order = jnp.array([3, 0, 4, 1, 2])
+  plain = ddi_jax.minimize_max(losses_fn, jnp.ones(3))
+  permuted = ddi_jax.minimize_max(lambda x: losses_fn(x)[order], jnp.ones(3))
+  np.testing.assert_allclose(permuted.params, plain.params, rtol=1e-7)
+  np.testing.assert_allclose(permuted.weights, plain.weights[order], atol=1e-5)
+
+
+@pytest.mark.parametrize("losses_scale", [1e-8, 1e8])
+@pytest.mark.parametrize("params_scale", [1e-4, 1e4])
+def test_the_scale_does_not_matter(x64, losses_scale, params_scale):
+  losses_fn, start, optimum = PUBLISHED["Rosen-Suzuki"]
+  solution = ddi_jax.minimize_max(
+    lambda x: losses_scale * losses_fn(x / params_scale),
+    params_scale * jnp.array(start),
+  )
+  assert solution.converged
+  np.testing.assert_allclose(solution.value / losses_scale, optimum, rtol=DIGITS)
+  assert solution.evaluations < 60
+
+
+def test_parameters_of_unlike_scales(x64):
+  """A curvature of 1e-8 of the others' is found before the gap is believed."""
+  scales = jnp.array([1.0, 1.0, 1e-4])
+  losses_fn = quadratics(2, 3)
+  expected = ddi_jax.minimize_max(losses_fn, jnp.ones(3))
+  solution = ddi_jax.minimize_max(lambda x: losses_fn(x * scales), jnp.ones(3))
+  assert solution.converged
+  np.testing.assert_allclose(solution.value, expected.value, rtol=1e-7)
+
+
+def test_vmap_is_a_loop(x64):
+  """Over starts and over the problem's data."""
+
+  def solve(start, shift):
+    return ddi_jax.minimize_max(lambda x: cb2(x) + shift, start)
+
+  starts = jnp.array([[1.0, -0.1], [3.0, 2.0], [-1.0, 0.5]])
+  shifts = jnp.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.5, 0.1]])
+  together = jax.jit(jax.vmap(solve))(starts, shifts)
+  for index, (start, shift) in enumerate(zip(starts, shifts, strict=True)):
+    alone = solve(start, shift)
+    np.testing.assert_allclose(together.value[index], alone.value, rtol=1e-9)
+    np.testing.assert_allclose(together.params[index], alone.params, atol=1e-5)
+    assert together.status[index] == alone.status
+
+
+def test_params_are_any_tree_of_single_precision():
+  def losses_fn(params):
+    x = jnp.concatenate([params["a"].reshape(-1), params["b"][0]])
+    return rosen_suzuki(x)
+
+  params = {"a": jnp.zeros((1, 2)), "b": [jnp.zeros(2)]}
+  solution = ddi_jax.minimize_max(losses_fn, params)
+  assert solution.converged
+  assert jax.tree.structure(solution.params) == jax.tree.structure(params)
+  assert solution.params["a"].shape == (1, 2)
+  np.testing.assert_allclose(solution.value, -44, rtol=1e-5)
+
+
+def test_duplicates_and_losses_far_below_change_nothing(x64):
+  plain = ddi_jax.minimize_max(cb2, jnp.array([1.0, -0.1]))
+
+  def more_losses(x):
+    losses = cb2(x)
+    return jnp.concatenate([losses, losses, losses[:1] - 1e6])
+
+  solution = ddi_jax.minimize_max(more_losses, jnp.array([1.0, -0.1]))
+  assert solution.converged
+  np.testing.assert_allclose(solution.value, plain.value, rtol=1e-9)
+  assert solution.weights[-1] == 0
+
+
+def test_an_optimum_without_ties(x64):
+  """One loss is the greatest around it."""
+  solution = ddi_jax.minimize_max(
+    lambda x: jnp.stack([jnp.sum((x - 1) ** 4) + 5, jnp.sum(x)]), jnp.zeros(3)
+  )
+  assert solution.converged
+  np.testing.assert_allclose(solution.value, 5, rtol=1e-8)
+  np.testing.assert_allclose(solution.weights, [1, 0], atol=1e-6)
+
+
+def test_a_start_at_the_optimum_ends_there(x64):
+  def losses_fn(x):
+    return jnp.stack([x[0] + 1, 1 - x[0]])
+
+  solution = ddi_jax.minimize_max(losses_fn, jnp.zeros(1))
+  assert solution.value == 1
+  assert solution.gap <= 1e-15
+  np.testing.assert_allclose(solution.weights, [0.5, 0.5])
+  assert solution.evaluations < 70  # It looks for a step, and finds none.
+
+
+@pytest.mark.parametrize("max_steps", [1, 2, 5])
+def test_the_value_never_rises(x64, max_steps):
+  losses_fn, start, _ = PUBLISHED["Rosen-Suzuki"]
+  solution = ddi_jax.minimize_max(losses_fn, jnp.array(start), max_steps=max_steps)
+  assert solution.status == MinimaxStatus.MAX_STEPS
+  assert not solution.converged
+  assert solution.steps == max_steps
+  assert solution.value < losses_fn(jnp.array(start)).max()
+  assert solution.gap > 0
+
+
+def test_points_without_a_finite_loss_are_backed_away_from(x64):
+  """The first step leads out of the domain of the logarithm."""
+
+  def losses_fn(x):
+    return jnp.stack([-jnp.log(x[0]) + 3 * x[0], x[0] - jnp.log(2 - x[0])])
+
+  solution = ddi_jax.minimize_max(losses_fn, jnp.array([1.9]))
+  assert solution.converged
+  expected = scipy.optimize.minimize_scalar(
+    lambda x: float(losses_fn(jnp.array([x])).max()),
+    bounds=(0.01, 1.99),
+    method="bounded",
+    options={"xatol": 1e-10},
+  )
+  np.testing.assert_allclose(solution.value, expected.fun, rtol=1e-8)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_start_that_is_not_finite_is_an_answer(bad):
+  solution = ddi_jax.minimize_max(cb2, jnp.array([bad, 0.0]))
+  assert solution.status == MinimaxStatus.NOT_FINITE
+  assert not solution.converged
+  assert solution.steps == 0
+
+
+def test_a_kink_in_a_loss_ends_the_run():
+  """Where no step descends, for a gradient that is not one."""
+  solution = ddi_jax.minimize_max(jnp.abs, jnp.array([1e-3]))
+  assert solution.value < 1e-3
+  assert solution.status in (MinimaxStatus.NO_DESCENT, MinimaxStatus.CONVERGED)
+
+
+@pytest.mark.parametrize(
+  ("losses_fn", "params", "settings", "message"),
+  [
+    (cb2, jnp.ones(2), {"max_steps": 0}, "max_steps must be an integer >= 1, got 0"),
+    (cb2, jnp.ones(2), {"memory": -1}, "memory must be an integer >= 0, got -1"),
+    (cb2, jnp.ones(2), {"tolerance": 0.0}, "tolerance must be a finite number > 0"),
+    (cb2, jnp.ones(2), {"max_trials": 1.5}, "max_trials must be an integer >= 1"),
+    (cb2, jnp.ones(2, int), {}, "params must be float32 or float64, got int32"),
+    (cb2, {"w": jnp.ones(2, complex)}, {}, r"params\['w'\] must be .* complex64"),
+    (cb2, jnp.ones(0), {}, "params must hold at least one number"),
+    (jnp.sum, jnp.ones(2), {}, r"losses \[K\] with K >= 1, got shape \(\)"),
+    (lambda x: x[:0], jnp.ones(2), {}, r"K >= 1, got shape \(0,\)"),
+    (lambda x: [x[0], x[1]], jnp.ones(2), {}, "one array, got list"),
+    (lambda x: x.astype(int), jnp.ones(2), {}, "floating-point losses, got int32"),
+  ],
+)
+def test_bad_input(losses_fn, params, settings, message):
+  with pytest.raises(ValueError, match=message):
+    ddi_jax.minimize_max(losses_fn, params, **settings)
