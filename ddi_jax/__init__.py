@@ -43,6 +43,7 @@ from ddi_jax.gradients.per_candidate import (
 )
 from ddi_jax.gradients.recomputed import RecomputedGradients, recomputed_gradients
 from ddi_jax.minimax.solver import MinimaxSolution, MinimaxStatus, minimize_max
+from ddi_jax.minimax.worst_case import WorstCaseSolution, minimize_worst_case
 from ddi_jax.threat_models import ThreatModel, l1, l2, linf
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
   "Weighting",
   "WeightingInput",
   "Weights",
+  "WorstCaseSolution",
   "attacks",
   "autoattack",
   "average_direction",
@@ -84,6 +86,7 @@ __all__ = [
   "mgda_direction",
   "min_norm_weights",
   "minimize_max",
+  "minimize_worst_case",
   "pcgrad_direction",
   "pgd",
   "proximal_danskin_gradient",
