@@ -43,6 +43,7 @@ from ddi_jax.gradients.per_candidate import (
 )
 from ddi_jax.gradients.recomputed import RecomputedGradients, recomputed_gradients
 from ddi_jax.minimax.solver import MinimaxSolution, MinimaxStatus, minimize_max
+from ddi_jax.minimax.transformation import MinimaxState, minimax_lbfgs
 from ddi_jax.minimax.worst_case import WorstCaseSolution, minimize_worst_case
 from ddi_jax.threat_models import ThreatModel, l1, l2, linf
 
@@ -54,6 +55,7 @@ __all__ = [
   "DirectionState",
   "MinNormSolution",
   "MinimaxSolution",
+  "MinimaxState",
   "MinimaxStatus",
   "Objective",
   "ProximalInfo",
@@ -85,6 +87,7 @@ __all__ = [
   "losses",
   "mgda_direction",
   "min_norm_weights",
+  "minimax_lbfgs",
   "minimize_max",
   "minimize_worst_case",
   "pcgrad_direction",

@@ -1,12 +1,15 @@
 """Minimise the greatest of K smooth losses, or of those at all points of a set."""
 
 from ddi_jax.minimax.solver import MinimaxSolution, MinimaxStatus, minimize_max
+from ddi_jax.minimax.transformation import MinimaxState, minimax_lbfgs
 from ddi_jax.minimax.worst_case import WorstCaseSolution, minimize_worst_case
 
 __all__ = [
   "MinimaxSolution",
+  "MinimaxState",
   "MinimaxStatus",
   "WorstCaseSolution",
+  "minimax_lbfgs",
   "minimize_max",
   "minimize_worst_case",
 ]

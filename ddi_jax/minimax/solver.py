@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import enum
 import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,14 +11,15 @@ from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 
 from ddi_jax.checks import check_positive, check_positive_int
-from ddi_jax.minimax.metric import Metric, add_pair, empty_metric
-from ddi_jax.minimax.search import find_step, linear_model, propose
-from ddi_jax.numerics.precision import matmul
+from ddi_jax.minimax.transformation import (
+  LossesFn,
+  MinimaxState,
+  check_memory,
+  minimax_lbfgs,
+)
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Bool, Float, Int, PyTree
-
-LossesFn = Callable[[Any], jax.Array]
 
 
 class MinimaxStatus(enum.IntEnum):
@@ -69,12 +69,7 @@ class MinimaxSolution(NamedTuple):
 class _State(NamedTuple):
   position: jax.Array  # [D]
   losses: jax.Array  # [K]
-  gradients: jax.Array  # [K, D]
-  metric: Metric
-  weights: jax.Array
-  gap: jax.Array
-  steps: jax.Array
-  evaluations: jax.Array
+  optimizer: MinimaxState
   status: jax.Array
 
 
@@ -129,8 +124,7 @@ def minimize_max(
   """
   check_positive_int("max_steps", max_steps)
   check_positive_int("max_trials", max_trials)
-  if not isinstance(memory, int) or memory < 0:
-    raise ValueError(f"memory must be an integer >= 0, got {memory!r}.")
+  check_memory(memory)
   if tolerance is not None:
     check_positive("tolerance", tolerance)
   _check_params(params)
@@ -170,68 +164,37 @@ def _minimize(
   num_losses = len(losses)
   jacobian = jax.jacrev if num_losses <= start.size else jax.jacfwd
   gradients_of = jacobian(losses_of)
-  gradients = gradients_of(start)
+  optimizer = minimax_lbfgs(num_losses, memory=memory, max_trials=max_trials)
   first_value = jnp.max(losses)
-  finite = jnp.all(jnp.isfinite(losses)) & jnp.all(jnp.isfinite(gradients))
 
   def take_step(state: _State) -> _State:
     value = jnp.max(state.losses)
-    model = linear_model(state.losses, state.gradients, state.metric)
-    proposal = propose(model, jnp.ones((), start.dtype), state.losses)
-    allowed = tolerance * jnp.maximum(jnp.abs(value), eps * (first_value - value))
-    result = find_step(
-      model,
-      lambda step: losses_of(state.position + step),
-      proposal,
-      max_trials=max_trials,
-    )
-    position = jnp.where(
-      result.found, state.position + result.proposal.step, state.position
-    )
-    losses = jnp.where(result.found, result.losses, state.losses)
-    small = proposal.gap <= allowed
-    done = small & (value - jnp.max(losses) <= allowed)
-    stuck = ~result.found & state.metric.is_empty
-    gradients = jax.lax.cond(
-      result.found & ~done, gradients_of, lambda _: state.gradients, position
-    )
-    weights = result.proposal.weights
-    before = matmul(weights, state.gradients)
-    metric = add_pair(
-      state.metric,
-      result.proposal.step,
-      matmul(weights, gradients) - before,
-      -result.factor * before,
-    )
-    forgotten = empty_metric(memory, state.metric.scale, start.size)
-    metric = jax.tree.map(
-      lambda new, old: jnp.where(result.found, new, old), metric, forgotten
-    )
-    steps = state.steps + 1
-    status = jnp.where(steps >= max_steps, MinimaxStatus.MAX_STEPS, state.status)
-    status = jnp.where(stuck, MinimaxStatus.NO_DESCENT, status)
-    status = jnp.where(done, MinimaxStatus.CONVERGED, status)
-    return _State(
-      position,
-      losses,
+    gradients = gradients_of(state.position)
+    step, known = optimizer.update(
       gradients,
-      metric,
-      weights=proposal.weights,
-      gap=proposal.gap,
-      steps=steps,
-      evaluations=state.evaluations + result.trials,
-      status=status,
+      state.optimizer,
+      state.position,
+      losses=state.losses,
+      losses_fn=losses_of,
     )
+    allowed = tolerance * jnp.maximum(jnp.abs(value), eps * (first_value - value))
+    gained = value - jnp.max(known.losses)
+    stuck = ~known.found & known.metric.is_empty
+    undefined = (known.updates == 1) & ~jnp.all(jnp.isfinite(gradients))
+    status = jnp.where(
+      known.updates >= max_steps, MinimaxStatus.MAX_STEPS, state.status
+    )
+    status = jnp.where(stuck, MinimaxStatus.NO_DESCENT, status)
+    status = jnp.where(undefined, MinimaxStatus.NOT_FINITE, status)
+    done = (known.gap <= allowed) & (gained <= allowed)
+    status = jnp.where(done, MinimaxStatus.CONVERGED, status)
+    return _State(state.position + step, known.losses, known, status)
 
+  finite = jnp.all(jnp.isfinite(losses)) & jnp.all(jnp.isfinite(start))
   state = _State(
     position=start,
-    losses=losses,
-    gradients=gradients,
-    metric=empty_metric(memory, _first_scale(start, losses, gradients), start.size),
-    weights=jnp.full_like(losses, 1 / num_losses),
-    gap=jnp.full_like(first_value, jnp.inf),
-    steps=jnp.zeros((), int),
-    evaluations=jnp.ones((), int),
+    losses=losses.astype(start.dtype),
+    optimizer=optimizer.init(start),
     status=jnp.where(finite, MinimaxStatus.RUNNING, MinimaxStatus.NOT_FINITE),
   )
   state = jax.lax.while_loop(
@@ -241,21 +204,12 @@ def _minimize(
     params=unravel(state.position),
     value=jnp.max(state.losses),
     losses=state.losses,
-    weights=state.weights,
-    gap=state.gap,
-    steps=state.steps,
-    evaluations=state.evaluations,
+    weights=state.optimizer.weights,
+    gap=state.optimizer.gap,
+    steps=state.optimizer.updates,
+    evaluations=state.optimizer.evaluations + 1,
     status=state.status,
   )
-
-
-def _first_scale(
-  position: jax.Array, losses: jax.Array, gradients: jax.Array
-) -> jax.Array:
-  """Of a metric whose first step is a tenth as long as the parameters, or 0.1."""
-  length = jnp.linalg.norm(gradients[jnp.argmax(losses)])
-  aim = 0.1 * jnp.where(jnp.any(position != 0), jnp.linalg.norm(position), 1)
-  return aim / jnp.where(length > 0, length, 1)
 
 
 def _check_params(params: Any) -> None:

@@ -1,0 +1,213 @@
+"""The step on a maximum as an optax transformation, for a loop of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import chex
+import jax
+from jax.flatten_util import ravel_pytree
+import jax.numpy as jnp
+import optax
+
+from ddi_jax.checks import check_positive_int
+from ddi_jax.gradients.gram import check_gradients
+from ddi_jax.minimax.metric import Metric, add_pair, empty_metric
+from ddi_jax.minimax.search import find_step, linear_model, propose
+from ddi_jax.numerics.precision import matmul
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Bool, Float, Int
+
+LossesFn = Callable[[Any], jax.Array]
+
+
+class MinimaxState(NamedTuple):
+  """What `minimax_lbfgs` knows after an update, of D parameters in all.
+
+  Attributes:
+    metric: the curvature seen.
+    position: `[D]`, the parameters of the last update.
+    step: `[D]`, the last update; zeros where none lowered the greatest loss.
+    lagrangian: `[D]`, the gradients there, weighted.
+    metric_step: `[D]`, the step times the inverse of the metric.
+    weights: `[K]`, the multipliers.
+    losses: `[K]`, after the step, as `losses_fn` gave them.
+    gap: what the model said could be gained at `position`, see
+      `ddi_jax.MinimaxSolution`.
+    found: whether a step was found.
+    evaluations: of `losses_fn`, in all updates.
+    updates: how many there were.
+  """
+
+  metric: Metric
+  position: Float[Array, " D"]
+  step: Float[Array, " D"]
+  lagrangian: Float[Array, " D"]
+  metric_step: Float[Array, " D"]
+  weights: Float[Array, " K"]
+  losses: Float[Array, " K"]
+  gap: Float[Array, ""]
+  found: Bool[Array, ""]
+  evaluations: Int[Array, ""]
+  updates: Int[Array, ""]
+
+
+def minimax_lbfgs(
+  num_losses: int, *, memory: int = 30, max_trials: int = 30
+) -> optax.GradientTransformationExtraArgs:
+  """Make the step of `ddi_jax.minimize_max` as a transformation, like `optax.lbfgs`.
+
+  The updates are added to the parameters, and include the step's length.  What follows
+  in a chain may scale them: the metric learns from the step that was taken.  After a
+  projection or a mask a step need not descend any more, as after any quasi-Newton step.
+
+  Args:
+    num_losses: K >= 1.
+    memory: pairs of the metric, >= 0.
+    max_trials: losses computed in a step before it is given up, >= 1.
+
+  Returns:
+    A transformation.  `update(gradients, state, params, losses=, losses_fn=)` takes the
+    K gradients, leaves `[K, *param]`, the losses `[K]` at the parameters, and the
+    function params -> losses `[K]`, for the search of a step.
+
+  Raises:
+    ValueError: for an argument outside its range; from `update`, for gradients or
+      losses of another K, and for what is missing.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, optax, ddi_jax
+    >>> def losses_fn(x):  # The greatest is least, 1, at x = 0.
+    ...   return jnp.array([1 + x[0], 1 - x[0]]) + x[1] ** 2
+    >>> optimizer = ddi_jax.minimax_lbfgs(num_losses=2)
+    >>> x = jnp.array([1.0, 2.0])
+    >>> state = optimizer.init(x)
+    >>> for _ in range(10):
+    ...   gradients = jax.jacrev(losses_fn)(x)
+    ...   updates, state = optimizer.update(
+    ...     gradients, state, x, losses=losses_fn(x), losses_fn=losses_fn)
+    ...   x = optax.apply_updates(x, updates)
+    >>> print(f"{losses_fn(x).max():.4f}")
+    1.0000
+  """
+  check_positive_int("num_losses", num_losses)
+  check_positive_int("max_trials", max_trials)
+  check_memory(memory)
+
+  def init(params: chex.ArrayTree) -> MinimaxState:
+    position, _ = ravel_pytree(params)
+    zeros, zero = jnp.zeros_like(position), jnp.zeros((), position.dtype)
+    return MinimaxState(
+      metric=empty_metric(memory, zero, position.size),
+      position=position,
+      step=zeros,
+      lagrangian=zeros,
+      metric_step=zeros,
+      weights=jnp.full(num_losses, 1 / num_losses, position.dtype),
+      losses=jnp.zeros(num_losses, position.dtype),
+      gap=zero + jnp.inf,
+      found=jnp.ones((), bool),
+      evaluations=jnp.zeros((), int),
+      updates=jnp.zeros((), int),
+    )
+
+  def update(
+    updates: Any,
+    state: MinimaxState,
+    params: Any = None,
+    *,
+    losses: Any = None,
+    losses_fn: LossesFn | None = None,
+    **extra_args: Any,
+  ) -> tuple[chex.ArrayTree, MinimaxState]:
+    del extra_args
+    if params is None or losses is None or losses_fn is None:
+      raise ValueError(
+        "minimax_lbfgs needs update(gradients, state, params, losses=losses, "
+        "losses_fn=losses_fn)."
+      )
+    _check_size(num_losses, updates, losses)
+    position, unravel = ravel_pytree(params)
+    gradients = jax.vmap(lambda gradient: ravel_pytree(gradient)[0])(updates)
+    losses = jnp.asarray(losses, position.dtype)
+    metric = _learned(state, memory, position, losses, gradients)
+    model = linear_model(losses, gradients, metric)
+    proposal = propose(model, jnp.ones((), position.dtype), losses)
+    result = find_step(
+      model,
+      lambda step: losses_fn(unravel(position + step)).astype(position.dtype),
+      proposal,
+      max_trials=max_trials,
+    )
+    step = jnp.where(result.found, result.proposal.step, 0)
+    lagrangian = matmul(result.proposal.weights, gradients)
+    new_state = MinimaxState(
+      metric=metric,
+      position=position,
+      step=step,
+      lagrangian=lagrangian,
+      metric_step=-result.factor * lagrangian,
+      weights=result.proposal.weights,
+      losses=jnp.where(result.found, result.losses, losses),
+      gap=proposal.gap,
+      found=result.found,
+      evaluations=state.evaluations + result.trials,
+      updates=state.updates + 1,
+    )
+    return unravel(step), new_state
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def check_memory(memory: Any) -> None:
+  """Raises a ValueError for what is no number of pairs."""
+  if not isinstance(memory, int) or isinstance(memory, bool) or memory < 0:
+    raise ValueError(f"memory must be an integer >= 0, got {memory!r}.")
+
+
+def _check_size(num_losses: int, gradients: Any, losses: Any) -> None:
+  size = check_gradients(gradients)
+  if size != num_losses:
+    raise ValueError(f"gradients must be those of {num_losses} losses, got {size}.")
+  if jnp.shape(losses) != (num_losses,):
+    raise ValueError(
+      f"losses must have shape [K] = ({num_losses},), got {jnp.shape(losses)}."
+    )
+
+
+def _learned(
+  state: MinimaxState,
+  memory: int,
+  position: jax.Array,
+  losses: jax.Array,
+  gradients: jax.Array,
+) -> Metric:
+  """The metric after the last step; the first; or a new one where no step was found."""
+  taken = position - state.position
+  change = matmul(state.weights, gradients) - state.lagrangian
+  # The chain may have scaled the step; of another step the metric's scale is known.
+  square = matmul(state.step, state.step)
+  factor = matmul(taken, state.step) / jnp.where(square > 0, square, 1)
+  difference = jnp.linalg.norm(taken - factor * state.step)
+  is_scaled = difference <= 1e-3 * jnp.linalg.norm(taken)
+  scale = jnp.where(state.metric.scale > 0, state.metric.scale, 1)
+  metric_step = jnp.where(is_scaled, factor * state.metric_step, taken / scale)
+  metric = add_pair(state.metric, taken, change, metric_step)
+  is_first = state.updates == 0
+  first_scale = _first_scale(position, losses, gradients)
+  empty = empty_metric(
+    memory, jnp.where(is_first, first_scale, state.metric.scale), position.size
+  )
+  is_new = is_first | ~state.found
+  return jax.tree.map(lambda new, old: jnp.where(is_new, new, old), empty, metric)
+
+
+def _first_scale(
+  position: jax.Array, losses: jax.Array, gradients: jax.Array
+) -> jax.Array:
+  """Of a metric whose first step is a tenth as long as the parameters, or 0.1."""
+  length = jnp.linalg.norm(gradients[jnp.argmax(losses)])
+  aim = 0.1 * jnp.where(jnp.any(position != 0), jnp.linalg.norm(position), 1)
+  return aim / jnp.where(length > 0, length, 1)
