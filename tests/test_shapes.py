@@ -10,7 +10,8 @@ import ddi_jax
 # What takes or returns arrays of a known shape.  The attacks and sources are protocols.
 EXPECTED = {
   *("calibrate_temperature", "candidate_gradients", "gram_matrix", "min_norm_weights"),
-  *("proximal_danskin_gradient", "recomputed_gradients", "restart_candidates"),
+  *("minimize_worst_case", "proximal_danskin_gradient", "recomputed_gradients"),
+  "restart_candidates",
   "worst_candidate",
 }
 
