@@ -25,6 +25,12 @@ def check_positive_int(name: str, value: Any, *, optional: bool = False) -> None
     raise ValueError(f"{name} must be {allowed}, got {value!r}.")
 
 
+def check_non_negative_int(name: str, value: Any) -> None:
+  """Raise ValueError unless the value is an integer >= 0."""
+  if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    raise ValueError(f"{name} must be an integer >= 0, got {value!r}.")
+
+
 def check_positive(name: str, value: Any) -> None:
   """Raise ValueError unless the value is a finite number > 0; a tracer passes."""
   if not isinstance(value, jax.core.Tracer) and not 0 < value < float("inf"):

@@ -11,7 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddi_jax.candidates.repeated_attacks import chosen_candidates
-from ddi_jax.checks import check_choice, check_positive, check_positive_int
+from ddi_jax.checks import (
+  check_choice,
+  check_non_negative_int,
+  check_positive,
+  check_positive_int,
+)
 from ddi_jax.directions.min_norm import solve
 from ddi_jax.gradients.gram import KeptGradients
 from ddi_jax.gradients.per_candidate import LossFn, checked_losses, widened
@@ -344,8 +349,7 @@ def check_settings(
   """Raise a ValueError for a setting out of its range, which it names first."""
   check_positive("step", step)
   check_choice("per", per, PER)
-  if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 0:
-    raise ValueError(f"iterations must be an integer >= 0, got {iterations!r}.")
+  check_non_negative_int("iterations", iterations)
   check_positive_int("memory", memory)
   if not isinstance(tolerance, jax.core.Tracer) and not tolerance >= 0:
     raise ValueError(f"tolerance must be >= 0, got {tolerance!r}.")

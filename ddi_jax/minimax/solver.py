@@ -10,11 +10,14 @@ import jax
 from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 
-from ddi_jax.checks import check_positive, check_positive_int
+from ddi_jax.checks import (
+  check_non_negative_int,
+  check_positive,
+  check_positive_int,
+)
 from ddi_jax.minimax.transformation import (
   LossesFn,
   MinimaxState,
-  check_memory,
   minimax_lbfgs,
 )
 
@@ -124,13 +127,13 @@ def minimize_max(
   """
   check_positive_int("max_steps", max_steps)
   check_positive_int("max_trials", max_trials)
-  check_memory(memory)
+  check_non_negative_int("memory", memory)
   if tolerance is not None:
     check_positive("tolerance", tolerance)
   _check_params(params)
   _check_losses(jax.eval_shape(losses_fn, params))
   if tolerance is None:
-    is_single = jnp.finfo(ravel_pytree(params)[0].dtype).bits == 32
+    is_single = jnp.finfo(jnp.result_type(*jax.tree.leaves(params))).bits == 32
     tolerance = 1e-5 if is_single else 1e-10
   return _minimize(
     losses_fn,

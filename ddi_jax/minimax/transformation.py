@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 import optax
 
-from ddi_jax.checks import check_positive_int
+from ddi_jax.checks import check_non_negative_int, check_positive_int
 from ddi_jax.gradients.gram import check_gradients
 from ddi_jax.minimax.metric import Metric, add_pair, empty_metric
 from ddi_jax.minimax.search import find_step, linear_model, propose
@@ -94,7 +94,7 @@ def minimax_lbfgs(
   """
   check_positive_int("num_losses", num_losses)
   check_positive_int("max_trials", max_trials)
-  check_memory(memory)
+  check_non_negative_int("memory", memory)
 
   def init(params: chex.ArrayTree) -> MinimaxState:
     position, _ = ravel_pytree(params)
@@ -161,12 +161,6 @@ def minimax_lbfgs(
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def check_memory(memory: Any) -> None:
-  """Raises a ValueError for what is no number of pairs."""
-  if not isinstance(memory, int) or isinstance(memory, bool) or memory < 0:
-    raise ValueError(f"memory must be an integer >= 0, got {memory!r}.")
-
-
 def _check_size(num_losses: int, gradients: Any, losses: Any) -> None:
   size = check_gradients(gradients)
   if size != num_losses:
@@ -187,7 +181,7 @@ def _learned(
   """The metric after the last step; the first; or a new one where no step was found."""
   taken = position - state.position
   change = matmul(state.weights, gradients) - state.lagrangian
-  # The chain may have scaled the step; of another step the metric's scale is known.
+  # A step that the chain scaled; for any other, the metric counts as its scale alone.
   square = matmul(state.step, state.step)
   factor = matmul(taken, state.step) / jnp.where(square > 0, square, 1)
   difference = jnp.linalg.norm(taken - factor * state.step)
