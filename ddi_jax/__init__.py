@@ -42,7 +42,12 @@ from ddi_jax.gradients.per_candidate import (
   restart_gradients,
 )
 from ddi_jax.gradients.recomputed import RecomputedGradients, recomputed_gradients
-from ddi_jax.minimax.solver import MinimaxSolution, MinimaxStatus, minimize_max
+from ddi_jax.minimax.solver import (
+  MinimaxProgress,
+  MinimaxSolution,
+  MinimaxStatus,
+  minimize_max,
+)
 from ddi_jax.minimax.transformation import MinimaxState, minimax_lbfgs
 from ddi_jax.minimax.worst_case import WorstCaseSolution, minimize_worst_case
 from ddi_jax.threat_models import ThreatModel, l1, l2, linf
@@ -54,6 +59,7 @@ __all__ = [
   "ClassifierAttack",
   "DirectionState",
   "MinNormSolution",
+  "MinimaxProgress",
   "MinimaxSolution",
   "MinimaxState",
   "MinimaxStatus",

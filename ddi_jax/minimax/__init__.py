@@ -1,10 +1,16 @@
 """Minimise the greatest of K smooth losses, or of those at all points of a set."""
 
-from ddi_jax.minimax.solver import MinimaxSolution, MinimaxStatus, minimize_max
+from ddi_jax.minimax.solver import (
+  MinimaxProgress,
+  MinimaxSolution,
+  MinimaxStatus,
+  minimize_max,
+)
 from ddi_jax.minimax.transformation import MinimaxState, minimax_lbfgs
 from ddi_jax.minimax.worst_case import WorstCaseSolution, minimize_worst_case
 
 __all__ = [
+  "MinimaxProgress",
   "MinimaxSolution",
   "MinimaxState",
   "MinimaxStatus",

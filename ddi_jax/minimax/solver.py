@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import enum
 import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -69,6 +70,22 @@ class MinimaxSolution(NamedTuple):
     return self.status == MinimaxStatus.CONVERGED
 
 
+class MinimaxProgress(NamedTuple):
+  """What the callback of `minimize_max` is given after every step.
+
+  Attributes:
+    steps: so far.
+    evaluations: of the losses, so far.
+    value: the greatest loss, after the step.
+    gap: before it, see `MinimaxSolution`.
+  """
+
+  steps: Int[Array, ""]
+  evaluations: Int[Array, ""]
+  value: Float[Array, ""]
+  gap: Float[Array, ""]
+
+
 class _State(NamedTuple):
   position: jax.Array  # [D]
   losses: jax.Array  # [K]
@@ -84,6 +101,7 @@ def minimize_max(
   tolerance: float | None = None,
   memory: int = 30,
   max_trials: int = 30,
+  callback: Callable[[MinimaxProgress], None] | None = None,
 ) -> MinimaxSolution:
   """Minimise the greatest of K smooth losses, max_k losses_fn(params)[k].
 
@@ -108,6 +126,8 @@ def minimize_max(
       1e-10 in float64.
     memory: pairs of the metric, >= 0.  0: the ordinary metric with an adaptive length.
     max_trials: losses computed in a step before it is given up, >= 1.
+    callback: is called on the host with a `MinimaxProgress` after every step, to watch
+      long runs; it cannot stop them.
 
   Returns:
     A `MinimaxSolution`.
@@ -142,11 +162,13 @@ def minimize_max(
     max_steps=max_steps,
     memory=memory,
     max_trials=max_trials,
+    callback=callback,
   )
 
 
 @functools.partial(
-  jax.jit, static_argnames=("losses_fn", "max_steps", "memory", "max_trials")
+  jax.jit,
+  static_argnames=("losses_fn", "max_steps", "memory", "max_trials", "callback"),
 )
 def _minimize(
   losses_fn: LossesFn,
@@ -156,6 +178,7 @@ def _minimize(
   max_steps: int,
   memory: int,
   max_trials: int,
+  callback: Callable[[MinimaxProgress], None] | None,
 ) -> MinimaxSolution:
   start, unravel = ravel_pytree(params)
   eps = jnp.finfo(start.dtype).eps
@@ -191,6 +214,10 @@ def _minimize(
     status = jnp.where(undefined, MinimaxStatus.NOT_FINITE, status)
     done = (known.gap <= allowed) & (gained <= allowed)
     status = jnp.where(done, MinimaxStatus.CONVERGED, status)
+    if callback is not None:
+      evaluations = known.evaluations + 1
+      progress = MinimaxProgress(known.updates, evaluations, jnp.max(known.losses), known.gap)
+      jax.debug.callback(callback, progress)
     return _State(state.position + step, known.losses, known, status)
 
   finite = jnp.all(jnp.isfinite(losses)) & jnp.all(jnp.isfinite(start))

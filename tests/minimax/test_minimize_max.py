@@ -203,6 +203,73 @@ def test_parameters_of_unlike_scales(x64):
   np.testing.assert_allclose(solution.value, expected.value, rtol=1e-7)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_a_rotation_of_the_parameters_does_not_matter(x64, scale):
+  """Nor their unit: every step is the same step."""
+  losses_fn = quadratics(5, 4)
+  random = np.random.default_rng(1).normal(size=(4, 4))
+  matrix = scale * jnp.asarray(np.linalg.qr(random)[0])
+  plain = ddi_jax.minimize_max(losses_fn, jnp.ones(4))
+  changed = ddi_jax.minimize_max(
+    lambda z: losses_fn(matrix @ z), jnp.linalg.solve(matrix, jnp.ones(4))
+  )
+  assert changed.evaluations == plain.evaluations
+  np.testing.assert_allclose(changed.value, plain.value, rtol=1e-12)
+  np.testing.assert_allclose(matrix @ changed.params, plain.params, atol=1e-6)
+
+
+def test_any_affine_change_of_the_parameters_ends_at_the_same_minimum(x64):
+  losses_fn = quadratics(5, 4)
+  random = np.random.default_rng(1).normal(size=(2, 4, 4))
+  left, right = (np.linalg.qr(part)[0] for part in random)
+  matrix = jnp.asarray(left @ np.diag([1.0, 5.0, 20.0, 100.0]) @ right)
+  shift = jnp.array([3.0, -1.0, 0.5, 2.0])
+  plain = ddi_jax.minimize_max(losses_fn, jnp.ones(4))
+  changed = ddi_jax.minimize_max(
+    lambda z: losses_fn(matrix @ z + shift), jnp.linalg.solve(matrix, 1 - shift)
+  )
+  assert changed.converged
+  np.testing.assert_allclose(changed.value, plain.value, rtol=1e-8)
+
+
+def test_a_thousand_losses(x64):
+  """More than have weight at the minimum."""
+  nodes = np.linspace(-1, 1, 500)
+  basis = jnp.asarray(np.polynomial.chebyshev.chebvander(nodes, 8))
+
+  def losses_fn(coefficients):
+    error = basis @ coefficients - jnp.abs(jnp.asarray(nodes))
+    return jnp.concatenate([error, -error])
+
+  solution = ddi_jax.minimize_max(losses_fn, jnp.zeros(9))
+  assert solution.converged
+  # The linear program: the least t with error <= t and -error <= t.
+  columns = np.hstack([np.vstack([basis, -basis]), -np.ones((1000, 1))])
+  target = np.abs(nodes)
+  best = scipy.optimize.linprog(
+    np.eye(10)[-1],
+    A_ub=columns,
+    b_ub=np.concatenate([target, -target]),
+    bounds=(None, None),
+  )
+  np.testing.assert_allclose(solution.value, best.fun, rtol=1e-8)
+
+
+def test_progress_is_told_after_every_step(x64):
+  told = []
+  losses_fn, start, _ = PUBLISHED["Rosen-Suzuki"]
+  solution = ddi_jax.minimize_max(losses_fn, jnp.array(start), callback=told.append)
+  jax.effects_barrier()
+  assert [int(progress.steps) for progress in told] == list(range(1, len(told) + 1))
+  assert len(told) == solution.steps
+  # The fixture's double precision does not reach the callback's thread.
+  np.testing.assert_allclose(told[-1].value, solution.value, rtol=1e-6)
+  np.testing.assert_allclose(told[-1].gap, solution.gap, rtol=1e-6)
+  assert told[-1].evaluations == solution.evaluations
+  values = [float(progress.value) for progress in told]
+  assert values == sorted(values, reverse=True)
+
+
 def test_vmap_is_a_loop(x64):
   """Over starts and over the problem's data."""
 
