@@ -16,6 +16,7 @@ from ddi_jax.numerics.precision import matmul
 LossesOfStep = Callable[[jax.Array], jax.Array]  # step [D] -> losses [K]
 _SUFFICIENT = 1e-3  # of the model's decrease, for a step to be taken
 _GROWTH = 4.0
+_MOST_GROWTH = 1e8
 
 
 class Model(NamedTuple):
@@ -147,9 +148,12 @@ def find_step(
     gained = value - reached
     good = (gained > 0) & (gained >= _SUFFICIENT * decrease)
     better = good & (~state.found | (reached < jnp.max(state.losses)))
-    stretch = better & ~is_correction & proposal.curved & (gained >= 0.9 * decrease)
-    stretch &= state.next_factor >= 1
-    correct = is_first & ~good & jnp.isfinite(reached)
+    # The model holds, as far as the rounding of the losses lets us see.
+    stretch = gained >= 0.9 * decrease - 4 * rounding
+    stretch &= ~is_correction & proposal.curved & (state.next_factor >= 1)
+    stretch &= better | ~state.found
+    growth = jnp.clip(16 * rounding / decrease, _GROWTH, _MOST_GROWTH)
+    correct = is_first & ~good & ~stretch & jnp.isfinite(reached)
     # The decrease along the step, as a parabola, is greatest at this fraction of it.
     fraction = decrease / (2 * jnp.maximum(decrease - gained, decrease / 2))
     fraction = jnp.where(jnp.isfinite(reached), jnp.clip(fraction, 0.1, 0.5), 0.1)
@@ -160,14 +164,14 @@ def find_step(
     )
     shrunk = jnp.where(correct, 1, fraction) * state.next_factor
     trials = state.trials + 1
-    hopeless = ~correct & (proposal.decrease <= rounding)
+    hopeless = ~correct & ~stretch & (proposal.decrease <= rounding)
     return Search(
       proposal=kept[0],
       factor=kept[1],
       losses=kept[2],
       found=state.found | better,
       trials=trials,
-      next_factor=jnp.where(stretch, _GROWTH * state.next_factor, shrunk),
+      next_factor=jnp.where(stretch, growth * state.next_factor, shrunk),
       offsets=jnp.where(
         correct, losses - matmul(model.gradients, proposal.step), model.losses
       ),

@@ -189,19 +189,17 @@ def _learned(
   scale = jnp.where(state.metric.scale > 0, state.metric.scale, 1)
   metric_step = jnp.where(is_scaled, factor * state.metric_step, taken / scale)
   metric = add_pair(state.metric, taken, change, metric_step)
-  is_first = state.updates == 0
-  first_scale = _first_scale(position, losses, gradients)
   empty = empty_metric(
-    memory, jnp.where(is_first, first_scale, state.metric.scale), position.size
+    memory, _first_scale(position, losses, gradients), position.size
   )
-  is_new = is_first | ~state.found
+  is_new = (state.updates == 0) | ~state.found
   return jax.tree.map(lambda new, old: jnp.where(is_new, new, old), empty, metric)
 
 
 def _first_scale(
   position: jax.Array, losses: jax.Array, gradients: jax.Array
 ) -> jax.Array:
-  """Of a metric whose first step is a tenth as long as the parameters, or 0.1."""
+  """Of a metric whose first step is as long as the parameters, or 1."""
   length = jnp.linalg.norm(gradients[jnp.argmax(losses)])
-  aim = 0.1 * jnp.where(jnp.any(position != 0), jnp.linalg.norm(position), 1)
+  aim = jnp.where(jnp.any(position != 0), jnp.linalg.norm(position), 1)
   return aim / jnp.where(length > 0, length, 1)
