@@ -1,0 +1,171 @@
+"""`ddi_jax.minimize_max` beside other minimisers of a maximum, in evaluations and time.
+
+pip install -e '.[peers]'
+python benchmarks/minimax.py --output=docs/data
+
+Float64 everywhere.  Per problem, all solvers from the same start: published problems
+(benchmarks/minimax_problems.py) and tasks (benchmarks/minimax_tasks.py).  An evaluation
+computes all losses at one point; gradients come on top, for every solver.  Others get
+20 times our evaluations, at least 500, and at most --seconds.
+
+Error: (value - least value of all solvers, or the published optimum if it is less) /
+its absolute value; where that is 0, the value itself.  "Equal": after as many
+evaluations as ours took in all.  Seconds are without compilation: of ours the median
+of three runs, of the others one (of the best learning rate, where there is one).
+"""
+
+import csv
+from pathlib import Path
+import re
+import statistics
+import time
+from typing import Any
+
+from absl import app, flags
+import jax
+import jax.numpy as jnp
+from machine import describe_machine
+from minimax_problems import PROBLEMS
+from minimax_tasks import Task, tasks
+import numpy as np
+from peers.minimizers import DENSE, SOLVERS, Problem, Run
+
+import ddi_jax
+
+_OUTPUT = flags.DEFINE_string("output", None, "Folder that receives minimax.csv.")
+_ONLY = flags.DEFINE_string("only", "", "Regular expression: problems by name.")
+_SOLVERS = flags.DEFINE_string("solvers", "", "Regular expression: others by name.")
+_SECONDS = flags.DEFINE_float("seconds", 20, "Per solver and problem.")
+_MAX_STEPS = flags.DEFINE_integer("max_steps", 500, "Of ours.")
+
+OURS = "minimize_max"
+SINGLE = "minimize_max, float32"
+GOAL = 1e-7  # the relative error
+DENSE_LIMIT = 2000  # parameters; one iteration of a dense method takes minutes above
+
+
+def _minimize(task: Task, dtype: type) -> tuple[Run, ddi_jax.MinimaxSolution, float]:
+  """Ours: the run, its solution, and the seconds of the compilation."""
+  start = jnp.asarray(task.start, dtype)
+
+  def losses_fn(x: jax.Array) -> jax.Array:
+    return task.losses_fn(x).astype(dtype)
+
+  def minimize(x: jax.Array) -> ddi_jax.MinimaxSolution:
+    return ddi_jax.minimize_max(losses_fn, x, max_steps=_MAX_STEPS.value)
+
+  began = time.perf_counter()
+  compiled = jax.jit(minimize).lower(start).compile()
+  compilation = time.perf_counter() - began
+  seconds = []
+  for _ in range(3):
+    began = time.perf_counter()
+    solution = jax.block_until_ready(compiled(start))
+    seconds.append(time.perf_counter() - began)
+  told: list[ddi_jax.MinimaxProgress] = []
+  ddi_jax.minimize_max(
+    losses_fn, start, max_steps=_MAX_STEPS.value, callback=told.append
+  )
+  jax.effects_barrier()
+  values = np.full(int(solution.evaluations), np.inf)
+  values[0] = float(losses_fn(start).max())
+  for progress in told:
+    values[int(progress.evaluations) - 1] = float(progress.value)
+  run = Run(
+    np.minimum.accumulate(values), statistics.median(seconds), int(solution.steps)
+  )
+  return run, solution, compilation
+
+
+def _problems() -> list[tuple[Task, float | None]]:
+  """With the published optimum, where there is one."""
+  published = [
+    (Task(p.name, np.array(p.start), p.losses_fn), p.optimum) for p in PROBLEMS
+  ]
+  return [*published, *((task, None) for task in tasks())]
+
+
+def _rows(task: Task, optimum: float | None) -> list[dict[str, Any]]:
+  ours, solution, compilation = _minimize(task, jnp.float64)
+  single, single_solution, _ = _minimize(task, jnp.float32)
+  runs = {OURS: ours, SINGLE: single}
+  problem = Problem(
+    task.start,
+    task.losses_fn,
+    evaluations=max(500, 20 * len(ours.values)),
+    seconds=_SECONDS.value,
+  )
+  for name, solver in SOLVERS.items():
+    if not re.search(_SOLVERS.value, name):
+      continue
+    if name not in DENSE or len(task.start) <= DENSE_LIMIT:
+      runs[name] = solver(problem)
+  least = min(run.values[-1] for run in runs.values())
+  reference = least if optimum is None else min(least, optimum)
+  scale = abs(reference) if optimum != 0 else 1.0
+  return [
+    {
+      "problem": task.name,
+      "n": len(task.start),
+      "K": len(solution.losses),
+      "solver": name,
+      "iterations": run.iterations,
+      "evaluations": len(run.values),
+      "seconds": run.seconds,
+      "compilation": compilation if name == OURS else "",
+      "status": {
+        OURS: ddi_jax.MinimaxStatus(int(solution.status)).name,
+        SINGLE: ddi_jax.MinimaxStatus(int(single_solution.status)).name,
+      }.get(name, ""),
+      "gap": {OURS: float(solution.gap), SINGLE: float(single_solution.gap)}.get(
+        name, ""
+      ),
+      "value": run.values[-1],
+      "error": (run.values[-1] - reference) / scale,
+      "equal_error": (run.values[: len(ours.values)][-1] - reference) / scale,
+      "evaluations_to_goal": _first(run.values, reference + GOAL * scale),
+    }
+    for name, run in runs.items()
+  ]
+
+
+def _first(values: np.ndarray, goal: float) -> int | str:
+  """The evaluation that reaches it."""
+  reached = np.flatnonzero(values <= goal)
+  return int(reached[0]) + 1 if len(reached) else ""
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+  print(
+    f"\n### {rows[0]['problem']}: n = {rows[0]['n']:,}, K = {rows[0]['K']}\n\n"
+    "| solver | iterations | evaluations | to 1e-7 | seconds | value | error | equal |\n"
+    "|---|---|---|---|---|---|---|---|"
+  )
+  for row in rows:
+    iterations = row["iterations"] if row["iterations"] >= 0 else ""
+    print(
+      f"| {row['solver']} | {iterations} | {row['evaluations']} | "
+      f"{row['evaluations_to_goal']} | {row['seconds']:.3g} | {row['value']:.9g} | "
+      f"{row['error']:.0e} | {row['equal_error']:.0e} |",
+      flush=True,
+    )
+
+
+def main(_: list[str]) -> None:
+  jax.config.update("jax_enable_x64", True)
+  packages = ("jax", "scipy", "nlopt", "pygranso", "torch", "optax")
+  print(describe_machine(*packages))
+  rows: list[dict[str, Any]] = []
+  for task, optimum in _problems():
+    if re.search(_ONLY.value, task.name):
+      rows += (found := _rows(task, optimum))
+      _print(found)
+  if _OUTPUT.value:
+    with (Path(_OUTPUT.value) / "minimax.csv").open("w", newline="") as file:
+      writer = csv.DictWriter(file, list(rows[0]))
+      writer.writeheader()
+      writer.writerows(rows)
+
+
+if __name__ == "__main__":
+  app.run(main)
