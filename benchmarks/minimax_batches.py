@@ -95,7 +95,8 @@ def main() -> None:
     }
     rate = min(adam, key=lambda rate: np.mean(adam[rate]))
     print(
-      f"| {per_class or 'all'} | {describe(metric)} | {describe(adam[rate])} | {rate} |",
+      f"| {per_class or 'all'} | {describe(metric)} | {describe(adam[rate])} "
+      f"| {rate} |",
       flush=True,
     )
 

@@ -65,6 +65,7 @@ class Search(NamedTuple):
     next_factor: of the next trial.
     offsets: `[K]`, losses of the model in the next trial: other ones than `losses`
       correct the model by what the trial before showed (second order).
+    decrease: of the model without a correction, in the last trial.
     done: whether the search has ended.
   """
 
@@ -75,6 +76,7 @@ class Search(NamedTuple):
   trials: jax.Array
   next_factor: jax.Array
   offsets: jax.Array
+  decrease: jax.Array
   done: jax.Array
 
 
@@ -116,10 +118,10 @@ def find_step(
 
   The first trial is the model's minimiser in the metric.  Where it lowers the loss by
   all that the linear model says, so that no curvature is seen, the metric is stretched
-  as long as that helps.  Where it fails, the second trial corrects the model's losses
-  by what the first showed, which keeps steps long at a curved ridge (Maratos, 1978).
-  The later trials shrink the metric: the step turns towards the gradient of the
-  greatest loss, so that one of them descends.
+  as long as that helps.  Where a trial fails, the next corrects the model's losses by
+  what it showed, which keeps steps long at a curved ridge (Maratos, 1978).  Where that
+  fails too, the metric is shrunk: the step turns towards the gradient of the greatest
+  loss, so that one of them descends.
 
   Args:
     model: at the current point.
@@ -144,7 +146,7 @@ def find_step(
     losses = losses_of_step(proposal.step)
     reached = jnp.where(jnp.all(jnp.isfinite(losses)), jnp.max(losses), jnp.inf)
     # A correction is held to what the model said without it.
-    decrease = jnp.where(is_correction, first.decrease, proposal.decrease)
+    decrease = jnp.where(is_correction, state.decrease, proposal.decrease)
     gained = value - reached
     good = (gained > 0) & (gained >= _SUFFICIENT * decrease)
     better = good & (~state.found | (reached < jnp.max(state.losses)))
@@ -153,7 +155,7 @@ def find_step(
     stretch &= ~is_correction & proposal.curved & (state.next_factor >= 1)
     stretch &= better | ~state.found
     growth = jnp.clip(16 * rounding / decrease, _GROWTH, _MOST_GROWTH)
-    correct = is_first & ~good & ~stretch & jnp.isfinite(reached)
+    correct = ~is_correction & ~good & ~stretch & ~state.found & jnp.isfinite(reached)
     # The decrease along the step, as a parabola, is greatest at this fraction of it.
     fraction = decrease / (2 * jnp.maximum(decrease - gained, decrease / 2))
     fraction = jnp.where(jnp.isfinite(reached), jnp.clip(fraction, 0.1, 0.5), 0.1)
@@ -164,7 +166,7 @@ def find_step(
     )
     shrunk = jnp.where(correct, 1, fraction) * state.next_factor
     trials = state.trials + 1
-    hopeless = ~correct & ~stretch & (proposal.decrease <= rounding)
+    hopeless = ~correct & ~stretch & (decrease <= rounding)
     return Search(
       proposal=kept[0],
       factor=kept[1],
@@ -175,6 +177,7 @@ def find_step(
       offsets=jnp.where(
         correct, losses - matmul(model.gradients, proposal.step), model.losses
       ),
+      decrease=decrease,
       done=((state.found | better) & ~stretch) | hopeless | (trials >= max_trials),
     )
 
@@ -187,6 +190,7 @@ def find_step(
     trials=jnp.zeros((), int),
     next_factor=one,
     offsets=model.losses,
+    decrease=first.decrease,
     done=jnp.zeros((), bool),
   )
   return jax.lax.while_loop(lambda state: ~state.done, trial, start)

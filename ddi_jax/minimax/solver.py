@@ -90,6 +90,7 @@ class _State(NamedTuple):
   position: jax.Array  # [D]
   losses: jax.Array  # [K]
   optimizer: MinimaxState
+  close: jax.Array  # Whether the last gap and the last gain were within the tolerance.
   status: jax.Array
 
 
@@ -212,19 +213,25 @@ def _minimize(
     )
     status = jnp.where(stuck, MinimaxStatus.NO_DESCENT, status)
     status = jnp.where(undefined, MinimaxStatus.NOT_FINITE, status)
-    done = (known.gap <= allowed) & (gained <= allowed)
+    # A gap within the tolerance is believed when the next step says the same, in a
+    # metric that has learned more, or when there is no step.
+    close = (known.gap <= allowed) & (gained <= allowed)
+    done = close & (state.close | ~known.found)
     status = jnp.where(done, MinimaxStatus.CONVERGED, status)
     if callback is not None:
       evaluations = known.evaluations + 1
-      progress = MinimaxProgress(known.updates, evaluations, jnp.max(known.losses), known.gap)
+      progress = MinimaxProgress(
+        known.updates, evaluations, jnp.max(known.losses), known.gap
+      )
       jax.debug.callback(callback, progress)
-    return _State(state.position + step, known.losses, known, status)
+    return _State(state.position + step, known.losses, known, close, status)
 
   finite = jnp.all(jnp.isfinite(losses)) & jnp.all(jnp.isfinite(start))
   state = _State(
     position=start,
     losses=losses.astype(start.dtype),
     optimizer=optimizer.init(start),
+    close=jnp.zeros((), bool),
     status=jnp.where(finite, MinimaxStatus.RUNNING, MinimaxStatus.NOT_FINITE),
   )
   state = jax.lax.while_loop(

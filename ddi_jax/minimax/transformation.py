@@ -142,14 +142,15 @@ def minimax_lbfgs(
       max_trials=max_trials,
     )
     step = jnp.where(result.found, result.proposal.step, 0)
-    lagrangian = matmul(result.proposal.weights, gradients)
     new_state = MinimaxState(
       metric=metric,
       position=position,
       step=step,
-      lagrangian=lagrangian,
-      metric_step=-result.factor * lagrangian,
-      weights=result.proposal.weights,
+      # Of the whole step: a shrunk one leans to the greatest loss, and would hide the
+      # curvature of the others.
+      lagrangian=matmul(proposal.weights, gradients),
+      weights=proposal.weights,
+      metric_step=-result.factor * matmul(result.proposal.weights, gradients),
       losses=jnp.where(result.found, result.losses, losses),
       gap=proposal.gap,
       found=result.found,
@@ -189,9 +190,7 @@ def _learned(
   scale = jnp.where(state.metric.scale > 0, state.metric.scale, 1)
   metric_step = jnp.where(is_scaled, factor * state.metric_step, taken / scale)
   metric = add_pair(state.metric, taken, change, metric_step)
-  empty = empty_metric(
-    memory, _first_scale(position, losses, gradients), position.size
-  )
+  empty = empty_metric(memory, _first_scale(position, losses, gradients), position.size)
   is_new = (state.updates == 0) | ~state.found
   return jax.tree.map(lambda new, old: jnp.where(is_new, new, old), empty, metric)
 
