@@ -3,16 +3,16 @@
 pip install -e '.[peers]'
 python benchmarks/minimax.py --output=docs/data
 
-Float64, but for one row.  Per problem, all solvers from the same start: published problems
-(benchmarks/minimax_problems.py) and tasks (benchmarks/minimax_tasks.py).  An evaluation
-computes all losses at one point; gradients come on top, for every solver.  Others get
-20 times our evaluations, at least 500, and twice our time, at least --seconds.
+Float64, but for one row.  All solvers start at the same point of published problems
+(benchmarks/minimax_problems.py) and of tasks (benchmarks/minimax_tasks.py).  An
+evaluation computes all losses at one point; gradients come on top, for every solver.
+Others get 20 times our evaluations, at least 500, and twice our time, at least
+--seconds.  The greatest task gets 100 of our steps.
 
 Error: (value - least value of all solvers in float64, or the published optimum if it
-is less) / its absolute value; where that is 0, the value itself.  "Equal": after as many
-evaluations as ours took in all.  Seconds are without compilation: of ours the median
-of three runs, of the others one (of the best learning rate, where there is one).
-The greatest task gets 100 of our steps.
+is less) / its absolute value; where that is 0, the value itself.  "Equal": after as
+many evaluations as ours took in all.  Seconds are without compilation: of ours the
+median of three runs, of the others one (of the best learning rate, if it has one).
 """
 
 import csv

@@ -153,7 +153,7 @@ def find_step(
     # The model holds, as far as the rounding of the losses lets us see.
     stretch = gained >= 0.9 * decrease - 4 * rounding
     stretch &= ~is_correction & proposal.curved & (state.next_factor >= 1)
-    stretch &= better | ~state.found
+    stretch &= better | is_first
     growth = jnp.clip(16 * rounding / decrease, _GROWTH, _MOST_GROWTH)
     correct = ~is_correction & ~good & ~stretch & ~state.found & jnp.isfinite(reached)
     # The decrease along the step, as a parabola, is greatest at this fraction of it.
@@ -166,7 +166,7 @@ def find_step(
     )
     shrunk = jnp.where(correct, 1, fraction) * state.next_factor
     trials = state.trials + 1
-    hopeless = ~correct & ~stretch & (decrease <= rounding)
+    hopeless = ~correct & ~stretch & (decrease <= 16 * rounding)
     return Search(
       proposal=kept[0],
       factor=kept[1],

