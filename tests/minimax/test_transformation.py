@@ -66,6 +66,18 @@ def test_the_metric_learns_from_the_step_that_was_taken(x64):
   np.testing.assert_allclose(values[-1], whole.value, rtol=1e-6)
 
 
+def test_a_mask_on_the_gradients_leaves_parameters_alone(x64):
+  """And the others reach the minimum over them."""
+  mask = {"a": True, "b": False}
+  hold = optax.masked(optax.set_to_zero(), jax.tree.map(lambda moves: not moves, mask))
+  params, _, values = run(optax.chain(hold, ddi_jax.minimax_lbfgs(3)), 20)
+  assert params["b"] == START["b"]
+  alone = ddi_jax.minimize_max(
+    lambda a: losses_fn({"a": a, "b": START["b"]}), START["a"].astype(float)
+  )
+  np.testing.assert_allclose(values[-1], alone.value, rtol=1e-9)
+
+
 def test_what_is_missing_or_of_another_size_is_named():
   optimizer = ddi_jax.minimax_lbfgs(2)
   params = jnp.ones(3)
