@@ -63,8 +63,8 @@ class Search(NamedTuple):
     found: whether there is one.
     trials: how many losses were computed.
     next_factor: of the next trial.
-    offsets: `[K]`, losses of the model in the next trial: other ones than `losses`
-      correct the model by what the trial before showed (second order).
+    corrects: whether the next trial corrects the model by what this one showed.
+    offsets: `[K]`, losses of the model in the next trial.
     decrease: of the model without a correction, in the last trial.
     done: whether the search has ended.
   """
@@ -75,6 +75,7 @@ class Search(NamedTuple):
   found: jax.Array
   trials: jax.Array
   next_factor: jax.Array
+  corrects: jax.Array
   offsets: jax.Array
   decrease: jax.Array
   done: jax.Array
@@ -137,7 +138,7 @@ def find_step(
   rounding = jnp.finfo(value.dtype).eps * jnp.abs(value)
 
   def trial(state: Search) -> Search:
-    is_first, is_correction = state.trials == 0, jnp.any(state.offsets != model.losses)
+    is_first, is_correction = state.trials == 0, state.corrects
     proposal = jax.lax.cond(
       is_first,
       lambda: first,
@@ -174,6 +175,7 @@ def find_step(
       found=state.found | better,
       trials=trials,
       next_factor=jnp.where(stretch, growth * state.next_factor, shrunk),
+      corrects=correct,
       offsets=jnp.where(
         correct, losses - matmul(model.gradients, proposal.step), model.losses
       ),
@@ -189,6 +191,7 @@ def find_step(
     found=jnp.zeros((), bool),
     trials=jnp.zeros((), int),
     next_factor=one,
+    corrects=jnp.zeros((), bool),
     offsets=model.losses,
     decrease=first.decrease,
     done=jnp.zeros((), bool),
