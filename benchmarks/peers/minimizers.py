@@ -192,6 +192,7 @@ def _nlopt(problem: Problem, algorithm: int) -> Run:
   solver.set_min_objective(objective)
   solver.add_inequality_mconstraint(excess, np.zeros(recorder.num_losses))
   solver.set_xtol_rel(1e-15)
+  solver.set_maxtime(problem.seconds)
   try:
     start = recorder.losses(problem.start).max()
     solver.optimize(np.append(problem.start, start))
