@@ -172,6 +172,7 @@ def pendulum_cost(policy: jax.Array, length: jax.Array, mass: jax.Array) -> jax.
 
   The weight is mass * 9.81 * length; 0.001 |policy|^2 comes on top.
   """
+  length, mass = length.astype(policy.dtype), mass.astype(policy.dtype)
   angles, speeds, torques = simulate_pendulum(policy, length, mass)
   shares = torques / (mass * 9.81 * length)
   means = jnp.mean(angles**2 + 0.1 * speeds**2 + 0.3 * shares**2)
