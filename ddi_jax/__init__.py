@@ -10,6 +10,7 @@ from ddi_jax.attacks import (
   pgd,
 )
 from ddi_jax.candidates import restart_candidates, worst_candidate
+from ddi_jax.checks import check_examples
 from ddi_jax.directions.aggregators import (
   cagrad_direction,
   mgda_direction,
@@ -83,6 +84,7 @@ __all__ = [
   "calibrate_temperature",
   "candidate_gradients",
   "candidates",
+  "check_examples",
   "danskin_direction",
   "evaluate",
   "first_restart_direction",

@@ -3,9 +3,13 @@
 from collections.abc import Callable
 import functools
 import inspect
+import numbers
 from typing import Any
 
 import jax
+from jax.experimental import checkify
+import jax.numpy as jnp
+import numpy as np
 
 
 def missing_extra(extra: str, error: ModuleNotFoundError) -> ImportError:
@@ -16,25 +20,71 @@ def missing_extra(extra: str, error: ModuleNotFoundError) -> ImportError:
   )
 
 
+def is_concrete(value: Any) -> bool:
+  """Whether the value is known: no tracer of `jax.jit`, say."""
+  return not isinstance(value, jax.core.Tracer)
+
+
 def check_positive_int(name: str, value: Any, *, optional: bool = False) -> None:
   """Raise ValueError unless the value is an integer >= 1 (or None, if optional)."""
-  if optional and value is None:
-    return
-  if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-    allowed = "None or an integer >= 1" if optional else "an integer >= 1"
-    raise ValueError(f"{name} must be {allowed}, got {value!r}.")
+  if not (optional and value is None):
+    _check_int(name, value, 1, "None or an integer" if optional else "an integer")
 
 
 def check_non_negative_int(name: str, value: Any) -> None:
   """Raise ValueError unless the value is an integer >= 0."""
-  if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-    raise ValueError(f"{name} must be an integer >= 0, got {value!r}.")
+  _check_int(name, value, 0, "an integer")
+
+
+def _check_int(name: str, value: Any, least: int, kind: str) -> None:
+  is_int = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+  if not is_int or value < least:
+    raise ValueError(f"{name} must be {kind} >= {least}, got {value!r}.")
+
+
+def check_number(
+  name: str, value: Any, interval: str, *, optional: bool = False
+) -> None:
+  """Raise ValueError unless the value is a real number in the interval.
+
+  Args:
+    name: of the argument.
+    value: a Python number, or a numpy or jax scalar.  A tracer passes: its value is
+      not known yet.
+    interval: "[0, 1)", "(0, inf)" and so on.
+    optional: whether None passes too.
+  """
+  if not is_concrete(value) or (optional and value is None):
+    return
+  low, high = (float(end) for end in interval[1:-1].split(","))
+  number = _real_number(value)
+  above = number >= low if interval[0] == "[" else number > low
+  below = number <= high if interval[-1] == "]" else number < high
+  if not (above and below):
+    allowed = f"in {interval}"
+    if high == float("inf"):
+      allowed = f"a finite number {'>=' if interval[0] == '[' else '>'} {low:g}"
+    allowed = f"None or {allowed}" if optional else allowed
+    raise ValueError(f"{name} must be {allowed}, got {value!r}.")
+
+
+def _real_number(value: Any) -> float:
+  """The value as a float; NaN, which is in no interval, if it is no real number."""
+  if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+    kinds = (jnp.integer, jnp.floating)
+    is_real = any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
+    return float(value) if is_real and value.ndim == 0 else float("nan")
+  if not isinstance(value, numbers.Real) or isinstance(value, bool):
+    return float("nan")
+  try:
+    return float(value)
+  except OverflowError:
+    return float("inf")
 
 
 def check_positive(name: str, value: Any) -> None:
   """Raise ValueError unless the value is a finite number > 0; a tracer passes."""
-  if not isinstance(value, jax.core.Tracer) and not 0 < value < float("inf"):
-    raise ValueError(f"{name} must be a finite number > 0, got {value!r}.")
+  check_number(name, value, "(0, inf)")
 
 
 def check_choice(name: str, value: Any, allowed: Any) -> None:
@@ -45,8 +95,134 @@ def check_choice(name: str, value: Any, allowed: Any) -> None:
 
 def check_bounds(bounds: Any) -> None:
   """Raise ValueError unless bounds are None or (low, high) with low < high."""
-  if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
-    raise ValueError(f"bounds must be (low, high) with low < high, got {bounds!r}.")
+  if bounds is None:
+    return
+  is_pair = isinstance(bounds, (tuple, list)) and len(bounds) == 2
+  if is_pair and not all(is_concrete(end) for end in bounds):
+    return
+  if not is_pair or not _real_number(bounds[0]) < _real_number(bounds[1]):
+    raise ValueError(
+      f"bounds must be None or two numbers (low, high) with low < high, got {bounds!r}."
+    )
+
+
+def check_key(key: Any) -> None:
+  """Raise ValueError unless it is a key of `jax.random`, or an array of them."""
+  dtype = getattr(key, "dtype", None)
+  is_typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+  is_raw = dtype == jnp.uint32 and key.ndim >= 1
+  if not is_typed and not is_raw:
+    raise ValueError(f"key must be a key such as jax.random.key(0), got {key!r}.")
+
+
+def _is_readable(array: Any) -> bool:
+  """Whether there are values, and all of them are known to this process."""
+  if not is_concrete(array):
+    return False
+  return getattr(array, "is_fully_addressable", True) and np.size(array) > 0
+
+
+def check_inside(inputs: Any, bounds: Any) -> None:
+  """Raise ValueError for inputs outside the box, or not finite; tracers pass."""
+  if not _is_readable(inputs):
+    return
+  values = np.asarray(inputs)
+  least, greatest = float(values.min()), float(values.max())
+  if not (np.isfinite(least) and np.isfinite(greatest)):
+    raise ValueError(
+      f"inputs must be finite, got values from {least:g} to {greatest:g}."
+    )
+  if bounds is None or not all(is_concrete(end) for end in bounds):
+    return
+  low, high = (float(end) for end in bounds)
+  if least < low or greatest > high:
+    raise ValueError(
+      f"inputs must lie inside bounds = ({low:g}, {high:g}), got values from {least:g} "
+      f"to {greatest:g}.  Scale them (images in 0..255 by 1 / 255), or pass the bounds "
+      "of your inputs."
+    )
+
+
+ONE_LOGIT = (
+  "  Where one logit z [B, 1] decides between two classes, return "
+  "jnp.concatenate([jnp.zeros_like(z), z], axis=1)."
+)
+
+
+def check_labels(labels: Any, num_classes: int) -> None:
+  """Raise ValueError for class labels outside [0, num_classes); tracers pass."""
+  if not _is_readable(labels):
+    return
+  values = np.asarray(labels)
+  least, greatest = int(values.min()), int(values.max())
+  if least < 0 or greatest >= num_classes:
+    raise ValueError(
+      f"labels must be in [0, {num_classes}), one class per logit, got values from "
+      f"{least} to {greatest}." + (ONE_LOGIT if num_classes == 1 else "")
+    )
+
+
+def check_examples(
+  inputs: jax.Array,
+  labels: jax.Array | None = None,
+  *,
+  bounds: tuple[float, float] | None = (0.0, 1.0),
+  num_classes: int | None = None,
+) -> None:
+  """Check a batch's values: finite inputs in the box, labels that name a class.
+
+  Attacks and losses check the same where values are known, that is outside `jax.jit`.
+  Under jit nothing is known when the program is traced, and a wrong batch would pass in
+  silence: call this on a batch before the jitted step; or inside it, and transform the
+  step with `jax.experimental.checkify.checkify`.
+
+  Args:
+    inputs: `[B, ...]`.
+    labels: integers `[B]`, or None.
+    bounds: the box `(low, high)` of the inputs, or None.
+    num_classes: C; None leaves the labels alone.
+
+  Raises:
+    ValueError: for values outside; under jit, where `checkify` throws, its error.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, ddi_jax
+    >>> from jax.experimental import checkify
+    >>> ddi_jax.check_examples(jnp.array([[0.0, 255.0]]))
+    Traceback (most recent call last):
+    ...
+    ValueError: inputs must lie inside bounds = (0, 1), got values from 0 to 255.  ...
+    >>> @jax.jit
+    ... def step(inputs):
+    ...   ddi_jax.check_examples(inputs)
+    ...   return inputs.sum()
+    >>> error, total = checkify.checkify(step)(jnp.array([[0.0, 255.0]]))
+    >>> error.get() is None
+    False
+  """
+  check_bounds(bounds)
+  check_inside(inputs, bounds)
+  if not is_concrete(inputs):
+    low, high = (-jnp.inf, jnp.inf) if bounds is None else bounds
+    inside = jnp.isfinite(inputs) & (inputs >= low) & (inputs <= high)
+    checkify.check(
+      jnp.all(inside),
+      f"inputs must be finite and lie inside bounds = {bounds}, got values from "
+      "{least} to {greatest}.",
+      least=jnp.min(inputs),
+      greatest=jnp.max(inputs),
+    )
+  if labels is None or num_classes is None:
+    return
+  check_labels(labels, num_classes)
+  if not is_concrete(labels):
+    checkify.check(
+      jnp.all((labels >= 0) & (labels < num_classes)),
+      f"labels must be in [0, {num_classes}), got values from {{least}} to "
+      "{greatest}.",
+      least=jnp.min(labels),
+      greatest=jnp.max(labels),
+    )
 
 
 def keyword_parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -1,6 +1,9 @@
 """Per-example losses of logits: to train with, and for attacks to increase.
 
 Every function takes logits `[..., C]` and returns losses `[...]`, in float32 at least.
+Labels outside [0, C) are a ValueError where their values are known; under `jax.jit`,
+where they are not, they make the loss NaN or that of another class: check them before,
+with `ddi_jax.check_examples`.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from ddi_jax.checks import check_labels
 from ddi_jax.numerics.precision import at_least_float32
 
 if TYPE_CHECKING:
@@ -171,6 +175,7 @@ def _check(logits: jax.Array, labels: jax.Array, *, min_classes: int) -> jax.Arr
     raise ValueError(
       f"this loss needs at least {min_classes} classes, got {logits.shape[-1]}."
     )
+  check_labels(labels, logits.shape[-1])
   return at_least_float32(logits)
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddi_jax.checks import check_number, is_concrete
 from ddi_jax.numerics.thresholds import kth_largest
 
 Bounds = tuple[float, float] | None
@@ -58,7 +59,7 @@ def linf(epsilon: float | jax.Array) -> ThreatModel:
     >>> ball.project(jnp.array([[0.5, 1.2]]), jnp.array([[0.2, 0.95]]), (0.0, 1.0))
     Array([[0.3, 1. ]], dtype=float32)
   """
-  epsilon = _check_epsilon(epsilon)
+  check_number("epsilon", epsilon, "[0, inf)")
 
   def size(perturbations: jax.Array) -> jax.Array:
     return jnp.max(jnp.abs(_flat(perturbations)), axis=1, initial=0.0)
@@ -103,7 +104,7 @@ def l2(epsilon: float | jax.Array) -> ThreatModel:
     >>> ball.project(jnp.array([[3.0, 4.0]]), jnp.zeros((1, 2)), None)
     Array([[0.3, 0.4]], dtype=float32)
   """
-  epsilon = _check_epsilon(epsilon)
+  check_number("epsilon", epsilon, "[0, inf)")
 
   def size(perturbations: jax.Array) -> jax.Array:
     return jnp.linalg.norm(_flat(perturbations), axis=1)
@@ -161,9 +162,8 @@ def l1(epsilon: float | jax.Array, *, top_fraction: float = 0.01) -> ThreatModel
     >>> ball.project(jnp.array([[1.0, 1.5]]), jnp.zeros((1, 2)), None)
     Array([[0.25, 0.75]], dtype=float32)
   """
-  epsilon = _check_epsilon(epsilon)
-  if not 0 <= top_fraction <= 1:
-    raise ValueError(f"top_fraction must be in [0, 1], got {top_fraction!r}.")
+  check_number("epsilon", epsilon, "[0, inf)")
+  check_number("top_fraction", top_fraction, "[0, 1]")
 
   def size(perturbations: jax.Array) -> jax.Array:
     return jnp.sum(jnp.abs(_flat(perturbations)), axis=1)
@@ -202,13 +202,36 @@ def l1(epsilon: float | jax.Array, *, top_fraction: float = 0.01) -> ThreatModel
   return ThreatModel("l1", epsilon, size, project, random_start, steepest_ascent)
 
 
-def _check_epsilon(epsilon: Any) -> Any:
-  if isinstance(epsilon, jax.core.Tracer):
-    return epsilon
-  is_number = np.ndim(epsilon) == 0 and not isinstance(epsilon, str)
-  if not is_number or not 0 <= float(epsilon) < float("inf"):
-    raise ValueError(f"epsilon must be a finite number >= 0, got {epsilon!r}.")
-  return epsilon
+def check_threat_model(threat_model: Any) -> None:
+  """Raise ValueError for what is no threat model."""
+  if not all(hasattr(threat_model, field) for field in ThreatModel._fields):
+    raise ValueError(
+      f"threat_model must be one such as ddi_jax.linf(8 / 255), got {threat_model!r}."
+    )
+
+
+def check_radius(threat_model: ThreatModel, bounds: Bounds, size: int | None) -> None:
+  """Raise ValueError for a radius that exceeds the box's own diameter.
+
+  Args:
+    threat_model: of any norm; only those of this file are checked.
+    bounds: the box, or None, which nothing exceeds.
+    size: the number of coordinates of an example; None if it is not known yet.
+  """
+  epsilon, norm = threat_model.epsilon, threat_model.norm
+  if bounds is None or not all(is_concrete(number) for number in (*bounds, epsilon)):
+    return
+  coordinates = {"linf": 1.0, "l2": float("inf"), "l1": float("inf")}
+  if size is not None:
+    coordinates |= {"l2": np.sqrt(size), "l1": float(size)}
+  low, high = bounds
+  diameter = float(high - low) * coordinates.get(norm, float("inf"))
+  if float(epsilon) > diameter * (1 + 1e-6):
+    raise ValueError(
+      f"epsilon must be at most the {norm} diameter of the box ({low:g}, {high:g}), "
+      f"{diameter:g}, got {float(epsilon):g}.  It is in the units of the inputs: "
+      "8 / 255 for images in [0, 1]."
+    )
 
 
 def _flat(array: jax.Array) -> jax.Array:

@@ -11,8 +11,9 @@ from ddi_jax import losses
 from ddi_jax.attacks import classifier
 from ddi_jax.attacks.auto_pgd_l1 import ascend_l1
 from ddi_jax.attacks.classifier import BestPoints, ClassifierAttack, LogitsFn
-from ddi_jax.checks import check_positive_int
-from ddi_jax.threat_models import Bounds, ThreatModel
+from ddi_jax.checks import check_number, check_positive_int
+from ddi_jax.numerics.finite import finite_or
+from ddi_jax.threat_models import Bounds, ThreatModel, check_radius
 
 LOSSES: dict[str, Callable[..., jax.Array]] = {
   "ce": losses.cross_entropy,
@@ -75,14 +76,14 @@ def apgd(
     1
   """
   classifier.check_settings(threat_model, bounds)
+  check_radius(threat_model, bounds, None)
   if loss not in LOSSES:
     raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {loss!r}.")
   for name, value in (("steps", steps), ("restarts", restarts), ("targets", targets)):
     check_positive_int(name, value)
   if eot_samples is not None:
     check_positive_int("eot_samples", eot_samples)
-  if not 0 <= rho <= 1:
-    raise ValueError(f"rho must be in [0, 1], got {rho!r}.")
+  check_number("rho", rho, "[0, 1]")
   targeted = loss == "targeted_dlr"
 
   def ascend(
@@ -115,6 +116,7 @@ def apgd(
   def attack(
     key: jax.Array, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array
   ) -> jax.Array:
+    check_radius(threat_model, bounds, inputs[:1].size)
     keys = classifier.example_keys(key, inputs)
     clean_logits_fn = logits_fn
     if eot_samples is not None:
@@ -143,7 +145,9 @@ def apgd(
         each = LOSSES[loss](logits, *chosen)
         return each.sum(), (each, logits)
 
-      gradient = jax.grad(total, has_aux=True)
+      def gradient(points: jax.Array, *draw: Any) -> tuple[jax.Array, Any]:
+        gradients, values = jax.grad(total, has_aux=True)(points, *draw)
+        return finite_or(gradients, 0), values
 
       def evaluate(points: jax.Array, step: Any) -> tuple[BestPoints, jax.Array]:
         if eot_samples is None:
@@ -154,7 +158,7 @@ def apgd(
             lambda draw: gradient(points, draw), key, eot_samples
           )
         best_points = classifier.by_margin(points, logits, labels)
-        return best_points._replace(scores=each), gradients
+        return best_points._replace(scores=finite_or(each, -jnp.inf)), gradients
 
       best_points = classifier.by_margin(inputs, clean_logits, labels)
       best_points = best_points._replace(scores=LOSSES[loss](clean_logits, *chosen))
@@ -164,7 +168,9 @@ def apgd(
     def num_runs(num_classes: int) -> int:
       return restarts * (min(targets, num_classes - 1) if targeted else 1)
 
-    repeated = classifier.repeated(run, num_runs, at_once=eot_samples is not None)
+    repeated = classifier.repeated(
+      run, num_runs, at_once=eot_samples is not None, bounds=bounds
+    )
     return repeated(keys, clean_logits_fn, inputs, labels)
 
   return attack

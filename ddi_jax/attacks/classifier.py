@@ -11,8 +11,15 @@ import jax.numpy as jnp
 from ddi_jax import losses
 from ddi_jax.attacks.projected_gradient import Attack
 from ddi_jax.attacks.remaining import expand, group_size, run_on_remaining, select
-from ddi_jax.checks import check_bounds, check_positive_int
-from ddi_jax.threat_models import Bounds, ThreatModel
+from ddi_jax.checks import (
+  ONE_LOGIT,
+  check_bounds,
+  check_inside,
+  check_key,
+  check_labels,
+  check_positive_int,
+)
+from ddi_jax.threat_models import Bounds, ThreatModel, check_threat_model
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Float, Int
@@ -118,6 +125,7 @@ def repeated(
   num_runs: Callable[[int], int],
   *,
   at_once: bool = False,
+  bounds: Bounds = None,
 ) -> ClassifierAttack:
   """The strongest of several runs for each example, each on what is not broken yet.
 
@@ -127,6 +135,7 @@ def repeated(
     num_runs: number of classes -> number of runs.  They end early once the whole
       batch is misclassified.
     at_once: whether a run gets the whole batch, as one that draws for it does.
+    bounds: the box that the inputs must lie in, or None.
 
   Returns:
     A `ClassifierAttack`.
@@ -136,7 +145,7 @@ def repeated(
     key: jax.Array, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array
   ) -> jax.Array:
     keys = example_keys(key, inputs)
-    clean_logits = check_call(logits_fn, inputs, labels)
+    clean_logits = check_call(logits_fn, inputs, labels, bounds)
 
     def run_and_compare(
       index: Any, arguments: Any, best_points: BestPoints
@@ -203,8 +212,7 @@ def random_directions(
 
 def example_keys(key: jax.Array, inputs: jax.Array) -> jax.Array:
   """One key per example, `[B]`."""
-  if key is None:
-    raise ValueError("this attack needs a key, got None.")
+  check_key(key)
   if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
     key = jax.random.wrap_key_data(key)
   if key.ndim == 0:
@@ -222,26 +230,47 @@ def fold_in(keys: jax.Array, data: Any) -> jax.Array:
   return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(data, keys.shape))
 
 
-def check_call(logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array) -> jax.Array:
-  """The logits of the inputs, after a check of all three."""
+def check_call(
+  logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array, bounds: Bounds
+) -> jax.Array:
+  """The logits of the inputs, after a check of all of them."""
   if not jnp.issubdtype(inputs.dtype, jnp.floating):
     raise ValueError(f"inputs must be floating point, got {inputs.dtype}.")
-  logits = logits_fn(inputs)
-  if logits.ndim != 2 or len(logits) != len(inputs) or logits.shape[1] < 2:
-    raise ValueError(
-      f"logits_fn must return logits [{len(inputs)}, C] with C >= 2, got "
-      f"{logits.shape}."
-    )
   if labels.shape != inputs.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
     raise ValueError(
       f"labels must be integers of shape {inputs.shape[:1]}, got {labels.dtype} "
       f"{labels.shape}."
     )
+  check_inside(inputs, bounds)
+  logits = logits_fn(inputs)
+  check_logits(logits, len(inputs))
+  check_labels(labels, logits.shape[1])
   return logits
+
+
+def check_logits(logits: Any, num_examples: int) -> None:
+  """Raise ValueError unless they are logits `[B, C]` of so many examples.
+
+  Args:
+    logits: what a model returned: an array, or its shape and type.
+    num_examples: B.
+  """
+  shape, dtype = getattr(logits, "shape", None), getattr(logits, "dtype", None)
+  is_floating = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+  if shape is None or len(shape) != 2 or shape[0] != num_examples or not is_floating:
+    given = f"{dtype} {shape}" if shape is not None else type(logits).__name__
+    raise ValueError(
+      f"logits_fn must return logits [{num_examples}, C], one floating-point number "
+      f"per class, got {given}.  Where the model returns class ids or a tuple, return "
+      "its logits instead."
+    )
+  if shape[1] < 2:
+    raise ValueError(f"logits [B, C] must have C >= 2, got C = {shape[1]}.{ONE_LOGIT}")
 
 
 def check_settings(threat_model: ThreatModel, bounds: Bounds) -> None:
   """Raises ValueError for a norm without a published attack, or an impossible box."""
+  check_threat_model(threat_model)
   if threat_model.norm not in ("linf", "l2", "l1"):
     raise ValueError(
       f"this attack knows the norms linf, l2 and l1, got {threat_model.norm!r}."

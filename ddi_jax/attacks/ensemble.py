@@ -1,6 +1,6 @@
 """AutoAttack, an ensemble of attacks without parameters (Croce and Hein, 2020)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any, Protocol
 import warnings
@@ -22,8 +22,8 @@ from ddi_jax.attacks.stages import (
   classify_batch,
   run_stages,
 )
-from ddi_jax.checks import check_positive_int
-from ddi_jax.threat_models import Bounds, ThreatModel
+from ddi_jax.checks import check_labels, check_positive_int
+from ddi_jax.threat_models import Bounds, ThreatModel, check_threat_model
 
 _VERSIONS = {
   "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -111,6 +111,7 @@ def autoattack(
     (1.0, 0.5, {'apgd-ce': 1, 'apgd-t': 0})
   """
   check_positive_int("batch_size", batch_size)
+  check_threat_model(threat_model)
   attacks = attacks_of(threat_model, version, bounds=bounds)
   randomised = version == "rand"
   names = tuple(attacks)
@@ -134,10 +135,8 @@ def autoattack(
     after_batch: AfterBatch | None = None,
     resume: AutoAttackResult | None = None,
   ) -> AutoAttackResult:
-    batches = Batches(logits_fn, inputs, labels, batch_size)
-    first = batches.arguments(np.arange(batches.size), key)
-    num_classes = jax.eval_shape(classify, *first)[1].shape[1]
-    check_classes(names, num_classes, batches.labels)
+    batches = Batches(logits_fn, inputs, labels, batch_size, bounds)
+    check_classes(names, batches, key, classify)
     messages: list[str] = []
 
     def warn(message: str) -> None:
@@ -145,7 +144,11 @@ def autoattack(
       warnings.warn(messages[-1], stacklevel=3)
 
     for message in check_model(
-      *first[1:], key=first[0][0] if randomised else None, bounds=bounds
+      batches.logits_fn,
+      batches.inputs,
+      batches.labels,
+      key=jax.random.fold_in(key, 0) if randomised else None,
+      batch_size=batches.size,
     ):
       warn(message)
     result = run_stages(
@@ -255,12 +258,21 @@ def named_attacks(
   return {name: known[name] for name in names}
 
 
-def check_classes(names: Sequence[str], num_classes: int, labels: np.ndarray) -> None:
-  """Raises ValueError for labels outside, and attacks that need more classes."""
-  if np.min(labels) < 0 or np.max(labels) >= num_classes:
-    raise ValueError(
-      f"labels must be in [0, {num_classes}), got {np.min(labels)} to {np.max(labels)}."
-    )
+def check_classes(
+  names: Sequence[str], batches: Batches, key: jax.Array, classify: Callable[..., Any]
+) -> None:
+  """Raise ValueError for what is no logits, wrong labels and attacks of more classes.
+
+  Args:
+    names: of the attacks.
+    batches: the examples and the model.
+    key: a key; not consumed.
+    classify: jitted `classify_batch`.
+  """
+  first = batches.arguments(np.arange(batches.size), key)
+  _, logits = jax.eval_shape(classify, *first)
+  num_classes = logits.shape[1]
+  check_labels(batches.labels, num_classes)
   short = [name for name in names if _MIN_CLASSES.get(name, 2) > num_classes]
   if short:
     allowed = [

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from ddi_jax.attacks import classifier, hyperplane
 from ddi_jax.attacks.classifier import BestPoints, ClassifierAttack, LogitsFn
 from ddi_jax.attacks.remaining import group_size, run_on_remaining
-from ddi_jax.checks import check_positive_int
+from ddi_jax.checks import check_number, check_positive_int
+from ddi_jax.numerics.finite import finite_or
 from ddi_jax.threat_models import Bounds, ThreatModel
 
 _SEARCH_STEPS = 3
@@ -81,11 +82,9 @@ def fab(
   check_positive_int("restarts", restarts)
   if targets is not None:
     check_positive_int("targets", targets)
-  if not 0 <= alpha_max <= 1 or not eta >= 1 or not 0 < beta < 1:
-    raise ValueError(
-      "alpha_max must be in [0, 1], eta >= 1 and beta in (0, 1), got "
-      f"{alpha_max!r}, {eta!r} and {beta!r}."
-    )
+  check_number("alpha_max", alpha_max, "[0, 1]")
+  check_number("eta", eta, "[1, inf)")
+  check_number("beta", beta, "(0, 1)")
   norm, size = threat_model.norm, threat_model.size
   enough = 0.0 if nearest else threat_model.epsilon
 
@@ -105,7 +104,7 @@ def fab(
   def attack(
     key: jax.Array, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array
   ) -> jax.Array:
-    clean_logits = classifier.check_call(logits_fn, inputs, labels)
+    clean_logits = classifier.check_call(logits_fn, inputs, labels, bounds)
 
     def boundary(
       points: jax.Array, labels: jax.Array, clean_logits: jax.Array, rank: Any
@@ -132,7 +131,9 @@ def fab(
 
       def step(_: Any, state: Any) -> tuple[jax.Array, BestPoints]:
         points, best_points = state
-        values, normals = boundary(points, labels, clean_logits, rank)
+        values, normals = (
+          finite_or(part, 0) for part in boundary(points, labels, clean_logits, rank)
+        )
         own = move(points, normals, values)
         products = jnp.sum(normals * (inputs - points), axis=range(1, inputs.ndim))
         clean = move(inputs, normals, values + products)
@@ -202,7 +203,7 @@ def _nearest_boundary(
 
   def compare(best: Any, rival: Any) -> Any:
     is_rival = jnp.zeros_like(is_label).at[:, rival].set(1)
-    (normals,) = pull_back(is_rival - is_label)
+    normals = finite_or(pull_back(is_rival - is_label)[0], 0)
     values = logits[:, rival] - own
     sizes = dual_size(normals)
     distances = jnp.abs(values) / jnp.where(sizes > 0, sizes, 1)

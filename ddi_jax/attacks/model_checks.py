@@ -1,36 +1,41 @@
 """Signs that a robustness evaluation should not be trusted."""
 
-from typing import Any
+import operator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ddi_jax import losses
 from ddi_jax.attacks.classifier import LogitsFn
+from ddi_jax.checks import check_positive_int
 from ddi_jax.threat_models import Bounds
 
 
 def check_model(
   logits_fn: LogitsFn,
-  inputs: jax.Array,
-  labels: jax.Array,
+  inputs: Any,
+  labels: Any,
   *,
   key: jax.Array | None = None,
   bounds: Bounds = (0.0, 1.0),
+  batch_size: int | None = None,
 ) -> list[str]:
   """Reasons to doubt what AutoAttack will say of this model, as its authors list them.
 
   Looks for inputs outside the box, logits that are not finite, differ between two calls
-  or are probabilities, and for gradients that vanish (the flags of AutoAttack's
-  documentation, Croce and Hein, 2020).  Compiles and runs two evaluations and two
-  gradients of the model on this batch.
+  or are probabilities, and for gradients that vanish or are not finite (the flags of
+  AutoAttack's documentation, Croce and Hein, 2020).  Compiles two evaluations and two
+  gradients of the model, and runs them on every batch, the second evaluation on the
+  first batch alone.
 
   Args:
     logits_fn: inputs -> logits `[B, C]`; with a key, (inputs, key) -> logits.
-    inputs: `[B, ...]`, clean.
-    labels: integers `[B]`.
+    inputs: `[N, ...]`, clean.
+    labels: integers `[N]`.
     key: for a randomised model; consumed.  It is then expected to be random.
     bounds: the box `(low, high)`, or None.
+    batch_size: examples at a time, >= 1; None: all.
 
   Returns:
     One message for each sign, empty if there is none.
@@ -41,68 +46,130 @@ def check_model(
     >>> ddi_jax.attacks.check_model(jax.nn.softmax, inputs, labels)[0][:31]
     'the model returns probabilities'
   """
+  check_positive_int("batch_size", batch_size, optional=True)
   first_key = second_key = None
   if key is not None:
     first_key, second_key = jax.random.split(key)
+  # On the host, where nothing has to be compiled for what follows.
+  inputs, labels = np.asarray(inputs), np.asarray(labels)
+  size = min(batch_size or len(inputs), len(inputs))
 
   def call(points: jax.Array, draw: Any) -> jax.Array:
     return logits_fn(points) if draw is None else logits_fn(points, draw)
 
-  logits, pull_back = jax.jit(
-    lambda points: jax.vjp(lambda x: call(x, first_key), points)
-  )(inputs)
-  # Traced afresh, so that a hidden generator is asked again.
-  again = jax.jit(lambda points: call(points, second_key))(inputs)
-  # On the host, where nothing has to be compiled for what follows.
-  logits, again = np.asarray(logits), np.asarray(again)
-  differ = not np.allclose(logits, again, rtol=1e-4, atol=1e-5, equal_nan=True)
+  evaluate = jax.jit(lambda points: jax.vjp(lambda x: call(x, first_key), points))
+  signs = []
+  for start in range(0, len(inputs), size):
+    # The last batch is filled up, so that it has the shape of the others.
+    indices = np.resize(np.arange(start, min(start + size, len(inputs))), size)
+    logits, pull_back = evaluate(inputs[indices])
+    batch_signs = _signs(np.asarray(logits), pull_back, labels[indices])
+    left = len(inputs) - start
+    signs.append(jax.tree.map(operator.itemgetter(slice(left)), batch_signs))
+    if start == 0:
+      # Traced afresh, so that a hidden generator is asked again.
+      again = jax.jit(lambda points: call(points, second_key))(inputs[indices])
+      differ = not np.allclose(logits, again, rtol=1e-4, atol=1e-5, equal_nan=True)
+  all_signs = jax.tree.map(lambda *parts: np.concatenate(parts), *signs)
+  return [
+    *_of_inputs(inputs, bounds),
+    *_of_randomness(differ, key),
+    *_of_logits(all_signs),
+    *_of_gradients(all_signs),
+  ]
 
-  messages = []
-  if bounds is not None and (np.min(inputs) < bounds[0] or np.max(inputs) > bounds[1]):
-    messages.append(
-      f"inputs in [{np.min(inputs):g}, {np.max(inputs):g}] leave the box "
-      f"[{bounds[0]:g}, {bounds[1]:g}]."
-    )
-  if not np.all(np.isfinite(logits)):
-    messages.append("some logits are not finite.")
+
+class _Signs(NamedTuple):
+  """What is suspicious of each example, `[N]`."""
+
+  right: np.ndarray  # Classified right.
+  not_finite: np.ndarray  # Some logit.
+  probabilities: np.ndarray
+  vanished: dict[str, np.ndarray]  # All of the gradient, by loss.
+  gradient_not_finite: dict[str, np.ndarray]  # Some of its entries, by loss.
+
+
+# From the logits as they are: compiled with the model, they may be computed twice, and
+# their rounding is then a gradient.
+_slopes = jax.jit(
+  lambda logits, labels, loss: jax.grad(lambda z: loss(z, labels).sum())(logits),
+  static_argnames="loss",
+)
+_pull = jax.jit(lambda pull_back, slopes: pull_back(slopes)[0])
+
+
+def _signs(logits: np.ndarray, pull_back: Any, labels: np.ndarray) -> _Signs:
+  gradients = {}
+  for name, loss in (("cross entropy", losses.cross_entropy), ("DLR", losses.dlr)):
+    if loss is losses.dlr and logits.shape[1] < 3:
+      continue
+    gradient = _pull(pull_back, _slopes(logits, labels, loss))
+    gradients[name] = np.asarray(gradient).reshape(len(logits), -1)
+  return _Signs(
+    right=np.argmax(logits, axis=1) == labels,
+    not_finite=~np.isfinite(logits).all(axis=1),
+    probabilities=(logits >= 0).all(axis=1) & (abs(logits.sum(axis=1) - 1) < 1e-5),
+    vanished={name: ~np.any(g != 0, axis=1) for name, g in gradients.items()},
+    gradient_not_finite={
+      name: ~np.isfinite(g).all(axis=1) for name, g in gradients.items()
+    },
+  )
+
+
+def _of_inputs(inputs: np.ndarray, bounds: Bounds) -> list[str]:
+  if bounds is None or (np.min(inputs) >= bounds[0] and np.max(inputs) <= bounds[1]):
+    return []
+  return [
+    f"inputs in [{np.min(inputs):g}, {np.max(inputs):g}] leave the box "
+    f"[{bounds[0]:g}, {bounds[1]:g}]."
+  ]
+
+
+def _of_randomness(differ: bool, key: jax.Array | None) -> list[str]:
   if differ and key is None:
-    messages.append(
+    return [
       "two calls of the model on the same inputs differ: it is randomised, which "
       'misleads these attacks.  Give it keys and use version="rand".'
-    )
+    ]
   if not differ and key is not None:
-    messages.append(
+    return [
       "two keys give the same logits: the model is not randomised, and "
       'version="standard" is the stronger test.'
+    ]
+  return []
+
+
+def _of_logits(signs: _Signs) -> list[str]:
+  messages = []
+  if np.any(signs.not_finite):
+    messages.append(
+      f"some logits are not finite at {np.sum(signs.not_finite)} of "
+      f"{len(signs.not_finite)} inputs; where a logit is NaN, the input counts as "
+      "misclassified."
     )
-  if np.all(logits >= 0) and np.allclose(logits.sum(axis=1), 1, atol=1e-5):
+  if np.all(signs.probabilities):
     messages.append(
       "the model returns probabilities: gradients of saturated ones vanish.  Return "
       "logits."
     )
-  return messages + _check_gradients(logits, pull_back, labels)
+  return messages
 
 
-def _check_gradients(
-  logits: np.ndarray, pull_back: Any, labels: jax.Array
-) -> list[str]:
+def _of_gradients(signs: _Signs) -> list[str]:
   messages = []
-  right = np.argmax(logits, axis=1) == np.asarray(labels)
-  pull = jax.jit(lambda pull_back, slopes: pull_back(slopes)[0])
-  for name, loss in (("cross entropy", losses.cross_entropy), ("DLR", losses.dlr)):
-    if loss is losses.dlr and logits.shape[1] < 3:
-      continue
-    # From the logits as they are: compiled with the model, they may be computed twice,
-    # and their rounding is then a gradient.
-    slopes = jax.jit(jax.grad(lambda z, loss=loss: loss(z, labels).sum()))(logits)
-    gradients = np.asarray(pull(pull_back, slopes)).reshape(len(logits), -1)
-    vanished = np.sum(right & ~np.any(gradients != 0, axis=1))
-    if vanished:
+  for name, vanished in signs.vanished.items():
+    count = np.sum(signs.right & vanished)
+    if count:
       messages.append(
-        f"the gradient of {name} is exactly zero at {vanished} of {np.sum(right)} "
+        f"the gradient of {name} is exactly zero at {count} of {np.sum(signs.right)} "
         "inputs that are classified right: gradient-based attacks cannot start there.  "
         "Look for saturation, rounding or quantisation in the model."
       )
-    if not np.all(np.isfinite(gradients)):
-      messages.append(f"some gradients of {name} are not finite.")
+    lost = signs.gradient_not_finite[name]
+    if np.any(lost):
+      messages.append(
+        f"some gradients of {name} are not finite at {np.sum(lost)} of {len(lost)} "
+        "inputs: attacks do not move an input where its gradient is NaN or infinite.  "
+        "Look for a square root, a logarithm or a norm at 0 in the model."
+      )
   return messages

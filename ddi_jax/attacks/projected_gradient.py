@@ -11,11 +11,20 @@ import jax.numpy as jnp
 from ddi_jax.checks import (
   check_bounds,
   check_choice,
+  check_inside,
+  check_key,
+  check_number,
   check_positive,
   check_positive_int,
 )
 from ddi_jax.numerics import loops
-from ddi_jax.threat_models import Bounds, ThreatModel
+from ddi_jax.numerics.finite import finite_or
+from ddi_jax.threat_models import (
+  Bounds,
+  ThreatModel,
+  check_radius,
+  check_threat_model,
+)
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Float
@@ -68,7 +77,9 @@ def pgd(
     steps: number of ascent steps, >= 1.
     step_size: length of a step in the threat model's norm, > 0.  A common choice is
       `2.5 * epsilon / steps`.
-    bounds: the box `(low, high)` that holds the inputs, or None.
+    bounds: the box `(low, high)` that holds the inputs, or None.  Inputs that are
+      standardised live in a box of another shape: give the attack the images as they
+      are, and let the model standardise them.
     random_start: whether to start at a random point of the threat model rather than
       at the input; or a function (key, inputs) -> points, projected before use.
     iterate: "last" returns the last iterate, "best" for each example the iterate with
@@ -81,11 +92,13 @@ def pgd(
 
   Returns:
     An `Attack`: (key, objective, inputs `[B, ...]`) -> adversarial inputs `[B, ...]`.
-    The key is consumed if `random_start`.
+    The key is consumed if `random_start`.  Where the gradient is NaN or infinite, a
+    coordinate stays where it is; "best" passes over losses that are.
 
   Raises:
     ValueError: for an argument outside its range; when the attack runs, for inputs
-      that are not floating point, an objective without shape `[B]`, or a missing key.
+      that are not floating point or, where their values are known, leave the box, an
+      objective without shape `[B]`, or a missing key.
 
   Example:
     >>> import jax, jax.numpy as jnp, ddi_jax
@@ -94,12 +107,13 @@ def pgd(
     >>> attack(jax.random.key(0), objective, jnp.array([[0.5, 0.95]]))
     Array([[0.6, 1. ]], dtype=float32)
   """
+  check_threat_model(threat_model)
   check_positive_int("steps", steps)
   check_positive("step_size", step_size)
   check_bounds(bounds)
+  check_radius(threat_model, bounds, None)
   check_choice("iterate", iterate, ("last", "best"))
-  if stop_below is not None and not 0 <= stop_below < 1:
-    raise ValueError(f"stop_below must be in [0, 1) or None, got {stop_below!r}.")
+  check_number("stop_below", stop_below, "[0, 1)", optional=True)
   ascend = threat_model.steepest_ascent if ascent is None else ascent
 
   def attack(
@@ -107,8 +121,10 @@ def pgd(
   ) -> jax.Array:
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
       raise ValueError(f"inputs must be floating point, got {inputs.dtype}.")
-    if random_start and key is None:
-      raise ValueError("a random start needs a key, got None.")
+    check_inside(inputs, bounds)
+    check_radius(threat_model, bounds, inputs[:1].size)
+    if random_start:
+      check_key(key)
     some_key: Any = key
     if callable(random_start):
       start = threat_model.project(random_start(some_key, inputs), inputs, bounds)
@@ -119,6 +135,11 @@ def pgd(
 
     def total(points: jax.Array) -> tuple[jax.Array, jax.Array]:
       losses = objective(points)
+      if isinstance(losses, tuple):
+        raise ValueError(
+          f"the objective must return losses [B], one array, got {len(losses)} values; "
+          "of (losses, aux) return the first."
+        )
       if losses.shape != inputs.shape[:1]:
         raise ValueError(
           f"the objective must return losses of shape {inputs.shape[:1]}, one per "
@@ -133,11 +154,12 @@ def pgd(
       gradients, losses = gradient(points)
       if iterate == "best":
         best, best_losses = _better(best, best_losses, points, losses)
-      points = points + step_size * ascend(gradients, points, bounds)
+      moves = step_size * ascend(finite_or(gradients, 0), points, bounds)
+      points = finite_or(points + moves, points)
       points = threat_model.project(points, inputs, bounds).astype(inputs.dtype)
       return points, best, best_losses
 
-    start = start.astype(inputs.dtype)
+    start = finite_or(start, inputs).astype(inputs.dtype)
     state: Any = (start, None, None)
     if iterate == "best":
       losses = jax.eval_shape(objective, start)
@@ -178,7 +200,6 @@ def _while_moving(
 def _better(
   best: jax.Array, best_losses: jax.Array, points: jax.Array, losses: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  # A NaN counts as better, so that it shows in what the attack returns.
-  better = ~(losses <= best_losses)
+  better = (losses > best_losses) & jnp.isfinite(losses)
   mask = better.reshape(better.shape + (1,) * (points.ndim - 1))
   return jnp.where(mask, points, best), jnp.where(better, losses, best_losses)

@@ -9,8 +9,8 @@ import numpy as np
 
 from ddi_jax.attacks import classifier
 from ddi_jax.attacks.classifier import BestPoints, ClassifierAttack, LogitsFn
-from ddi_jax.checks import check_positive_int
-from ddi_jax.threat_models import Bounds, ThreatModel
+from ddi_jax.checks import check_number, check_positive_int
+from ddi_jax.threat_models import Bounds, ThreatModel, check_radius
 
 # The published schedule, for 10,000 queries: where the windows' area is halved.
 _HALVINGS = np.array([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000])
@@ -61,13 +61,13 @@ def square(
     1
   """
   classifier.check_settings(threat_model, bounds)
+  check_radius(threat_model, bounds, None)
   check_positive_int("queries", queries)
   check_positive_int("restarts", restarts)
   if schedule_queries is None:
     schedule_queries = queries
   check_positive_int("schedule_queries", schedule_queries)
-  if not 0 < p_init <= 1:
-    raise ValueError(f"p_init must be in (0, 1], got {p_init!r}.")
+  check_number("p_init", p_init, "(0, 1]")
   power = {"linf": None, "l2": 2, "l1": 1}[threat_model.norm]
   epsilon = threat_model.epsilon
 
@@ -80,6 +80,7 @@ def square(
     clean_logits: jax.Array,
   ) -> BestPoints:
     del index, clean_logits
+    check_radius(threat_model, bounds, inputs[:1].size)
     images = _as_images(inputs)
     areas = window_areas(queries, p_init, schedule_queries)
     sides = jnp.asarray(_sides(areas, images.shape[1:], power))
@@ -118,7 +119,7 @@ def square(
     )
     return best_points
 
-  return classifier.repeated(run, lambda num_classes: restarts)
+  return classifier.repeated(run, lambda num_classes: restarts, bounds=bounds)
 
 
 def window_areas(queries: int, p_init: float, schedule_queries: int) -> np.ndarray:

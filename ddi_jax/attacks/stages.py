@@ -10,6 +10,7 @@ import numpy as np
 
 from ddi_jax.attacks import classifier
 from ddi_jax.attacks.classifier import ClassifierAttack, LogitsFn
+from ddi_jax.checks import check_inside, check_key
 from ddi_jax.threat_models import Bounds, ThreatModel
 
 
@@ -109,16 +110,23 @@ class Batches:
     inputs: `[N, ...]`, floating point.
     labels: integers `[N]`.
     batch_size: examples at a time, at most.
+    bounds: the box `(low, high)` that holds the inputs, or None.
 
   Raises:
-    ValueError: for data of another shape or type.
+    ValueError: for data of another shape or type, or inputs outside the box.
   """
 
   def __init__(
-    self, logits_fn: LogitsFn, inputs: Any, labels: Any, batch_size: int
+    self,
+    logits_fn: LogitsFn,
+    inputs: Any,
+    labels: Any,
+    batch_size: int,
+    bounds: Bounds,
   ) -> None:
     self.inputs, self.labels = np.asarray(inputs), np.asarray(labels)
     _check_data(self.inputs, self.labels)
+    check_inside(self.inputs, bounds)
     if not isinstance(logits_fn, jax.tree_util.Partial):
       logits_fn = jax.tree_util.Partial(logits_fn)
     self.logits_fn = logits_fn
@@ -126,6 +134,7 @@ class Batches:
 
   def arguments(self, indices: np.ndarray, key: jax.Array) -> tuple[Any, ...]:
     """(keys, logits_fn, inputs, labels), each example's key by its own index."""
+    check_key(key)
     padded = np.resize(indices, self.size)
     keys = classifier.fold_in(jnp.broadcast_to(key, (self.size,)), padded)
     labels = self.labels[padded]
@@ -158,6 +167,7 @@ def classify_batch(
   """(whether each is misclassified `[B]`, logits `[B, C]`)."""
   draw = (jax.random.fold_in(keys[0], 1),) if randomised else ()
   logits = logits_fn(inputs, *draw)
+  classifier.check_logits(logits, len(inputs))
   return classifier.misclassified(logits, labels), logits
 
 
@@ -277,6 +287,9 @@ def _check_data(inputs: Any, labels: Any) -> None:
 
 
 def _check_inside(stage: Stage, points: Any, sizes: Any, bounds: Bounds) -> None:
+  lost = np.sum(~np.isfinite(points).reshape(len(points), -1).all(axis=1))
+  if lost:
+    raise ValueError(f"{stage.name} returned {lost} points that are not finite.")
   if np.any(sizes > stage.epsilon * (1 + 1e-3) + 1e-6):
     raise ValueError(
       f"{stage.name} left the ball: a perturbation of size {np.max(sizes):g}, epsilon "

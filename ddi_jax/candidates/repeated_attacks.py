@@ -12,8 +12,9 @@ from ddi_jax import losses
 from ddi_jax.attacks import Attack
 from ddi_jax.attacks.classifier import LogitsFn
 from ddi_jax.candidates.source import LossOfLogits, Source
-from ddi_jax.checks import check_positive_int
+from ddi_jax.checks import check_key, check_positive_int
 from ddi_jax.numerics import loops
+from ddi_jax.numerics.finite import finite_or
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Float
@@ -59,8 +60,7 @@ def restart_candidates(
     (2, 4, 3)
   """
   check_positive_int("num_restarts", num_restarts)
-  if key is None:
-    raise ValueError("restarts need a key, got None.")
+  check_key(key)
   check_positive_int("at_a_time", at_a_time, optional=True)
   are_keys = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim > 0
   if are_keys and key.shape != (num_restarts,):
@@ -100,7 +100,8 @@ def worst_candidate(
 
   Returns:
     Inputs `[B, ...]`: the "max ensemble" of Latorre et al. (2023), section 5; MAX of
-    Tramer and Boneh (2019).
+    Tramer and Boneh (2019).  A loss that is not finite is never the largest, unless no
+    candidate has a finite one.
 
   Example:
     >>> import jax.numpy as jnp, ddi_jax
@@ -109,7 +110,12 @@ def worst_candidate(
     Array([[0.1],
            [0.4]], dtype=float32)
   """
-  return chosen_candidates(candidates, jnp.argmax(losses, axis=0))
+  return chosen_candidates(candidates, worst_indices(losses))
+
+
+def worst_indices(losses: jax.Array) -> jax.Array:
+  """The candidate of the greatest finite loss of each example, `[K, B]` -> `[B]`."""
+  return jnp.argmax(finite_or(losses, -jnp.inf), axis=0)
 
 
 def chosen_candidates(candidates: jax.Array, choice: jax.Array) -> jax.Array:

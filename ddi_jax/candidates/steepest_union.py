@@ -10,9 +10,15 @@ from ddi_jax import losses
 from ddi_jax.attacks.classifier import LogitsFn
 from ddi_jax.candidates.repeated_attacks import worst_candidate
 from ddi_jax.candidates.source import LossOfLogits, Source
-from ddi_jax.checks import check_positive_int
+from ddi_jax.checks import (
+  check_bounds,
+  check_inside,
+  check_positive,
+  check_positive_int,
+)
 from ddi_jax.numerics import loops
-from ddi_jax.threat_models import ThreatModel
+from ddi_jax.numerics.finite import finite_or
+from ddi_jax.threat_models import ThreatModel, check_radius, check_threat_model
 
 
 def msd(
@@ -60,11 +66,19 @@ def msd(
       "msd needs a threat model, and a step size for each; got "
       f"{len(threat_models)} and {len(step_sizes)}."
     )
+  check_bounds(bounds)
+  for index, threat_model in enumerate(threat_models):
+    check_threat_model(threat_model)
+    check_radius(threat_model, bounds, None)
+    check_positive(f"step_sizes[{index}]", step_sizes[index])
 
   def source(
     key: jax.Array | None, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array
   ) -> jax.Array:
     del key
+    check_inside(inputs, bounds)
+    for threat_model in threat_models:
+      check_radius(threat_model, bounds, inputs[:1].size)
 
     def losses_of(points: jax.Array) -> jax.Array:
       return loss(logits_fn(points), labels)
@@ -72,7 +86,7 @@ def msd(
     gradient = jax.grad(lambda points: jnp.sum(losses_of(points)))
 
     def advance(_: Any, points: jax.Array) -> jax.Array:
-      gradients = gradient(points)
+      gradients = finite_or(gradient(points), 0)
       moved = []
       for threat_model, step_size in zip(threat_models, step_sizes, strict=True):
         ascent = threat_model.steepest_ascent(gradients, points, bounds)

@@ -9,7 +9,7 @@ from jax.scipy.ndimage import map_coordinates
 from ddi_jax import losses
 from ddi_jax.attacks.classifier import LogitsFn
 from ddi_jax.candidates.source import LossOfLogits, Source
-from ddi_jax.checks import check_positive_int
+from ddi_jax.checks import check_number, check_positive_int
 
 
 def spatial(
@@ -49,10 +49,8 @@ def spatial(
   """
   check_positive_int("count", count)
   check_positive_int("tries", tries)
-  if not 0 <= max_degrees <= 180:
-    raise ValueError(f"max_degrees must be in [0, 180], got {max_degrees!r}.")
-  if not 0 <= max_shift <= 1:
-    raise ValueError(f"max_shift must be in [0, 1], got {max_shift!r}.")
+  check_number("max_degrees", max_degrees, "[0, 180]")
+  check_number("max_shift", max_shift, "[0, 1]")
 
   def source(
     key: jax.Array, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array
@@ -72,7 +70,7 @@ def spatial(
       points, highest = kept
       drawn = draw(key)
       drawn_losses = loss(logits_fn(drawn), labels)
-      is_better = ~(drawn_losses <= highest)
+      is_better = (drawn_losses > highest) & jnp.isfinite(drawn_losses)
       points = jnp.where(is_better[:, None, None, None], drawn, points)
       return (points, jnp.where(is_better, drawn_losses, highest)), None
 

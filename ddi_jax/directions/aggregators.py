@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddi_jax.checks import check_choice
+from ddi_jax.checks import check_choice, check_number
 from ddi_jax.directions import active_set
 from ddi_jax.directions.min_norm import MinNormSolution, min_norm_weights, solve
 from ddi_jax.directions.weighting import WeightingInput, Weights, weighted_direction
@@ -142,8 +142,7 @@ def cagrad_direction(
     >>> [round(float(part), 3) for part in out]
     [2.0, 1.531]
   """
-  if isinstance(radius, (int, float)) and not 0 <= radius < 1:
-    raise ValueError(f"radius must be in [0, 1), got {radius!r}.")
+  check_number("radius", radius, "[0, 1)")
 
   def weighting(inputs: WeightingInput) -> jax.Array | Weights:
     inner, gram = inputs.inner, inputs.gram

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ddi_jax.checks import check_number
 from ddi_jax.directions.min_norm import check_solver, solve
 from ddi_jax.directions.weighting import WeightingInput, Weights, weighted_direction
 from ddi_jax.numerics.precision import accumulation_dtype
@@ -101,10 +102,8 @@ def danskin_direction(
       f"bundle_step and loss_tolerance are two forms; got {bundle_step!r} and "
       f"{loss_tolerance!r}, one must be None."
     )
-  if isinstance(bundle_step, (int, float)) and not bundle_step > 0:
-    raise ValueError(f"bundle_step must be None or > 0, got {bundle_step!r}.")
-  if isinstance(loss_tolerance, (int, float)) and not loss_tolerance >= 0:
-    raise ValueError(f"loss_tolerance must be None or >= 0, got {loss_tolerance!r}.")
+  check_number("bundle_step", bundle_step, "(0, inf)", optional=True)
+  check_number("loss_tolerance", loss_tolerance, "[0, inf)", optional=True)
 
   def slacks_of(inputs: WeightingInput) -> jax.Array:
     if bundle_step is None and loss_tolerance is None:

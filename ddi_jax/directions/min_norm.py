@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ddi_jax.checks import check_choice
+from ddi_jax.checks import check_choice, check_number, check_positive_int
 from ddi_jax.directions import active_set, projected_gradient
 from ddi_jax.gradients.gram import ShiftedGram
 from ddi_jax.numerics.precision import at_least_float32, matmul
@@ -113,10 +113,8 @@ def check_solver(
 ) -> None:
   """Raises a ValueError that names the setting which no solver takes."""
   check_choice("solver", solver, SOLVERS)
-  if isinstance(tolerance, (int, float)) and not tolerance >= 0:
-    raise ValueError(f"tolerance must be None or >= 0, got {tolerance!r}.")
-  if max_iterations is not None and max_iterations < 1:
-    raise ValueError(f"max_iterations must be None or >= 1, got {max_iterations!r}.")
+  check_number("tolerance", tolerance, "[0, inf)", optional=True)
+  check_positive_int("max_iterations", max_iterations, optional=True)
 
 
 def solve(

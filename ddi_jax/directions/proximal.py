@@ -14,6 +14,7 @@ from ddi_jax.candidates.repeated_attacks import chosen_candidates
 from ddi_jax.checks import (
   check_choice,
   check_non_negative_int,
+  check_number,
   check_positive,
   check_positive_int,
 )
@@ -351,8 +352,7 @@ def check_settings(
   check_choice("per", per, PER)
   check_non_negative_int("iterations", iterations)
   check_positive_int("memory", memory)
-  if not isinstance(tolerance, jax.core.Tracer) and not tolerance >= 0:
-    raise ValueError(f"tolerance must be >= 0, got {tolerance!r}.")
+  check_number("tolerance", tolerance, "[0, inf)")
 
 
 def _check_valid(valid: jax.Array | None, per: str, shape: tuple[int, ...]) -> None:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ddi_jax.checks import check_number
+
 
 class Accuracy(NamedTuple):
   """How many of how many examples are right.
@@ -69,8 +71,7 @@ def wilson_interval(
       "successes must be in [0, total] and total >= 1, got "
       f"{successes!r} and {total!r}."
     )
-  if not 0 < confidence < 1:
-    raise ValueError(f"confidence must be in (0, 1), got {confidence!r}.")
+  check_number("confidence", confidence, "(0, 1)")
   z = NormalDist().inv_cdf((1 + confidence) / 2)
   fraction, shrinkage = successes / total, z * z / total
   centre = (fraction + shrinkage / 2) / (1 + shrinkage)

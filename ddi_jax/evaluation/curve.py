@@ -105,11 +105,9 @@ def robustness_curve(
       f"epsilons must be finite numbers >= 0, increasing; got {list(epsilons)!r}."
     )
   names = tuple(named_attacks(make_threat_model(radii[-1]), attacks, bounds=bounds))
-  batches = Batches(logits_fn, inputs, labels, batch_size)
+  batches = Batches(logits_fn, inputs, labels, batch_size, bounds)
   classify = jax.jit(classify_batch)
-  first = batches.arguments(np.arange(batches.size), key)
-  num_classes = jax.eval_shape(classify, *first)[1].shape[1]
-  check_classes(names, num_classes, batches.labels)
+  check_classes(names, batches, key, classify)
 
   @functools.partial(jax.jit, static_argnums=0)
   def attack_at(

@@ -24,9 +24,10 @@ from ddi_jax.attacks.stages import (
   not_attacked,
   run_stages,
 )
+from ddi_jax.checks import check_key
 from ddi_jax.evaluation.accuracy import Accuracy, accuracy_of
 from ddi_jax.evaluation.temperature import calibrate_temperature
-from ddi_jax.threat_models import Bounds, ThreatModel
+from ddi_jax.threat_models import Bounds, ThreatModel, check_threat_model
 
 # PGD's names: multiples of the calibrated temperature; None is the model as it is.
 _TEMPERATURES = {
@@ -157,6 +158,8 @@ def evaluate(
       'version must not be "rand": PGD at a temperature is for models that are not '
       "randomised.  Use ddi_jax.autoattack."
     )
+  check_key(key)
+  check_threat_model(threat_model)
   attacks = attacks_of(threat_model, version, bounds=bounds)
   run_autoattack = autoattack(
     threat_model, attacks, batch_size=batch_size, bounds=bounds
@@ -166,7 +169,7 @@ def evaluate(
     step_size = 2.5 * float(threat_model.epsilon) / 20 or 1.0
     pgd_attack = pgd(threat_model, steps=20, step_size=step_size, bounds=bounds)
   attack_key, pgd_key = jax.random.split(key)
-  batches = Batches(logits_fn, inputs, labels, batch_size)
+  batches = Batches(logits_fn, inputs, labels, batch_size, bounds)
   classify = jax.jit(classify_batch)
   clean = _classify_clean(batches, attack_key, classify)
   unattacked = not_attacked(tuple(attacks), clean.correct, batches.inputs)

@@ -10,6 +10,7 @@ import optax
 
 from ddi_jax.attacks import Attack
 from ddi_jax.candidates import restart_candidates, worst_candidate
+from ddi_jax.checks import check_key, check_positive_int
 from ddi_jax.directions.weighting import DirectionState
 from ddi_jax.gradients.gram import gram_matrix, unit_norm
 from ddi_jax.gradients.per_candidate import (
@@ -118,8 +119,7 @@ def step_effects(
     ("num_restarts", num_restarts),
     ("evaluation_restarts", evaluation_restarts),
   ):
-    if value < 1:
-      raise ValueError(f"{name} must be an integer >= 1, got {value!r}.")
+    check_positive_int(name, value)
 
   def robust_loss(
     params: chex.ArrayTree, inputs: jax.Array, labels: jax.Array, key: jax.Array
@@ -142,6 +142,7 @@ def step_effects(
     tests: tuple[jax.Array, Any],
     key: jax.Array,
   ) -> StepEffects:
+    check_key(key)
     key, test_key = jax.random.split(key)
     gradients, info = restart_gradients(
       loss_fn, attack, num_restarts, restarts_at_a_time=restarts_at_a_time

@@ -137,8 +137,7 @@ def restart_gradients(
     def objective(points: jax.Array, point_labels: jax.Array) -> jax.Array:
       if attack_loss_fn is not None:
         return attack_loss_fn(params, points, point_labels)
-      losses = loss_fn(params, points, point_labels)
-      return losses[0] if has_aux else losses
+      return checked_losses(loss_fn, has_aux, params, points, point_labels)[0]
 
     candidates = restart_candidates(
       attack,
@@ -186,6 +185,16 @@ def checked_losses(
 ) -> tuple[jax.Array, Any]:
   """(Losses, aux), where the losses must have shape `[B]`."""
   result = loss_fn(params, inputs, labels)
+  if has_aux and not (isinstance(result, tuple) and len(result) == 2):
+    raise ValueError(
+      "with has_aux=True, loss_fn must return (losses, aux), got "
+      f"{type(result).__name__}."
+    )
+  if not has_aux and isinstance(result, tuple):
+    raise ValueError(
+      f"loss_fn must return losses [B], got a tuple of {len(result)}.  Pass "
+      "has_aux=True where it returns (losses, aux)."
+    )
   losses, aux = result if has_aux else (result, None)
   if losses.shape != inputs.shape[:1]:
     raise ValueError(

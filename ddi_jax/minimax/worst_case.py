@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ddi_jax.attacks.projected_gradient import Attack
-from ddi_jax.checks import check_positive, check_positive_int
+from ddi_jax.checks import check_key, check_positive, check_positive_int
 from ddi_jax.minimax.solver import minimize_max
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def minimize_worst_case(
   if tolerance is None:
     tolerance = 1e-5 if jnp.finfo(point.dtype).bits == 32 else 1e-8
   check_positive("tolerance", tolerance)
+  check_key(key)
 
   def losses_at(params: Any, points: jax.Array) -> jax.Array:
     return jax.vmap(loss_fn, (None, 0))(params, points)

@@ -111,7 +111,7 @@ def test_old_style_keys_are_accepted():
 def test_bad_calls_are_refused():
   p = problem()
   attack = classifier_attack(ddi_jax.pgd(ddi_jax.linf(0.1), steps=1, step_size=0.1))
-  with pytest.raises(ValueError, match="needs a key"):
+  with pytest.raises(ValueError, match=r"key must be a key such as .*, got None"):
     attack(None, p.logits_fn, p.inputs, p.labels)
   with pytest.raises(ValueError, match="one key per example"):
     attack(jax.random.split(KEY, 3), p.logits_fn, p.inputs, p.labels)

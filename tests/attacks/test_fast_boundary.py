@@ -121,8 +121,8 @@ def test_logits_of_any_scale(scale):
     ({"steps": 0}, "steps must be an integer >= 1"),
     ({"restarts": True}, "restarts must be an integer >= 1"),
     ({"targets": 0}, "targets must be an integer >= 1"),
-    ({"eta": 0.9}, "eta >= 1"),
-    ({"beta": 1.0}, r"beta in \(0, 1\)"),
+    ({"eta": 0.9}, "eta must be a finite number >= 1, got 0.9"),
+    ({"beta": 1.0}, r"beta must be in \(0, 1\), got 1.0"),
     ({"alpha_max": -1}, "alpha_max must be in"),
   ],
 )

@@ -188,7 +188,9 @@ def _look_at_broken(
   subject: Subject, attacked: ddi_jax.AutoAttackResult, batch_size: int
 ) -> _Broken:
   assert attacked.adversarial is not None  # AutoAttack keeps them.
-  batches = Batches(subject.logits_fn, attacked.adversarial, subject.labels, batch_size)
+  batches = Batches(
+    subject.logits_fn, attacked.adversarial, subject.labels, batch_size, bounds=None
+  )
   logits = batches.logits(jax.random.key(0), jax.jit(classify_batch))
   indices = np.flatnonzero(attacked.broken_by >= 0)
   confidences = np.asarray(jax.nn.softmax(logits).max(axis=1))

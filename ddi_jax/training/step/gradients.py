@@ -11,6 +11,7 @@ import ml_collections
 
 import ddi_jax
 from ddi_jax import losses
+from ddi_jax.candidates.repeated_attacks import worst_indices
 from ddi_jax.gradients.per_candidate import LossFn
 from ddi_jax.models.pure import Apply
 from ddi_jax.training.devices import mesh as meshes
@@ -147,7 +148,7 @@ def _create_proximal(
       at_a_time=config.restarts_at_a_time,
       **settings,
     )
-    worst = info.losses.argmax(axis=0)[None]
+    worst = worst_indices(info.losses)[None]
     metrics = {
       "proximal/gap": info.gap,
       "proximal/predicted_decrease": info.predicted_decrease,

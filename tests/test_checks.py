@@ -1,0 +1,352 @@
+"""Bad arguments: refused early, by name, with what is allowed."""
+
+import functools
+
+import jax
+from jax.experimental import checkify
+import jax.numpy as jnp
+from linear_model import KEY, problem
+import numpy as np
+import optax
+import pytest
+
+import ddi_jax
+from ddi_jax import attacks, candidates, losses
+
+BALL = ddi_jax.linf(0.1)
+
+
+def bad_losses(params):
+  return jnp.stack([params.sum(), -params.sum()])
+
+
+# Of every public function with a numerical setting: a call of that setting, and what is
+# out of its range.  Strings, arrays of rank 1 and Booleans are in no range.
+SETTINGS = {
+  "epsilon": [(ddi_jax.linf, [-1]), (ddi_jax.l2, [-1]), (ddi_jax.l1, [-1])],
+  "top_fraction": [(lambda v: ddi_jax.l1(1.0, top_fraction=v), [-0.1, 1.1])],
+  "step_size": [(lambda v: ddi_jax.pgd(BALL, steps=1, step_size=v), [0, -1])],
+  "stop_below": [
+    (lambda v: ddi_jax.pgd(BALL, steps=1, step_size=1.0, stop_below=v), [-0.1, 1.0])
+  ],
+  "bundle_step": [(lambda v: ddi_jax.danskin_direction(bundle_step=v), [0, -1])],
+  "loss_tolerance": [(lambda v: ddi_jax.danskin_direction(loss_tolerance=v), [-1])],
+  "tolerance": [
+    (lambda v: ddi_jax.danskin_direction(tolerance=v), [-1]),
+    (lambda v: ddi_jax.minimize_max(bad_losses, jnp.ones(2), tolerance=v), [0, -1]),
+  ],
+  "radius": [(lambda v: ddi_jax.cagrad_direction(radius=v), [-0.1, 1.0])],
+  "step_ratio": [(lambda v: candidates.r_fgsm(0.1, 2, step_ratio=v), [0, -1])],
+  r"step_sizes\[0\]": [
+    (lambda v: candidates.msd([BALL], steps=1, step_sizes=[v]), [0])
+  ],
+  "max_degrees": [(lambda v: candidates.spatial(2, max_degrees=v), [-1, 181])],
+  "max_shift": [(lambda v: candidates.spatial(2, max_shift=v), [-1, 1.5])],
+  "rho": [(lambda v: attacks.apgd(BALL, rho=v), [-0.1, 1.1])],
+  "p_init": [(lambda v: attacks.square(BALL, p_init=v), [0, 1.1])],
+  "alpha_max": [(lambda v: attacks.fab(BALL, alpha_max=v), [-0.1, 1.1])],
+  "eta": [(lambda v: attacks.fab(BALL, eta=v), [0.9])],
+  "beta": [(lambda v: attacks.fab(BALL, beta=v), [0, 1])],
+  "confidence": [(lambda v: ddi_jax.wilson_interval(1, 2, confidence=v), [0, 1])],
+}
+CASES = [(name, *case) for name, cases in SETTINGS.items() for case in cases]
+
+
+@pytest.mark.parametrize(
+  "as_type", [float, np.float32, np.array, jnp.float32, jnp.array]
+)
+@pytest.mark.parametrize(("name", "call", "values"), CASES)
+def test_numbers_out_of_range_are_refused_by_name(name, call, values, as_type):
+  for value in [*values, float("nan"), float("inf")]:
+    with pytest.raises(ValueError, match=f"^{name} must be .*, got "):
+      call(as_type(value))
+
+
+@pytest.mark.parametrize("value", ["0.5", True, [0.5], np.ones(1), jnp.ones(2), 0.5j])
+@pytest.mark.parametrize(("name", "call", "values"), CASES)
+def test_what_is_no_number_is_refused_by_name(name, call, values, value):
+  del values
+  with pytest.raises(ValueError, match=f"^{name} must be .*, got "):
+    call(value)
+
+
+@pytest.mark.parametrize(
+  "call",
+  [
+    lambda v: ddi_jax.danskin_direction(bundle_step=v),
+    lambda v: ddi_jax.danskin_direction(loss_tolerance=v),
+    lambda v: ddi_jax.cagrad_direction(radius=v),
+  ],
+)
+def test_a_traced_setting_passes(call):
+  gradients, losses_of_k = jnp.eye(2), jnp.array([1.0, 0.5])
+
+  @jax.jit
+  def update(value):
+    direction = call(value)
+    return direction.update(gradients, direction.init(None), losses=losses_of_k)[0]
+
+  expected, _ = call(0.25).update(gradients, call(0.25).init(None), losses=losses_of_k)
+  np.testing.assert_allclose(update(0.25), expected, rtol=1e-5)
+  np.testing.assert_allclose(
+    call(jnp.float32(0.25)).update(gradients, None, losses=losses_of_k)[0], expected
+  )
+
+
+def test_counts_are_integers_of_python_or_numpy():
+  ddi_jax.pgd(BALL, steps=np.int64(3), step_size=0.1)
+  for value in (np.float32(3), np.int64(0), np.bool_(True), jnp.int32(3)):
+    with pytest.raises(ValueError, match="steps must be an integer >= 1, got"):
+      ddi_jax.pgd(BALL, steps=value, step_size=0.1)
+
+
+@pytest.mark.parametrize("not_a_ball", [0.1, None, "linf", ddi_jax.linf])
+def test_a_threat_model_is_asked_for(not_a_ball):
+  p = problem()
+  for make in (
+    functools.partial(ddi_jax.pgd, steps=1, step_size=0.1),
+    attacks.apgd,
+    attacks.fab,
+    attacks.square,
+    functools.partial(attacks.multi_targeted_pgd, steps=1, step_size=0.1),
+    ddi_jax.autoattack,
+    lambda ball: candidates.msd([ball], steps=1, step_sizes=[0.1]),
+    lambda ball: candidates.warm_restarts(ball, p.inputs[None], steps=1, step_size=0.1),
+    lambda ball: ddi_jax.evaluate(KEY, p.logits_fn, p.inputs, p.labels, ball),
+  ):
+    with pytest.raises(ValueError, match="threat_model must be one such as ddi"):
+      make(not_a_ball)
+
+
+@pytest.mark.parametrize("not_a_key", [0, None, 1.5, "key", np.int64(3), jnp.zeros(2)])
+def test_a_key_is_asked_for(not_a_key):
+  p = problem()
+  pgd = ddi_jax.pgd(BALL, steps=1, step_size=0.1)
+
+  def loss_fn(params, inputs, labels):
+    return losses.cross_entropy(inputs @ params, labels)
+
+  for call in (
+    lambda key: pgd(key, lambda x: x.sum(1), p.inputs),
+    lambda key: ddi_jax.restart_candidates(pgd, loss_fn, p.inputs, p.labels, key, 2),
+    lambda key: ddi_jax.restart_gradients(loss_fn, pgd, 2)(
+      p.weights, p.inputs, p.labels, key
+    ),
+    lambda key: candidates.restarts(pgd, 2)(key, p.logits_fn, p.inputs, p.labels),
+    lambda key: attacks.apgd(BALL)(key, p.logits_fn, p.inputs, p.labels),
+    lambda key: attacks.square(BALL)(key, p.logits_fn, p.inputs, p.labels),
+    lambda key: ddi_jax.autoattack(BALL)(key, p.logits_fn, p.inputs, p.labels),
+    lambda key: ddi_jax.evaluate(key, p.logits_fn, p.inputs, p.labels, BALL),
+    lambda key: ddi_jax.robustness_curve(
+      key, p.logits_fn, p.inputs, p.labels, ddi_jax.linf, [0.1]
+    ),
+    lambda key: ddi_jax.minimize_worst_case(
+      lambda slope, x: (slope * x).sum(), pgd, jnp.ones(()), jnp.full(2, 0.5), key
+    ),
+  ):
+    with pytest.raises(
+      ValueError, match=r"key must be a key such as jax.random.key\(0\)"
+    ):
+      call(not_a_key)
+
+
+def test_keys_of_both_kinds_pass():
+  attack = ddi_jax.pgd(BALL, steps=1, step_size=0.1)
+  points = jnp.full((2, 2), 0.5)
+  for key in (jax.random.key(0), jax.random.PRNGKey(0)):
+    attack(key, lambda x: x.sum(axis=1), points)
+
+
+def loss_fn(params, inputs, labels):
+  return losses.cross_entropy(inputs @ params, labels)
+
+
+def training_calls():
+  """fn(inputs, labels), of what a user trains with; not jitted."""
+  p = problem()
+  pgd = ddi_jax.pgd(BALL, steps=1, step_size=0.1)
+  ordinary = ddi_jax.restart_gradients(loss_fn, pgd, 2)
+  msd = candidates.msd([BALL], steps=1, step_sizes=[0.1])
+  return {
+    "gradients": lambda x, y: ordinary(p.weights, x, y, KEY),
+    "pgd": lambda x, y: pgd(KEY, lambda points: loss_fn(p.weights, points, y), x),
+    "msd": lambda x, y: msd(KEY, p.logits_fn, x, y),
+  }
+
+
+def evaluation_calls():
+  """fn(inputs, labels), of what a user evaluates with."""
+  p = problem()
+  return {
+    "apgd": lambda x, y: attacks.apgd(BALL, steps=1)(KEY, p.logits_fn, x, y),
+    "fab": lambda x, y: attacks.fab(BALL, steps=1)(KEY, p.logits_fn, x, y),
+    "square": lambda x, y: attacks.square(BALL, queries=1)(KEY, p.logits_fn, x, y),
+    "autoattack": lambda x, y: ddi_jax.autoattack(BALL)(KEY, p.logits_fn, x, y),
+    "evaluate": lambda x, y: ddi_jax.evaluate(KEY, p.logits_fn, x, y, BALL),
+    "curve": lambda x, y: ddi_jax.robustness_curve(
+      KEY, p.logits_fn, x, y, ddi_jax.linf, [0.1]
+    ),
+  }
+
+
+CALLS = training_calls() | evaluation_calls()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_inputs_outside_the_box_are_refused(name):
+  p, call = problem(), CALLS[name]
+  inside = r"inputs must lie inside bounds = \(0, 1\), got values from .*1 / 255"
+  with pytest.raises(ValueError, match=inside):
+    call(255 * p.inputs, p.labels)
+  with pytest.raises(ValueError, match=inside):
+    call(p.inputs - 0.5, p.labels)
+  with pytest.raises(ValueError, match="inputs must be finite, got values from nan"):
+    call(p.inputs.at[0, 0].set(jnp.nan), p.labels)
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("label", [-1, 5])
+def test_labels_out_of_range_are_refused(name, label):
+  p = problem()
+  expected = r"labels must be in \[0, 5\), one class per logit, got values from"
+  with pytest.raises(ValueError, match=expected):
+    CALLS[name](p.inputs, p.labels.at[0].set(label))
+
+
+@pytest.mark.parametrize("make", [ddi_jax.linf, ddi_jax.l2, ddi_jax.l1])
+def test_a_radius_larger_than_the_box_is_refused(make):
+  p = problem()
+  expected = r"epsilon must be at most the l.* diameter of the box \(0, 1\)"
+  for attack in (
+    lambda ball: candidates.restarts(ddi_jax.pgd(ball, steps=1, step_size=0.1), 2),
+    lambda ball: candidates.msd([ball], steps=1, step_sizes=[0.1]),
+    lambda ball: attacks.apgd(ball, steps=1),
+    lambda ball: attacks.square(ball, queries=1),
+  ):
+    with pytest.raises(ValueError, match=expected):
+      attack(make(11.0))(KEY, p.logits_fn, p.inputs, p.labels)
+  # All of the box, no box, and FAB, which measures distances, are as they were.
+  ddi_jax.pgd(ddi_jax.linf(1.0), steps=1, step_size=0.1)
+  ddi_jax.pgd(ddi_jax.linf(8.0), steps=1, step_size=0.1, bounds=None)
+  attacks.fab(ddi_jax.linf(8.0))
+
+
+EVALUATIONS = evaluation_calls()
+
+
+@pytest.mark.parametrize(
+  ("model", "message"),
+  [
+    (lambda x: x[:, :1], r"C >= 2, got C = 1\.  .*jnp.zeros_like\(z\), z\], axis=1"),
+    (lambda x: x.argmax(axis=1), r"logits \[16, C\].*got int32 \(16,\).*class ids"),
+    (lambda x: (x, x), r"logits \[16, C\].*got tuple"),
+    (lambda x: x.astype(int), r"logits \[16, C\].*got int32 \(16, 10\)"),
+  ],
+)
+def test_what_is_no_logits_is_refused(model, message):
+  p = problem()
+  for call in (
+    attacks.apgd(BALL, steps=1),
+    attacks.fab(BALL, steps=1),
+    attacks.square(BALL, queries=1),
+    ddi_jax.autoattack(BALL),
+    lambda *arguments: ddi_jax.evaluate(*arguments, BALL),
+    lambda *arguments: ddi_jax.robustness_curve(*arguments, ddi_jax.linf, [0.1]),
+  ):
+    with pytest.raises(ValueError, match=message):
+      call(KEY, model, p.inputs, p.labels)
+
+
+def test_one_logit_says_how_to_make_two():
+  with pytest.raises(ValueError, match=r"labels must be in \[0, 1\).*zeros_like"):
+    losses.cross_entropy(jnp.zeros((2, 1)), jnp.array([0, 1]))
+
+
+def test_aux_and_has_aux_belong_together():
+  p = problem()
+
+  def with_aux(params, inputs, labels):
+    return loss_fn(params, inputs, labels), inputs
+
+  attack = ddi_jax.pgd(BALL, steps=1, step_size=0.1)
+  for has_aux, fn, message in (
+    (False, with_aux, r"got a tuple of 2\.  Pass has_aux=True"),
+    (True, loss_fn, r"with has_aux=True, loss_fn must return \(losses, aux\), got"),
+  ):
+    for call in (
+      lambda: ddi_jax.restart_gradients(fn, attack, 2, has_aux=has_aux)(  # noqa: B023
+        p.weights, p.inputs, p.labels, KEY
+      ),
+      lambda: ddi_jax.candidate_gradients(
+        fn,  # noqa: B023
+        p.weights,
+        p.inputs[None],
+        p.labels,
+        has_aux=has_aux,  # noqa: B023
+      ),
+      lambda: ddi_jax.recomputed_gradients(
+        fn,  # noqa: B023
+        p.weights,
+        p.inputs[None],
+        p.labels,
+        has_aux=has_aux,  # noqa: B023
+      ),
+      lambda: ddi_jax.proximal_danskin_gradient(
+        fn,  # noqa: B023
+        p.weights,
+        p.inputs[None],
+        p.labels,
+        step=0.1,
+        has_aux=has_aux,  # noqa: B023
+      ),
+    ):
+      with pytest.raises(ValueError, match=message):
+        call()
+  with pytest.raises(
+    ValueError, match=r"objective must return losses \[B\], one array"
+  ):
+    attack(KEY, lambda x: (x.sum(axis=1), None), p.inputs)
+
+
+class TestCheckExamples:
+  """The check for batches of a jitted step."""
+
+  def test_outside_jit_it_raises(self):
+    ddi_jax.check_examples(jnp.ones((2, 3)), jnp.array([0, 4]), num_classes=5)
+    ddi_jax.check_examples(jnp.full((2, 3), 255.0), bounds=None)
+    with pytest.raises(ValueError, match="inputs must lie inside"):
+      ddi_jax.check_examples(jnp.full((2, 3), 255.0))
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 5\)"):
+      ddi_jax.check_examples(jnp.ones((2, 3)), jnp.array([0, 5]), num_classes=5)
+    with pytest.raises(ValueError, match="bounds must be"):
+      ddi_jax.check_examples(jnp.ones((2, 3)), bounds=(1.0, 0.0))
+
+  def test_inside_jit_checkify_throws(self):
+    @jax.jit
+    def step(inputs, labels):
+      ddi_jax.check_examples(inputs, labels, num_classes=5)
+      return loss_fn(jnp.ones((3, 5)), inputs, labels).mean()
+
+    checked = checkify.checkify(step)
+    good, labels = jnp.ones((2, 3)), jnp.array([0, 4])
+    error, _ = checked(good, labels)
+    error.throw()
+    for inputs, wrong, message in (
+      (255 * good, labels, r"inside bounds = \(0.0, 1.0\), got values from 255.0"),
+      (good.at[0, 0].set(jnp.nan), labels, "must be finite"),
+      (good, labels + 1, r"labels must be in \[0, 5\), got values from 1 to 5"),
+    ):
+      error, _ = checked(inputs, wrong)
+      with pytest.raises(checkify.JaxRuntimeError, match=message):
+        error.throw()
+
+
+def test_the_direction_after_a_scaling_step_is_the_direction_alone():
+  """Why it must be the first of a chain: what comes before it can only be lost."""
+  gradients = jnp.array([[2.0, 1.0], [1.0, 2.0]])
+  alone = ddi_jax.danskin_direction()
+  expected, _ = alone.update(gradients, alone.init(jnp.zeros(2)))
+  for rate in (0.01, 10.0):
+    chain = optax.chain(optax.sgd(rate), ddi_jax.danskin_direction())
+    updates, _ = chain.update(gradients, chain.init(jnp.zeros(2)))
+    np.testing.assert_allclose(updates, -expected, rtol=1e-6)
