@@ -33,8 +33,8 @@ TRAINING_LAYERS = ("settings", "devices", "step", "storage", "run", "audit")
 CORE = {name for layer in LAYERS[:8] for name in layer}
 CORE_PACKAGES = {"jax", "numpy", "optax", "chex", "ddi_jax"}
 STANDARD = {
-  *("__future__", "collections", "enum", "functools", "inspect", "math", "statistics"),
-  *("typing", "warnings"),
+  *("__future__", "collections", "enum", "functools", "inspect", "math", "numbers"),
+  *("operator", "statistics", "typing", "warnings"),
 }
 
 

@@ -11,8 +11,10 @@ import optax
 
 from ddi_jax.checks import check_choice, check_number
 from ddi_jax.directions import active_set
+from ddi_jax.directions.implicit import differentiable_weights
 from ddi_jax.directions.min_norm import MinNormSolution, min_norm_weights, solve
 from ddi_jax.directions.weighting import WeightingInput, Weights, weighted_direction
+from ddi_jax.numerics.finite import square_root
 from ddi_jax.numerics.precision import matmul
 
 NORMALIZATIONS = ("l2", "loss", "loss+")
@@ -55,7 +57,7 @@ def mgda_direction(
     gram = inputs.gram
     sizes = jnp.ones(len(gram), gram.dtype)
     if normalization != "loss":
-      sizes = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
+      sizes = square_root(jnp.maximum(jnp.diagonal(gram), 0))
     if normalization != "l2":
       losses = inputs.required_losses(f"normalization={normalization!r}")
       sizes *= jnp.where(losses > 0, losses, jnp.nan)
@@ -91,10 +93,11 @@ def upgrad_direction(
   """
 
   def weighting(inputs: WeightingInput) -> jax.Array | Weights:
-    gram = inputs.gram
-    size = len(gram)
-    scale = jnp.max(jnp.diagonal(gram))
-    gram /= jnp.where(scale > 0, scale, 1)
+    size = len(inputs.gram)
+    scale = jnp.max(jnp.diagonal(inputs.gram))
+    scale = jax.lax.stop_gradient(jnp.where(scale > 0, scale, 1))
+    scaled = inputs.gram / scale
+    gram = jax.lax.stop_gradient(scaled)
     rounding = 4 * size * jnp.finfo(gram.dtype).eps * jnp.abs(gram)
 
     def project(unit: jax.Array) -> jax.Array:
@@ -106,7 +109,13 @@ def upgrad_direction(
         return gradient, violation
 
       limit = 50 + 8 * size
-      return unit + active_set.minimize_on_orthant(gram, assess, limit)[0]
+      weights, _ = active_set.minimize_on_orthant(gram, assess, limit)
+      return unit + differentiable_weights(
+        weights,
+        lambda weights, data: matmul(data[0], weights + data[1]),
+        (scaled, unit),
+        on_simplex=False,
+      )
 
     return jax.vmap(project)(jnp.eye(size, dtype=gram.dtype)).mean(axis=0)
 
@@ -145,11 +154,12 @@ def cagrad_direction(
   check_number("radius", radius, "[0, 1)")
 
   def weighting(inputs: WeightingInput) -> jax.Array | Weights:
-    inner, gram = inputs.inner, inputs.gram
+    inner, gram = jax.lax.stop_gradient((inputs.inner, inputs.gram))
     size = len(gram)
     mean = jnp.full(size, 1 / size, gram.dtype)
     with_mean = matmul(gram, mean)
-    reach = radius * jnp.sqrt(jnp.maximum(matmul(mean, with_mean), 0))
+    fixed_radius = jax.lax.stop_gradient(jnp.asarray(radius, gram.dtype))
+    reach = fixed_radius * jnp.sqrt(jnp.maximum(matmul(mean, with_mean), 0))
 
     # The dual is min_w <g_w, g_0> + reach ||g_w||.  With ||g_w|| written as the minimum
     # over the norm of ||g_w||^2 / (2 norm) + norm / 2, it is a minimum-norm problem
@@ -176,9 +186,34 @@ def cagrad_direction(
     norm = jnp.sqrt(solution.squared_norm)
     lost = norm <= 4 * size * jnp.finfo(gram.dtype).eps * largest
     extra = jnp.where(lost, 0, reach / jnp.where(lost, 1, norm))
-    return mean + extra * solution.weights
+    problem = (inputs.gram, jnp.asarray(radius, gram.dtype))
+    weights = differentiable_weights(
+      solution.weights, _cagrad_gradient, problem, on_simplex=True
+    )
+    again = jnp.where(lost, 0, _cagrad_extra(weights, problem))
+    # The value of the bisection, with the derivative of the formula.
+    extra += again - jax.lax.stop_gradient(again)
+    return mean + extra * weights
 
   return weighted_direction(weighting, normalize=normalize)
+
+
+def _cagrad_gradient(weights: jax.Array, problem: tuple[Any, Any]) -> jax.Array:
+  """The gradient of <g_w, g_0> + radius ||g_0|| ||g_w|| in w."""
+  gram, _ = problem
+  mean = jnp.full(len(gram), 1 / len(gram), gram.dtype)
+  return matmul(gram, mean) + _cagrad_extra(weights, problem) * matmul(gram, weights)
+
+
+def _cagrad_extra(weights: jax.Array, problem: tuple[Any, Any]) -> jax.Array:
+  """The factor radius ||g_0|| / ||g_w||; what has no finite derivative counts as 1."""
+  gram, radius = problem
+  mean = jnp.full(len(gram), 1 / len(gram), gram.dtype)
+  square = matmul(mean, matmul(gram, mean))
+  other = matmul(weights, matmul(gram, weights))
+  regular = (square > 0) & (other > 0)
+  ratio = jnp.where(regular, square, 1) / jnp.where(regular, other, 1)
+  return radius * jnp.sqrt(ratio)
 
 
 def pcgrad_direction(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ddi_jax.checks import check_choice, check_number, check_positive_int
 from ddi_jax.directions import active_set, projected_gradient
+from ddi_jax.directions.implicit import differentiable_weights
 from ddi_jax.gradients.gram import ShiftedGram
 from ddi_jax.numerics.precision import at_least_float32, matmul
 
@@ -79,6 +80,11 @@ def min_norm_weights(
     max_iterations: stop after so many; default 50 + 8 K for "active_set" (a few times
       what it takes, but where rounding makes it cycle) and 1000 for the other.
 
+  Weights and squared norm can be differentiated in both modes, any number of times, by
+  the implicit function theorem.  At a kink, where a weight of 0 is about to grow, the
+  derivative is that of the positive weights alone; where many weights are optimal, as
+  for equal vectors, it is that of their least change.
+
   Returns:
     `MinNormSolution`.  A NaN or infinity in `gram`, or a NaN in `slacks`, makes
     weights, squared norm and gap NaN.
@@ -117,6 +123,11 @@ def check_solver(
   check_positive_int("max_iterations", max_iterations, optional=True)
 
 
+def _gradient(weights: jax.Array, data: tuple[jax.Array, jax.Array]) -> jax.Array:
+  hessian, linear = data
+  return matmul(hessian, weights) + linear
+
+
 def solve(
   inner: ShiftedGram,
   slacks: jax.Array | None = None,
@@ -136,17 +147,21 @@ def solve(
     max_iterations = 50 + 8 * size if solver == "active_set" else 1_000
   slacks = jnp.zeros(size, dtype) if slacks is None else jnp.asarray(slacks, dtype)
   slacks = slacks - jnp.min(slacks)
-  largest = jnp.max(inner.squared_norms())
+  # The weights do not depend on the scale, which need not be differentiated.
+  largest = jax.lax.stop_gradient(jnp.max(inner.squared_norms()))
   scale = jnp.where(largest > 0, largest, 1)
   finite = jnp.isfinite(largest) & jnp.all(jnp.isfinite(inner.differences))
   finite &= ~jnp.any(jnp.isnan(slacks))
-  hessian, offsets, squared_norm = (part / scale for part in inner)
+  scaled = ShiftedGram(*(part / scale for part in inner))
   # At the optimum a vector of positive weight has slack <= 2 (largest squared norm):
   # what is beyond 4 may as well be 4, and does not drown the rest in rounding.
   slacks = jnp.minimum(slacks / scale, 4)
-  linear = offsets + slacks
+  # The solver's loops cannot be differentiated; what they find is, in the end.
+  hessian, offsets, squared_norm = jax.lax.stop_gradient(scaled)
+  fixed_slacks = jax.lax.stop_gradient(slacks)
+  linear = offsets + fixed_slacks
   absolute = jnp.abs(hessian)
-  absolute_linear = jnp.abs(offsets) + slacks
+  absolute_linear = jnp.abs(offsets) + fixed_slacks
 
   def certificate(
     weights: jax.Array,
@@ -173,7 +188,10 @@ def solve(
   weights, iterations = SOLVERS[solver](hessian, start, assess, max_iterations)
   _, violation, reference, _ = certificate(weights)
   gap = jnp.maximum(jnp.max(violation), 0) / reference
-  value = matmul(weights, matmul(hessian, weights) + 2 * offsets) + squared_norm
+  problem = (scaled.differences, scaled.offsets + slacks)
+  weights = differentiable_weights(weights, _gradient, problem, on_simplex=True)
+  twice = matmul(scaled.differences, weights) + 2 * scaled.offsets
+  value = matmul(weights, twice) + scaled.squared_norm
   return MinNormSolution(
     weights=jnp.where(finite, weights, jnp.nan),
     squared_norm=jnp.where(finite, jnp.maximum(value, 0) * scale, jnp.nan),

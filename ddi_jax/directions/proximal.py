@@ -113,6 +113,9 @@ def proximal_danskin_gradient(
   Lemarechal, 1975; Kiwiel, 1990.  Model-based stochastic optimisation: Davis and
   Drusvyatskiy, 2019; Asi and Duchi, 2019.)
 
+  The direction can be differentiated (in `params`, `candidates`, `step`), if the losses
+  can be twice: the vertices that were chosen are held, as a minimiser's support is.
+
   No example's gradient is computed.  Frank-Wolfe steps from the worst candidates on:
   one Jacobian-vector product of all K B losses along z gives every <g_bk, z>; the next
   vertex takes each example's greatest l_bk - t <g_bk, z>; one gradient of a batch made
@@ -189,11 +192,16 @@ def proximal_danskin_gradient(
   )
   state = _start(problem, group_losses, slots=1 + min(memory, max(iterations, 1)))
   if iterations and num_candidates > 1:
-    state = jax.lax.while_loop(
-      lambda state: _is_unfinished(state, iterations, tolerance),
-      lambda state: _advance(problem, state),
-      state,
-    )
+
+    def advance(state: _State, _: None) -> tuple[_State, None]:
+      unfinished = state.gap > jnp.maximum(tolerance * state.decrease, 0)
+      advanced = jax.lax.cond(
+        unfinished, lambda state: _advance(problem, state), lambda same: same, state
+      )
+      return advanced, None
+
+    # Unlike a loop that ends early, a scan can be differentiated in reverse mode.
+    state, _ = jax.lax.scan(advance, state, length=iterations)
   gradient_passes = 3 * num_candidates if mixes_examples and per == "example" else 3
   return jax.tree.map(lambda leaf: leaf[0], state.gradients), ProximalInfo(
     weights=jnp.broadcast_to(state.weights[0], losses.shape),
@@ -225,13 +233,6 @@ def _start(problem: _Problem, group_losses: jax.Array, slots: int) -> _State:
   )
 
 
-def _is_unfinished(
-  state: _State, iterations: int, tolerance: float | jax.Array
-) -> jax.Array:
-  allowed = jnp.maximum(tolerance * state.decrease, 0)
-  return (state.iterations < iterations) & (state.gap > allowed)
-
-
 def _advance(problem: _Problem, state: _State) -> _State:
   """One Frank-Wolfe step: add a vertex, and go to the best point of all slots."""
   choice = jnp.argmax(_masked(state.linearised, problem.valid), axis=0)
@@ -245,7 +246,7 @@ def _advance(problem: _Problem, state: _State) -> _State:
   used = state.used.at[slot].set(True)
   # How far the mean of the losses is below that of the greatest, in every slot.
   below = jax.vmap(_mean_under, (0, None))(weights, problem.shortfall)
-  best = _best_combination(gradients, jnp.where(used, below, jnp.inf), problem.step)
+  best = _best_combination(gradients, below, used, problem.step)
   gradient = jax.tree.map(
     lambda new, kept: new.astype(kept.dtype),
     KeptGradients(gradients).combine(best),
@@ -320,14 +321,15 @@ def _one_hot(choice: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def _best_combination(
-  gradients: chex.ArrayTree, below: jax.Array, step: Any
+  gradients: chex.ArrayTree, below: jax.Array, used: jax.Array, step: Any
 ) -> jax.Array:
-  """The least t/2 ||z||^2 + below of all points between the slots': weights."""
+  """The least t/2 ||z||^2 + below of all points between the used slots': weights."""
   inner, scale = KeptGradients(gradients).inner
   # Where the quotient overflows, the slot is out of the question: but one stays finite.
   largest = jnp.finfo(inner.offsets.dtype).max / 2
-  slacks = (below - jnp.min(below)) / step / scale / scale
-  return solve(inner, jnp.minimum(slacks, largest)).weights
+  above = jnp.where(used, below - jnp.min(below, where=used, initial=jnp.inf), 0)
+  slacks = jnp.minimum(above / step / scale / scale, largest)
+  return solve(inner, jnp.where(used, slacks, largest)).weights
 
 
 def _mean_under(weights: jax.Array, values: jax.Array) -> jax.Array:

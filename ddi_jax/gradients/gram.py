@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from ddi_jax.numerics.finite import square_root
 from ddi_jax.numerics.precision import accumulation_dtype
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ class KeptGradients:
 def scaled_norm(tree: chex.ArrayTree, scale: jax.Array | float = 1.0) -> jax.Array:
   """The Euclidean norm of `tree / scale` over all leaves."""
   squares = [jnp.sum(jnp.square(leaf / scale)) for leaf in jax.tree.leaves(tree)]
-  return jnp.sqrt(jnp.stack(squares).sum())
+  return square_root(jnp.stack(squares).sum())
 
 
 def unit_norm(tree: chex.ArrayTree) -> chex.ArrayTree:

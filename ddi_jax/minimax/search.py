@@ -113,9 +113,18 @@ def propose(model: Model, factor: jax.Array, offsets: jax.Array) -> Proposal:
 
 
 def find_step(
-  model: Model, losses_of_step: LossesOfStep, first: Proposal, *, max_trials: int
+  model: Model,
+  losses_of_step: LossesOfStep,
+  first: Proposal,
+  reference: jax.Array,
+  *,
+  max_trials: int,
 ) -> Search:
-  """Find a step that lowers the greatest loss by a fraction of the model's decrease.
+  """Find a step that ends below a reference by a fraction of the model's decrease.
+
+  The reference is the greatest loss, or that of a few steps before: a step that rises a
+  little now often saves many later, where the kinks are curved (Grippo et al., 1986;
+  for a maximum Zhou and Tits, 1993).
 
   The first trial is the model's minimiser in the metric.  Where it lowers the loss by
   all that the linear model says, so that no curvature is seen, the metric is stretched
@@ -128,6 +137,7 @@ def find_step(
     model: at the current point.
     losses_of_step: the losses after a step.
     first: `propose(model, 1, model.losses)`.
+    reference: at least the greatest of the model's losses.
     max_trials: give up after so many.
 
   Returns:
@@ -149,7 +159,8 @@ def find_step(
     # A correction is held to what the model said without it.
     decrease = jnp.where(is_correction, state.decrease, proposal.decrease)
     gained = value - reached
-    good = (gained > 0) & (gained >= _SUFFICIENT * decrease)
+    below = reference - reached
+    good = (below > 0) & (below >= _SUFFICIENT * decrease)
     better = good & (~state.found | (reached < jnp.max(state.losses)))
     # The model holds, as far as the rounding of the losses lets us see.
     stretch = gained >= 0.9 * decrease - 4 * rounding

@@ -86,9 +86,17 @@ class MinimaxProgress(NamedTuple):
   gap: Float[Array, ""]
 
 
+class _Best(NamedTuple):
+  position: jax.Array  # [D]
+  losses: jax.Array  # [K], there
+  weights: jax.Array  # [K], of the step that led there
+  gap: jax.Array  # before that step
+
+
 class _State(NamedTuple):
   position: jax.Array  # [D]
   losses: jax.Array  # [K]
+  best: _Best
   optimizer: MinimaxState
   close: jax.Array  # Whether the last gap and the last gain were within the tolerance.
   status: jax.Array
@@ -113,8 +121,8 @@ def minimize_max(
   Danilin, 1978; Han, 1981; Zhou and Tits, 1993).
 
   Pure; works under `jax.jit` and `jax.vmap`.  Compiled once for every `losses_fn`, by
-  identity.  The scale of the losses does not matter.  The value never rises above the
-  start's.
+  identity.  The scale of the losses does not matter.  The value may rise for a few
+  steps, never above the start's; the best point is returned.
 
   Args:
     losses_fn: params -> losses `[K]`, K >= 1, differentiable; a pure function.  Losses
@@ -215,7 +223,7 @@ def _minimize(
     status = jnp.where(undefined, MinimaxStatus.NOT_FINITE, status)
     # A gap within the tolerance is believed when the next step says the same, in a
     # metric that has learned more, or when there is no step.
-    close = (known.gap <= allowed) & (gained <= allowed)
+    close = (known.gap <= allowed) & (jnp.abs(gained) <= allowed)
     done = close & (state.close | ~known.found)
     status = jnp.where(done, MinimaxStatus.CONVERGED, status)
     if callback is not None:
@@ -224,13 +232,22 @@ def _minimize(
         known.updates, evaluations, jnp.max(known.losses), known.gap
       )
       jax.debug.callback(callback, progress)
-    return _State(state.position + step, known.losses, known, close, status)
+    position = state.position + step
+    improved = jnp.max(known.losses) <= jnp.max(state.best.losses)
+    reached = _Best(position, known.losses, known.weights, known.gap)
+    best = jax.tree.map(
+      lambda new, old: jnp.where(improved, new, old), reached, state.best
+    )
+    return _State(position, known.losses, best, known, close, status)
 
   finite = jnp.all(jnp.isfinite(losses)) & jnp.all(jnp.isfinite(start))
+  losses = losses.astype(start.dtype)
+  known = optimizer.init(start)
   state = _State(
     position=start,
-    losses=losses.astype(start.dtype),
-    optimizer=optimizer.init(start),
+    losses=losses,
+    best=_Best(start, losses, known.weights, known.gap),
+    optimizer=known,
     close=jnp.zeros((), bool),
     status=jnp.where(finite, MinimaxStatus.RUNNING, MinimaxStatus.NOT_FINITE),
   )
@@ -238,11 +255,11 @@ def _minimize(
     lambda state: state.status == MinimaxStatus.RUNNING, take_step, state
   )
   return MinimaxSolution(
-    params=unravel(state.position),
-    value=jnp.max(state.losses),
-    losses=state.losses,
-    weights=state.optimizer.weights,
-    gap=state.optimizer.gap,
+    params=unravel(state.best.position),
+    value=jnp.max(state.best.losses),
+    losses=state.best.losses,
+    weights=state.best.weights,
+    gap=state.best.gap,
     steps=state.optimizer.updates,
     evaluations=state.optimizer.evaluations + 1,
     status=state.status,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
   from jaxtyping import Array, Bool, Float, Int
 
 LossesFn = Callable[[Any], jax.Array]
+_RECENT = 6  # A step must end below the greatest of so many values, the newest's among.
 
 
 class MinimaxState(NamedTuple):
@@ -34,6 +35,7 @@ class MinimaxState(NamedTuple):
     metric_step: `[D]`, the step times the inverse of the metric.
     weights: `[K]`, the multipliers.
     losses: `[K]`, after the step, as `losses_fn` gave them.
+    recent: the greatest losses at the last positions, the newest last; -inf before.
     gap: what the model said could be gained at `position`, see
       `ddi_jax.MinimaxSolution`.
     found: whether a step was found.
@@ -48,6 +50,7 @@ class MinimaxState(NamedTuple):
   metric_step: Float[Array, " D"]
   weights: Float[Array, " K"]
   losses: Float[Array, " K"]
+  recent: Float[Array, " M"]
   gap: Float[Array, ""]
   found: Bool[Array, ""]
   evaluations: Int[Array, ""]
@@ -59,7 +62,8 @@ def minimax_lbfgs(
 ) -> optax.GradientTransformationExtraArgs:
   """Make the step of `ddi_jax.minimize_max` as a transformation, like `optax.lbfgs`.
 
-  The updates are added to the parameters, and include the step's length.  What follows
+  The updates are added to the parameters, and include the step's length.  The greatest
+  loss may rise for a few steps, never above that of six steps before.  What follows
   in a chain may scale them: the metric learns from the step that was taken.  After a
   projection or a mask a step need not descend any more, as after any quasi-Newton step.
 
@@ -107,6 +111,7 @@ def minimax_lbfgs(
       metric_step=zeros,
       weights=jnp.full(num_losses, 1 / num_losses, position.dtype),
       losses=jnp.zeros(num_losses, position.dtype),
+      recent=jnp.full(_RECENT, -jnp.inf, position.dtype),
       gap=zero + jnp.inf,
       found=jnp.ones((), bool),
       evaluations=jnp.zeros((), int),
@@ -135,10 +140,12 @@ def minimax_lbfgs(
     metric = _learned(state, memory, position, losses, gradients)
     model = linear_model(losses, gradients, metric)
     proposal = propose(model, jnp.ones((), position.dtype), losses)
+    recent = jnp.append(state.recent[1:], jnp.max(losses))
     result = find_step(
       model,
       lambda step: losses_fn(unravel(position + step)).astype(position.dtype),
       proposal,
+      jnp.max(recent),
       max_trials=max_trials,
     )
     step = jnp.where(result.found, result.proposal.step, 0)
@@ -152,6 +159,7 @@ def minimax_lbfgs(
       weights=proposal.weights,
       metric_step=-result.factor * matmul(result.proposal.weights, gradients),
       losses=jnp.where(result.found, result.losses, losses),
+      recent=recent,
       gap=proposal.gap,
       found=result.found,
       evaluations=state.evaluations + result.trials,

@@ -1,4 +1,4 @@
-"""What stands in for a number that is not finite."""
+"""What stands in for a number or a derivative that is not finite."""
 
 from typing import Any
 
@@ -13,3 +13,8 @@ def finite_or(values: jax.Array, substitute: Any) -> jax.Array:
   nothing to say about that entry, and must not spoil the others in a norm.
   """
   return jnp.where(jnp.isfinite(values), values, substitute)
+
+
+def square_root(values: jax.Array) -> jax.Array:
+  """The square root of values >= 0, whose derivative at 0 is 0 instead of infinite."""
+  return jnp.where(values == 0, 0, jnp.sqrt(jnp.where(values == 0, 1, values)))

@@ -280,7 +280,7 @@ def test_a_traced_step_does_not_recompile_and_nan_shows():
     ({"per": "class"}, "per must be one of example, batch; got 'class'"),
     ({"iterations": -1}, "iterations must be an integer >= 0, got -1"),
     ({"memory": 0}, "memory must be an integer >= 1, got 0"),
-    ({"tolerance": -1.0}, "tolerance must be >= 0, got -1.0"),
+    ({"tolerance": -1.0}, "tolerance must be a finite number >= 0, got -1.0"),
     ({"at_a_time": 0}, "at_a_time must be None or an integer >= 1, got 0"),
     ({"valid": jnp.ones((2, 2), bool)}, "valid must be bool of shape"),
     ({"valid": jnp.zeros((COUNT, BATCH), bool)}, "must hold a candidate for each"),

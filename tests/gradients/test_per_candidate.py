@@ -135,7 +135,7 @@ def test_bad_number_of_restarts(num_restarts):
 
 def test_bad_parameters_and_missing_key():
   gradients_fn = ddi_jax.restart_gradients(loss_fn, ATTACK, 2)
-  with pytest.raises(ValueError, match="restarts need a key, got None"):
+  with pytest.raises(ValueError, match=r"key must be a key such as .*, got None"):
     gradients_fn(PARAMS, INPUTS, LABELS, None)
   with pytest.raises(ValueError, match=r"params\['steps'\] must be floating point"):
     ddi_jax.candidate_gradients(
