@@ -95,7 +95,7 @@ def drop_unused(
   with it.
 
   Args:
-    config: its pieces must exist.
+    config: not yet checked.
     keep: dotted names of settings that are to stay, so that `check_config` refuses
       them if nothing uses them.
 
@@ -105,7 +105,11 @@ def drop_unused(
     >>> config.num_restarts, config.method = 8, "pgd"
     >>> training.drop_unused(config).num_restarts
     4
+
+  Raises:
+    ConfigError: if a piece does not exist.
   """
+  _check_choices(_Checker(config))
   result = config.copy_and_resolve_references()
   defaults = flatten(default_config())
   for field in unused_fields(config):
@@ -295,13 +299,6 @@ def _check_mesh(config: ml_collections.ConfigDict, check: _Checker) -> None:
 
 
 def _check_sources(config: ml_collections.ConfigDict, check: _Checker) -> None:
-  check(
-    "sources",
-    "a tuple of NAME or NAME:K with K >= 1, NAME one of "
-    + ", ".join(sources.SOURCES)
-    + " or your own module:name",
-    lambda value: not isinstance(value, str) and _are_well_formed(config),
-  )
   entries = sources.entries(config)
   names = [name for name, _ in entries]
   for name in names:
@@ -345,13 +342,6 @@ def _check_sources(config: ml_collections.ConfigDict, check: _Checker) -> None:
       or (method.attacked and sources.num_candidates(config) == 1)
     ),
   )
-
-
-def _are_well_formed(config: ml_collections.ConfigDict) -> bool:
-  try:
-    return sources.entries(config) is not None
-  except (ValueError, AttributeError):
-    return False
 
 
 def _check_unused(config: ml_collections.ConfigDict) -> None:

@@ -301,6 +301,21 @@ def test_pieces_that_are_not_there(field, name, message):
     check_config(changed(field, name))
 
 
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    *(("sources", value) for value in ("spatial", ("(3",), ("uniform:0",), (1,))),
+    ("optimizer.name", "lion"),
+    ("optimizer.schedule", "linear"),
+    ("evaluation.norms", ("l3",)),
+  ],
+)
+def test_pieces_that_do_not_exist_are_refused_where_settings_are_dropped(field, value):
+  """The program drops what a replaced piece used before it checks the config."""
+  with pytest.raises(training.ConfigError, match=rf"config\.{field} must be"):
+    training.drop_unused(changed(field, value))
+
+
 def test_groups_have_the_defaults_of_what_they_feed():
   config = training.default_config()
   solver = inspect.signature(ddi_jax.danskin_direction).parameters["solver"].default
