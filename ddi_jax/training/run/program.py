@@ -16,12 +16,13 @@ from ddi_jax.training.devices.compilation import compilation_cache_in
 from ddi_jax.training.run import figures, report
 from ddi_jax.training.run.experiment import (
   create_experiment,
-  create_model,
+  image_kind,
   load_data,
 )
 from ddi_jax.training.run.interruption import Interruption
 from ddi_jax.training.run.loop import TrainingError, TrainingLoop
 from ddi_jax.training.settings.check import check_against_data, check_config
+from ddi_jax.training.settings.model import ImageKind, create_model, known_images
 from ddi_jax.training.step.memory import check_memory
 from ddi_jax.training.step.train_step import create_optimizer
 from ddi_jax.training.storage import files
@@ -72,10 +73,13 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
   """
   check_config(config)
   mesh = meshes.create_mesh(config)
+  known = known_images(config)
+  if known is not None:  # Absurd sizes are refused before the data are read.
+    _check_memory(config, known, num_images=config.batch_size)
   with processes.connection_errors():
     splits = processes.together(lambda: load_data(config))
   check_against_data(config, splits.train)
-  _check_memory(config, splits)
+  _check_memory(config, image_kind(splits), len(splits.train))
   claim: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
   if processes.is_writer():
     claim = claim_workdir(workdir, config)
@@ -138,10 +142,14 @@ def _set_damaged_aside(workdir: Path) -> None:
     print(message)
 
 
-def _check_memory(config: ml_collections.ConfigDict, splits: data.Splits) -> None:
-  _, params, _ = models.functional(create_model(config, splits, abstract=True))
+def _check_memory(
+  config: ml_collections.ConfigDict, images: ImageKind, num_images: int
+) -> None:
+  _, params, _ = models.functional(create_model(config, images, abstract=True))
+  check_memory(config, images.image_shape, num_images, params, opt_state=())
+  # Of an absurd size, not even the shapes can be made.
   opt_state = jax.eval_shape(create_optimizer(config).init, params)
-  check_memory(config, splits.train, params, opt_state)
+  check_memory(config, images.image_shape, num_images, params, opt_state)
 
 
 def _what_is_left(workdir: Path) -> str:
