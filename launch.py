@@ -75,6 +75,10 @@ _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's number, from 0.")
 _EXAMPLES = Path(os.path.relpath(Path(__file__).parent / "configs"))
+_STOPPED = (
+  "\nlaunch.py: stopped at once; the same command resumes from the last checkpoint, if "
+  "there is one."
+)
 _INTERRUPTED = 128 + signal.SIGTERM  # The exit status; what runs jobs starts it again.
 
 
@@ -118,6 +122,9 @@ def _run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     DataError,
   ) as error:
     sys.exit(f"launch.py: {error}")
+  except KeyboardInterrupt:
+    print(_STOPPED, file=sys.stderr)
+    sys.exit(128 + signal.SIGINT)
   if result is None:
     sys.exit(_INTERRUPTED)
 

@@ -31,22 +31,25 @@ from ddi_jax.training.storage.checkpoints import (
   good_steps,
   set_damaged_aside,
 )
-from ddi_jax.training.storage.workdir import claim_workdir
+from ddi_jax.training.storage.workdir import absolute, claim_workdir
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
+def train(
+  config: ml_collections.ConfigDict, workdir: Path | str
+) -> dict[str, Any] | None:
   """Train, evaluate and report; resume if the workdir holds the same config's run.
 
-  SIGTERM and SIGINT end the run after the step in progress, with a checkpoint.  Where
-  several processes train together (`processes.initialize`), each calls this with the
-  same arguments and a workdir that all of them see, inside `processes.leaving_at_once`;
-  one writes all but the checkpoints, which they write together.
+  SIGTERM, SIGINT and SIGHUP end the run after the step in progress, with a checkpoint.
+  Where several processes train together (`processes.initialize`), each calls this with
+  the same arguments and a workdir that all of them see, inside
+  `processes.leaving_at_once`; one writes all but the checkpoints, which they write
+  together.
 
   Args:
     config: see `ddi_jax.training.default_config`.
-    workdir: made if missing; receives config.json, metrics.jsonl, summary.json,
-      curves.png, checkpoints/, tensorboard/ and compilation_cache/, the compiled
-      programs that make a resumed run start at once.
+    workdir: made if missing; may begin with "~"; receives config.json,
+      metrics.jsonl, summary.json, curves.png, checkpoints/, tensorboard/ and
+      compilation_cache/, the compiled programs that make a resumed run start at once.
 
   Returns:
     The content of summary.json; None if the run was interrupted.
@@ -71,6 +74,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
     >>> summary["steps"]
     2
   """
+  workdir = absolute(workdir)
   check_config(config)
   mesh = meshes.create_mesh(config)
   known = known_images(config)

@@ -18,7 +18,7 @@ from ddi_jax.training.settings.pieces import ConfigError
 from ddi_jax.training.step.state import create_train_state
 from ddi_jax.training.step.train_step import create_optimizer
 from ddi_jax.training.storage.checkpoints import Checkpoints
-from ddi_jax.training.storage.workdir import CONFIG_FILE
+from ddi_jax.training.storage.workdir import CONFIG_FILE, absolute
 
 CHECKPOINTS = ("best", "last")
 
@@ -47,7 +47,7 @@ def load_config(
     ...     training.load_config(Path(folder) / "run").method
     'danskin'
   """
-  path = Path(workdir) / CONFIG_FILE
+  path = absolute(workdir) / CONFIG_FILE
   if not path.is_file():
     raise ConfigError(f"{workdir} holds no run: there is no {CONFIG_FILE} in it.")
   config = default_config()
@@ -97,7 +97,7 @@ def load_model(
     (4, 10)
   """
   config = load_config(workdir, trusted=trusted)
-  return restore_model(config, Path(workdir), checkpoint)[0]
+  return restore_model(config, absolute(workdir), checkpoint)[0]
 
 
 def restore_model(

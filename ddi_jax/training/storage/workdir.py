@@ -28,6 +28,21 @@ _LOCAL_FIELDS = (
 )
 
 
+def absolute(workdir: Path | str) -> Path:
+  """The folder that the user means, wherever the program changes to; "~" is a home.
+
+  Raises:
+    ConfigError: for the home of somebody unknown.
+  """
+  try:
+    return Path(workdir).expanduser().absolute()
+  except RuntimeError as error:
+    raise ConfigError(
+      f"workdir must begin with ~ or the ~NAME of a user, or be another path; got "
+      f"{str(workdir)!r}: {error}"
+    ) from error
+
+
 def default_workdir(config: ml_collections.ConfigDict, name: str) -> Path:
   """`runs/NAME-METHOD-seedS-HASH`: the same for the same config, and only for it."""
   digest = hashlib.sha256(json.dumps(_fields(config), sort_keys=True).encode())
