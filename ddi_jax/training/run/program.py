@@ -1,7 +1,6 @@
 """The training program: data, experiment, loop, report."""
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +109,15 @@ def _train_in(
   if processes.any_process(writer and summary_path.exists()):
     if writer:
       print(f"The run in {workdir} is complete; nothing to do.\n")
-    summary = json.loads(summary_path.read_text())
+    summary = _read_summary(summary_path)
   else:
     _set_damaged_aside(workdir)
-    summary = _train_to_the_end(workdir, config, splits, mesh)
-    if summary is None:
+    result = _train_to_the_end(workdir, config, splits, mesh)
+    if result is None:
       if writer:
         print(f"Interrupted and saved in {workdir}; the same command resumes.")
       return None
+    summary = result
     if writer:
       title = f"{config.method} on {config.data.name}, seed {config.seed}"
       figures.save_curves(workdir, f"{title}; robust: {summary['attack']}")
@@ -137,6 +137,13 @@ def _train_to_the_end(
     experiment = create_experiment(config, splits, mesh)
     interrupted = processes.agreed(interruption)
     return TrainingLoop(experiment, config, workdir, interrupted).run()
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+  try:
+    return files.read_json(path)
+  except ValueError as error:
+    raise TrainingError(f"{error}  Delete it to make it again.") from error
 
 
 def _set_damaged_aside(workdir: Path) -> None:

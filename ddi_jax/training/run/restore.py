@@ -1,7 +1,6 @@
 """The network of a run, from its folder alone."""
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from ddi_jax.training.settings.model import create_model, known_images
 from ddi_jax.training.settings.pieces import ConfigError
 from ddi_jax.training.step.state import create_train_state
 from ddi_jax.training.step.train_step import create_optimizer
+from ddi_jax.training.storage import files
 from ddi_jax.training.storage.checkpoints import Checkpoints
 from ddi_jax.training.storage.workdir import CONFIG_FILE, absolute
 
@@ -52,7 +52,7 @@ def load_config(
     raise ConfigError(f"{workdir} holds no run: there is no {CONFIG_FILE} in it.")
   config = default_config()
   try:
-    _update(config, json.loads(path.read_text()))
+    _update(config, files.read_json(path))
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ConfigError(f"{path} is not a config of this version: {error}.") from error
   own = own_pieces(config)
