@@ -8,7 +8,12 @@ python launch.py --config=configs/cifar10.py --config.mesh.data=8
 srun python launch.py --config=configs/cifar10.py --config.mesh.data=64 --distributed
 """
 
+from collections.abc import Sequence
+import difflib
+import itertools
+import os
 from pathlib import Path
+import re
 import signal
 import sys
 from typing import Any
@@ -25,6 +30,7 @@ from ml_collections import config_flags
 from ddi_jax.data import DataError
 from ddi_jax.training.devices import processes
 from ddi_jax.training.run.restore import CHECKPOINTS
+from ddi_jax.training.settings import config_file
 from ddi_jax.training.settings.check import CHOICES
 from ddi_jax.training.storage.workdir import default_workdir
 
@@ -68,7 +74,11 @@ _DISTRIBUTED = flags.DEFINE_bool(
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's number, from 0.")
-flags.mark_flag_as_required("config")
+_EXAMPLES = Path(os.path.relpath(Path(__file__).parent / "configs"))
+_STOPPED = (
+  "\nlaunch.py: stopped at once; the same command resumes from the last checkpoint, if "
+  "there is one."
+)
 _INTERRUPTED = 128 + signal.SIGTERM  # The exit status; what runs jobs starts it again.
 
 
@@ -112,6 +122,9 @@ def _run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     DataError,
   ) as error:
     sys.exit(f"launch.py: {error}")
+  except KeyboardInterrupt:
+    print(_STOPPED, file=sys.stderr)
+    sys.exit(128 + signal.SIGINT)
   if result is None:
     sys.exit(_INTERRUPTED)
 
@@ -156,16 +169,35 @@ def _join_processes() -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-  """Parses the flags; what is wrong with them is said in one line."""
-  for argument in argv[1:]:
-    if argument.startswith("--config."):
-      _check_field(argument.removeprefix("--config.").split("=")[0])
+  """Parses the flags; what is wrong with them is said in one or two sentences."""
+  given = None
   try:
+    expanded = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
+    given = _config_argument(expanded)
+    if given is not None:
+      config_file.check_exists(given, _EXAMPLES)
+    for argument in expanded[1:]:
+      if field := re.match(r"--?(?:no)?config\.([^=]*)", argument):
+        _check_field(field[1])
     rest = flags.FLAGS(argv)
-    assert _CONFIG.value  # Loads the file.
+    config_file.check_exists(given, _EXAMPLES)
+    _CONFIG.value.items()  # Fails if the file could not be loaded.
     return rest
-  except (flags.Error, AttributeError, KeyError, OSError, TypeError) as error:
-    return sys.exit(f"launch.py: {str(error).strip().splitlines()[-1].strip()}")
+  except training.ConfigError as error:
+    sys.exit(f"launch.py: {error}")
+  except Exception as error:  # A config file is Python and can raise anything.
+    of_flags = isinstance(error, flags.Error | KeyError)
+    if given is None or (of_flags and "whilst parsing config file" not in str(error)):
+      sys.exit(f"launch.py: {str(error).strip().splitlines()[-1].strip()}")
+    sys.exit(f"launch.py: {config_file.describe_fault(given, error)}")
+
+
+def _config_argument(argv: Sequence[str]) -> str | None:
+  """What --config is given, None if it is not there."""
+  for argument, following in itertools.pairwise([*argv, None]):
+    if match := re.fullmatch(r"--?config(=(.*))?", str(argument), re.DOTALL):
+      return following if match[1] is None else match[2]
+  return None
 
 
 def _check_field(field: str) -> None:
@@ -174,7 +206,10 @@ def _check_field(field: str) -> None:
   for name in field.split("."):
     known = sorted(section) if isinstance(section, ml_collections.ConfigDict) else []
     if name not in known:
-      sys.exit(f"launch.py: {path} has no {name!r}; it has {', '.join(known)}.")
+      has = f"it has {', '.join(known)}" if known else "it has no fields"
+      like = difflib.get_close_matches(name, known, 1)
+      hint = f"  Did you mean --{path}.{like[0]}?" if like else ""
+      raise training.ConfigError(f"{path} has no {name!r}; {has}.{hint}")
     section, path = section.get(name), f"{path}.{name}"
 
 

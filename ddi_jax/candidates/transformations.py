@@ -11,6 +11,8 @@ from ddi_jax.attacks.classifier import LogitsFn
 from ddi_jax.candidates.source import LossOfLogits, Source
 from ddi_jax.checks import check_number, check_positive_int
 
+_MOST_TRIES = 10**6  # All their keys are in memory at once, 24 bytes each.
+
 
 def spatial(
   count: int,
@@ -29,7 +31,7 @@ def spatial(
     count: K >= 1.
     max_degrees: of rotation either way, in [0, 180].
     max_shift: of either side, as a fraction of it, in [0, 1].
-    tries: transformations drawn for each candidate, >= 1.
+    tries: transformations drawn for each candidate, in [1, 10**6].
     loss: (logits, labels) -> losses `[B]`, to choose by.
 
   Returns:
@@ -49,6 +51,8 @@ def spatial(
   """
   check_positive_int("count", count)
   check_positive_int("tries", tries)
+  if tries > _MOST_TRIES:
+    raise ValueError(f"tries must be an integer in [1, {_MOST_TRIES}], got {tries!r}.")
   check_number("max_degrees", max_degrees, "[0, 180]")
   check_number("max_shift", max_shift, "[0, 1]")
 

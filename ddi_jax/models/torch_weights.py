@@ -99,7 +99,8 @@ def load_torch_state_dict(model: nnx.Module, state: Mapping[str, Any]) -> None:
 
   Raises:
     ValueError: for a missing or unexpected name, a wrong shape, values that are not
-      floating point, or another mean or std.  The model is as it was then.
+      finite or not floating point, or another mean or std.  The model is as it was
+      then.
 
   Example:
     >>> from flax import nnx
@@ -134,7 +135,11 @@ def load_torch_state_dict(model: nnx.Module, state: Mapping[str, Any]) -> None:
       raise ValueError(f"{name} must have shape {expected}, got {value.shape}.")
     if not jnp.issubdtype(value.dtype, jnp.floating):
       raise ValueError(f"{name} must be floating point, got {value.dtype}.")
-    loaded[name] = jnp.asarray(leaf.from_torch(value), current.dtype)
+    with np.errstate(over="ignore"):
+      converted = leaf.from_torch(value).astype(current.dtype)
+    if not np.all(np.isfinite(converted)):
+      raise ValueError(f"{name} must hold finite numbers of {current.dtype}.")
+    loaded[name] = jnp.asarray(converted)
   for name, leaf in leaves.items():
     leaf.variable[...] = loaded[name]
 
@@ -158,7 +163,10 @@ def save_safetensors(path: Path | str, model: nnx.Module) -> None:
     _METADATA + name: json.dumps(list(_of_input(model, name)))
     for name in ("mean", "std")
   }
-  safetensors.numpy.save_file(to_torch_state_dict(model), str(path), metadata)
+  content = safetensors.numpy.save(to_torch_state_dict(model), metadata)
+  temporary = Path(path).with_name(f".{Path(path).name}")  # Whole or not at all.
+  temporary.write_bytes(content)
+  temporary.replace(path)
 
 
 def load_safetensors(path: Path | str, model: nnx.Module) -> None:
@@ -183,12 +191,27 @@ def load_safetensors(path: Path | str, model: nnx.Module) -> None:
     with safetensors.safe_open(str(path), framework="numpy") as file:
       metadata = file.metadata() or {}
       state = {name: file.get_tensor(name) for name in file.keys()}
-  except safetensors.SafetensorError as error:
+  except FileNotFoundError:
+    raise
+  except (AttributeError, OSError, TypeError, safetensors.SafetensorError) as error:
+    # The first and the third for types that numpy has not.
     raise ValueError(f"{path} is no safetensors file ({error}).") from error
-  for name in ("mean", "std"):
-    if _METADATA + name in metadata:
-      state[name] = np.asarray(json.loads(metadata[_METADATA + name]))
-  load_torch_state_dict(model, state)
+  try:
+    for name in ("mean", "std"):
+      if _METADATA + name in metadata:
+        state[name] = _numbers(name, metadata[_METADATA + name])
+    load_torch_state_dict(model, state)
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
+
+
+def _numbers(name: str, text: str) -> np.ndarray:
+  try:
+    return np.asarray(json.loads(text), np.float64)
+  except (RecursionError, TypeError, ValueError) as error:
+    raise ValueError(
+      f"the metadata's {_METADATA}{name} must be numbers in JSON, got {text[:40]!r}."
+    ) from error
 
 
 class _Leaf(NamedTuple):

@@ -18,7 +18,7 @@ class WideResNet(nnx.Module):
     num_classes: C, number of logits.
     mean: per channel, of the inputs in [0, 1]; standardisation is the first layer.
     std: per channel.
-    depth: 6 n + 4 for n >= 1 blocks in each of the three stages.
+    depth: 6 n + 4, at most 1000, for n >= 1 blocks in each of the three stages.
     widening: the stages have 1, 2 and 4 times `widening * width` channels, >= 1.
     width: channels of the stem, 16 in the paper.
     activation: one of `layers.ACTIVATIONS`.
@@ -48,8 +48,10 @@ class WideResNet(nnx.Module):
     padding: str = "symmetric",
     rngs: nnx.Rngs,
   ) -> None:
-    if depth < 10 or depth % 6 != 4:
-      raise ValueError(f"depth must be 6 n + 4 with n >= 1, got {depth!r}.")
+    if not 10 <= depth <= 1000 or depth % 6 != 4:
+      raise ValueError(
+        f"depth must be 6 n + 4 with n >= 1, and at most 1000, got {depth!r}."
+      )
     check_positive_int("widening", widening)
     check_choice("padding", padding, layers.PADDINGS)
     layers.check_settings(

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import os
 from pathlib import Path
 import re
 
@@ -239,6 +240,66 @@ def test_a_file_that_is_no_safetensors(tmp_path):
     torch_weights.load_safetensors(path, create("small"))
   with pytest.raises(FileNotFoundError):
     torch_weights.load_safetensors(tmp_path / "none", create("small"))
+
+
+WEIGHT = "conv1.weight"
+SHAPE = (2, 3, 3, 3)
+
+
+@pytest.mark.parametrize(
+  ("changes", "metadata", "message"),
+  [
+    ({WEIGHT: np.zeros((1, 3, 3, 3))}, {}, rf"{WEIGHT} must have shape \(2, 3, 3, 3\)"),
+    ({WEIGHT: np.zeros(SHAPE, int)}, {}, f"{WEIGHT} must be floating point, got int64"),
+    ({WEIGHT: np.full(SHAPE, np.nan)}, {}, f"{WEIGHT} must hold finite numbers of fl"),
+    ({WEIGHT: np.full(SHAPE, 1e300)}, {}, f"{WEIGHT} must hold finite numbers of fl"),
+    ({"more": np.zeros(1)}, {}, "missing none, unexpected more"),
+    ({"mean": np.zeros(3)}, {}, r"has mean \[0.0, 0.0, 0.0\]"),
+    ({}, {"ddi_jax.mean": "{"}, "metadata's ddi_jax.mean must be numbers in JSON"),
+    ({}, {"ddi_jax.mean": '{"a": 1}'}, "metadata's ddi_jax.mean must be numbers"),
+    ({}, {"ddi_jax.std": '["a"]'}, "metadata's ddi_jax.std must be numbers in JSON"),
+    ({}, {"ddi_jax.std": "[[1], [1, 2]]"}, "metadata's ddi_jax.std must be numbers"),
+    ({}, {"ddi_jax.std": "[" * 100_000}, "metadata's ddi_jax.std must be numbers in"),
+  ],
+)
+def test_a_file_that_does_not_fit_changes_nothing(tmp_path, changes, metadata, message):
+  model = create("small")
+  before = arrays(model)
+  path = tmp_path / "weights.safetensors"
+  state = torch_weights.to_torch_state_dict(model) | changes
+  safetensors.numpy.save_file(state, path, metadata)
+  with pytest.raises(ValueError, match=rf"weights\.safetensors: .*{message}"):
+    torch_weights.load_safetensors(path, model)
+  jax.tree.map(np.testing.assert_array_equal, arrays(model), before)
+
+
+@pytest.mark.parametrize(
+  ("header", "data"),
+  [
+    (b"", b""),
+    (b"{}", b"too much"),
+    (b'{"w": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}', b"0"),
+    (b'{"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', b"0000"),
+    (b'{"w": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}', b"0000"),
+  ],
+)
+def test_a_forged_file_is_no_safetensors(tmp_path, header, data):
+  path = tmp_path / "weights.safetensors"
+  path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+  with pytest.raises(ValueError, match="is no safetensors file"):
+    torch_weights.load_safetensors(path, create("small"))
+  with pytest.raises(ValueError, match="is no safetensors file"):
+    torch_weights.load_safetensors(tmp_path, create("small"))
+
+
+def test_who_may_read_a_file_of_weights_is_the_user_s_choice(tmp_path):
+  before = os.umask(0o027)
+  try:
+    torch_weights.save_safetensors(tmp_path / "weights.safetensors", create("small"))
+  finally:
+    os.umask(before)
+  (path,) = tmp_path.iterdir()
+  assert path.stat().st_mode & 0o777 == 0o640
 
 
 def peer_networks():

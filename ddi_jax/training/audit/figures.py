@@ -9,6 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 import numpy as np
 
+from ddi_jax.training.storage import files
+
 
 class AdversarialExample(NamedTuple):
   """A column of the grid.
@@ -77,7 +79,8 @@ def save_curve(path: Path, result: Mapping[str, Any], title: str) -> None:
     axes.set_ylabel("robust accuracy, 95 % interval")
     axes.set_title(title, fontsize=10)
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    with files.replacing(path) as temporary:
+      figure.savefig(temporary, dpi=120)
 
 
 def save_examples(path: Path, examples: Sequence[AdversarialExample]) -> None:
@@ -115,4 +118,5 @@ def save_examples(path: Path, examples: Sequence[AdversarialExample]) -> None:
         f"{example.wrong_label} ({example.confidence:.0%})\n{example.attack}",
         fontsize=8,
       )
-    figure.savefig(path, dpi=120)
+    with files.replacing(path) as temporary:
+      figure.savefig(temporary, dpi=120)

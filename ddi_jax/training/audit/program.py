@@ -28,7 +28,7 @@ from ddi_jax.training.settings.check import check_config
 from ddi_jax.training.settings.threats import THREAT_MODELS
 from ddi_jax.training.step.state import random_key
 from ddi_jax.training.step.validation import evaluation_attack
-from ddi_jax.training.storage.workdir import find_run, locked
+from ddi_jax.training.storage.workdir import absolute, find_run, locked
 
 # The curve, which attacks many times, is of so many examples at most.
 CURVE_LIMIT = 500
@@ -36,14 +36,14 @@ CURVE_LIMIT = 500
 
 def audit_run(
   config: ml_collections.ConfigDict,
-  workdir: Path,
+  workdir: Path | str,
   settings: AuditSettings | None = None,
 ) -> dict[str, Any] | None:
   """Evaluate a checkpoint of the workdir's run on the test images; trains nothing.
 
   The results are in `workdir/evaluation-NAME/` after every batch: interrupted in any
-  way, the same call goes on and ends with the same figures.  SIGTERM and SIGINT end it
-  after the batch in progress.
+  way, the same call goes on and ends with the same figures.  SIGTERM, SIGINT and SIGHUP
+  end it after the batch in progress.
 
   Args:
     config: of the run.
@@ -75,6 +75,7 @@ def audit_run(
     (8, True)
   """
   settings = settings or AuditSettings()
+  workdir = absolute(workdir)
   check_config(config)
   plan = make_plan(config, settings)
   find_run(workdir, config)

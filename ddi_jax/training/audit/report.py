@@ -229,6 +229,5 @@ def _columns(broken: _Broken, names: Sequence[str]) -> list[figures.AdversarialE
 
 def _save(path: Path, broken: _Broken) -> None:
   """Writes the examples whole or not at all."""
-  temporary = path.with_name("." + path.name)
-  np.savez_compressed(temporary, **broken._asdict())
-  temporary.replace(path)
+  with files.replacing(path) as temporary:
+    np.savez_compressed(temporary, **broken._asdict())

@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 import numpy as np
 
+from ddi_jax.training.storage import files
 from ddi_jax.training.storage.logs import read_metrics
 
 
@@ -72,7 +73,8 @@ def save_curves(workdir: Path, title: str) -> Path:
       if axes.lines:
         axes.legend(fontsize=8)
     path = workdir / "curves.png"
-    figure.savefig(path, dpi=120)
+    with files.replacing(path) as temporary:
+      figure.savefig(temporary, dpi=120)
   return path
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 
 class Interruption:
-  """Whether SIGTERM or SIGINT has come while the `with` block runs.
+  """Whether SIGTERM, SIGINT or SIGHUP has come while the `with` block runs.
 
   The program asks by calling it and ends at a place of its choosing; a second SIGINT
-  raises KeyboardInterrupt at once.
+  raises KeyboardInterrupt at once.  A signal that is ignored, SIGHUP under nohup for
+  example, stays ignored.
   """
 
   def __init__(self) -> None:
@@ -22,8 +23,9 @@ class Interruption:
 
   def __enter__(self) -> "Interruption":
     if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._previous[number] = signal.signal(number, self._handle)
+      for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+          self._previous[number] = signal.signal(number, self._handle)
     return self
 
   def __exit__(self, *exception: object) -> None:

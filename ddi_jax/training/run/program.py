@@ -1,7 +1,6 @@
 """The training program: data, experiment, loop, report."""
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ from ddi_jax.training.devices.compilation import compilation_cache_in
 from ddi_jax.training.run import figures, report
 from ddi_jax.training.run.experiment import (
   create_experiment,
-  create_model,
+  image_kind,
   load_data,
 )
 from ddi_jax.training.run.interruption import Interruption
 from ddi_jax.training.run.loop import TrainingError, TrainingLoop
 from ddi_jax.training.settings.check import check_against_data, check_config
+from ddi_jax.training.settings.model import ImageKind, create_model, known_images
 from ddi_jax.training.step.memory import check_memory
 from ddi_jax.training.step.train_step import create_optimizer
 from ddi_jax.training.storage import files
@@ -30,22 +30,25 @@ from ddi_jax.training.storage.checkpoints import (
   good_steps,
   set_damaged_aside,
 )
-from ddi_jax.training.storage.workdir import claim_workdir
+from ddi_jax.training.storage.workdir import absolute, claim_workdir
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
+def train(
+  config: ml_collections.ConfigDict, workdir: Path | str
+) -> dict[str, Any] | None:
   """Train, evaluate and report; resume if the workdir holds the same config's run.
 
-  SIGTERM and SIGINT end the run after the step in progress, with a checkpoint.  Where
-  several processes train together (`processes.initialize`), each calls this with the
-  same arguments and a workdir that all of them see, inside `processes.leaving_at_once`;
-  one writes all but the checkpoints, which they write together.
+  SIGTERM, SIGINT and SIGHUP end the run after the step in progress, with a checkpoint.
+  Where several processes train together (`processes.initialize`), each calls this with
+  the same arguments and a workdir that all of them see, inside
+  `processes.leaving_at_once`; one writes all but the checkpoints, which they write
+  together.
 
   Args:
     config: see `ddi_jax.training.default_config`.
-    workdir: made if missing; receives config.json, metrics.jsonl, summary.json,
-      curves.png, checkpoints/, tensorboard/ and compilation_cache/, the compiled
-      programs that make a resumed run start at once.
+    workdir: made if missing; may begin with "~"; receives config.json,
+      metrics.jsonl, summary.json, curves.png, checkpoints/, tensorboard/ and
+      compilation_cache/, the compiled programs that make a resumed run start at once.
 
   Returns:
     The content of summary.json; None if the run was interrupted.
@@ -70,12 +73,16 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
     >>> summary["steps"]
     2
   """
+  workdir = absolute(workdir)
   check_config(config)
   mesh = meshes.create_mesh(config)
+  known = known_images(config)
+  if known is not None:  # Absurd sizes are refused before the data are read.
+    _check_memory(config, known, num_images=config.batch_size)
   with processes.connection_errors():
     splits = processes.together(lambda: load_data(config))
   check_against_data(config, splits.train)
-  _check_memory(config, splits)
+  _check_memory(config, image_kind(splits), len(splits.train))
   claim: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
   if processes.is_writer():
     claim = claim_workdir(workdir, config)
@@ -102,14 +109,15 @@ def _train_in(
   if processes.any_process(writer and summary_path.exists()):
     if writer:
       print(f"The run in {workdir} is complete; nothing to do.\n")
-    summary = json.loads(summary_path.read_text())
+    summary = _read_summary(summary_path)
   else:
     _set_damaged_aside(workdir)
-    summary = _train_to_the_end(workdir, config, splits, mesh)
-    if summary is None:
+    result = _train_to_the_end(workdir, config, splits, mesh)
+    if result is None:
       if writer:
         print(f"Interrupted and saved in {workdir}; the same command resumes.")
       return None
+    summary = result
     if writer:
       title = f"{config.method} on {config.data.name}, seed {config.seed}"
       figures.save_curves(workdir, f"{title}; robust: {summary['attack']}")
@@ -131,6 +139,13 @@ def _train_to_the_end(
     return TrainingLoop(experiment, config, workdir, interrupted).run()
 
 
+def _read_summary(path: Path) -> dict[str, Any]:
+  try:
+    return files.read_json(path)
+  except ValueError as error:
+    raise TrainingError(f"{error}  Delete it to make it again.") from error
+
+
 def _set_damaged_aside(workdir: Path) -> None:
   writer = processes.is_writer()
   messages = processes.together(lambda: set_damaged_aside(workdir) if writer else [])
@@ -138,10 +153,14 @@ def _set_damaged_aside(workdir: Path) -> None:
     print(message)
 
 
-def _check_memory(config: ml_collections.ConfigDict, splits: data.Splits) -> None:
-  _, params, _ = models.functional(create_model(config, splits, abstract=True))
+def _check_memory(
+  config: ml_collections.ConfigDict, images: ImageKind, num_images: int
+) -> None:
+  _, params, _ = models.functional(create_model(config, images, abstract=True))
+  check_memory(config, images.image_shape, num_images, params, opt_state=())
+  # Of an absurd size, not even the shapes can be made.
   opt_state = jax.eval_shape(create_optimizer(config).init, params)
-  check_memory(config, splits.train, params, opt_state)
+  check_memory(config, images.image_shape, num_images, params, opt_state)
 
 
 def _what_is_left(workdir: Path) -> str:

@@ -1,7 +1,6 @@
 """The network of a run, from its folder alone."""
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,16 @@ import jax
 import ml_collections
 
 from ddi_jax import models
-from ddi_jax.data import DATASETS, image_shape
 from ddi_jax.training.run.experiment import image_kind, load_data
 from ddi_jax.training.settings.check import check_config, own_pieces
 from ddi_jax.training.settings.config import default_config
-from ddi_jax.training.settings.model import ImageKind, create_model
+from ddi_jax.training.settings.model import create_model, known_images
 from ddi_jax.training.settings.pieces import ConfigError
 from ddi_jax.training.step.state import create_train_state
 from ddi_jax.training.step.train_step import create_optimizer
+from ddi_jax.training.storage import files
 from ddi_jax.training.storage.checkpoints import Checkpoints
-from ddi_jax.training.storage.workdir import CONFIG_FILE
+from ddi_jax.training.storage.workdir import CONFIG_FILE, absolute
 
 CHECKPOINTS = ("best", "last")
 
@@ -48,12 +47,12 @@ def load_config(
     ...     training.load_config(Path(folder) / "run").method
     'danskin'
   """
-  path = Path(workdir) / CONFIG_FILE
+  path = absolute(workdir) / CONFIG_FILE
   if not path.is_file():
     raise ConfigError(f"{workdir} holds no run: there is no {CONFIG_FILE} in it.")
   config = default_config()
   try:
-    _update(config, json.loads(path.read_text()))
+    _update(config, files.read_json(path))
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ConfigError(f"{path} is not a config of this version: {error}.") from error
   own = own_pieces(config)
@@ -98,7 +97,7 @@ def load_model(
     (4, 10)
   """
   config = load_config(workdir, trusted=trusted)
-  return restore_model(config, Path(workdir), checkpoint)[0]
+  return restore_model(config, absolute(workdir), checkpoint)[0]
 
 
 def restore_model(
@@ -109,7 +108,7 @@ def restore_model(
     raise ConfigError(
       f"checkpoint must be one of {', '.join(CHECKPOINTS)}; got {checkpoint!r}."
     )
-  model = create_model(config, _images_of(config))
+  model = create_model(config, known_images(config) or image_kind(load_data(config)))
   _, params, model_state = models.functional(model)
   optimizer = create_optimizer(config)
   like = jax.eval_shape(
@@ -133,15 +132,6 @@ def restore_model(
   nnx.update(model, state.model_state)
   model.eval()
   return model, step
-
-
-def _images_of(config: ml_collections.ConfigDict) -> ImageKind:
-  """Known without the data, but for a data set of one's own."""
-  description = DATASETS.get(config.data.name)
-  if description is None:
-    return image_kind(load_data(config))
-  shape = image_shape(config.data.name, config.data.resolution)
-  return ImageKind(shape, description.num_classes, description.mean, description.std)
 
 
 def _update(config: ml_collections.ConfigDict, stored: dict[str, Any]) -> None:

@@ -5,18 +5,17 @@ program knows, and settings that nothing chosen uses, are checked here.
 """
 
 from collections.abc import Callable, Collection
-import math
 from typing import Any
 
 import ml_collections
 
 import ddi_jax
 from ddi_jax.checks import keyword_parameters
-from ddi_jax.data import DATASETS, STREAMING, Examples, image_shape
+from ddi_jax.data import DATASETS, Examples
 from ddi_jax.directions import proximal
 from ddi_jax.models import MODELS
-from ddi_jax.training.settings import model, pieces, sources
-from ddi_jax.training.settings.config import default_config
+from ddi_jax.training.settings import model, pieces, sources, values
+from ddi_jax.training.settings.config import default_config, flatten
 from ddi_jax.training.settings.methods import METHODS, create_direction, find_method
 from ddi_jax.training.settings.optimizers import (
   OPTIMIZERS,
@@ -27,14 +26,11 @@ from ddi_jax.training.settings.optimizers import (
 from ddi_jax.training.settings.pieces import ConfigError
 from ddi_jax.training.settings.sources import SOURCES
 from ddi_jax.training.settings.threats import (
-  NORMS,
   THREAT_MODELS,
   evaluated_radii,
   step_size,
 )
 
-ATTACK_DTYPES = ("float32", "bfloat16")
-BATCH_NORM_MODES = ("train", "eval")
 # The settings that name a piece.
 CHOICES = (
   "method",
@@ -63,9 +59,10 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     ...   print(error)
     config.attack.steps must be an integer >= 1, got 0.
   """
-  check = _Checker(config)
-  _check_plain_values(check)
-  _check_choices(check)
+  check = values.Checker(config)
+  values.check_plain_values(check)
+  values.check_choices(check)
+  values.check_types(check)
   _check_sources(config, check)
   _check_unused(config)
   _check_pieces(config)
@@ -77,12 +74,22 @@ def check_against_data(config: ml_collections.ConfigDict, train: Examples) -> No
   """Check the settings that depend on the data.
 
   Raises:
-    ConfigError: if a batch is larger than the training set.
+    ConfigError: if a batch is larger than the training set, or there are more steps
+      than their number, an int32, can count.
   """
   if config.batch_size > len(train):
     raise ConfigError(
       f"config.batch_size must be in [1, {len(train)}], the number of training images "
       f"of {config.data.name}, got {config.batch_size}."
+    )
+  steps_per_epoch = len(train) // config.batch_size
+  most = values.INT_END / steps_per_epoch
+  check = values.Checker(config)
+  for field in values.EPOCHS:
+    check(
+      field,
+      f"< {most:g}, for less than 2**31 steps ({steps_per_epoch} an epoch)",
+      lambda value: value < most,
     )
 
 
@@ -95,7 +102,7 @@ def drop_unused(
   with it.
 
   Args:
-    config: its pieces must exist.
+    config: not yet checked.
     keep: dotted names of settings that are to stay, so that `check_config` refuses
       them if nothing uses them.
 
@@ -105,7 +112,11 @@ def drop_unused(
     >>> config.num_restarts, config.method = 8, "pgd"
     >>> training.drop_unused(config).num_restarts
     4
+
+  Raises:
+    ConfigError: if a piece does not exist.
   """
+  values.check_choices(values.Checker(config))
   result = config.copy_and_resolve_references()
   defaults = flatten(default_config())
   for field in unused_fields(config):
@@ -119,90 +130,6 @@ def drop_unused(
     else:
       del section[name]
   return result
-
-
-class _Checker:
-  """Checks of single settings, each named by its dotted path."""
-
-  def __init__(self, config: ml_collections.ConfigDict):
-    self._config = config
-
-  def __call__(
-    self, field: str, allowed: str, is_allowed: Callable[[Any], bool]
-  ) -> None:
-    value = self._config
-    for part in field.split("."):
-      value = value[part]
-    try:
-      fine = is_allowed(value)
-    except TypeError:
-      fine = False
-    if not fine:
-      raise ConfigError(f"config.{field} must be {allowed}, got {value!r}.")
-
-  def one_of(self, field: str, names: Collection[Any]) -> None:
-    self(field, f"one of {', '.join(names)}", lambda value: value in tuple(names))
-
-  def positive_int(self, field: str, optional: bool = False) -> None:
-    allowed = "an integer >= 1" + (" or None" if optional else "")
-    self(field, allowed, lambda value: (value is None and optional) or value >= 1)
-
-  def positive(self, field: str, optional: bool = False) -> None:
-    allowed = "a finite number > 0" + (" or None" if optional else "")
-    self(
-      field,
-      allowed,
-      lambda value: (value is None and optional) or 0 < value < math.inf,
-    )
-
-  def non_negative(self, field: str) -> None:
-    self(field, "a finite number >= 0", lambda value: 0 <= value < math.inf)
-
-
-def _check_plain_values(check: _Checker) -> None:
-  check("seed", "an integer in [0, 2**31)", lambda value: 0 <= value < 2**31)
-  check("data.split_seed", "an integer >= 0", lambda value: value >= 0)
-  check("data.pad", "an integer >= 0", lambda value: value >= 0)
-  check("mesh.fsdp", "True or False", lambda value: isinstance(value, bool))
-  for field in (
-    *("num_restarts", "batch_size", "data.validation_size"),
-    *("attack.steps", "evaluation.steps"),
-    *("evaluation.batch_size", "evaluation.restarts"),
-  ):
-    check.positive_int(field)
-  for field in (
-    *("restarts_at_a_time", "gradients_at_a_time", "warm.steps", "warm.reset_epochs"),
-    *("data.limit", "data.resolution"),
-    *("evaluation.validation_limit", "evaluation.test_limit"),
-  ):
-    check.positive_int(field, optional=True)
-  for field in ("num_epochs", "optimizer.learning_rate", "evaluation.every_epochs"):
-    check.positive(field)
-  for field in ("attack.step_size", "evaluation.step_size", "proximal.step"):
-    check.positive(field, optional=True)
-  for norm in NORMS:
-    check.positive(f"radii.{norm}")
-  for field in ("attack.epsilon", "attack.warmup_epochs"):
-    check.non_negative(field)
-
-
-def _check_choices(check: _Checker) -> None:
-  check.one_of("data.streaming", STREAMING)
-  check.one_of("attack.norm", NORMS)
-  check.one_of("attack.dtype", ATTACK_DTYPES)
-  check.one_of("attack.batch_norm", BATCH_NORM_MODES)
-  check.one_of("gradient.batch_norm", BATCH_NORM_MODES)
-  check.one_of("optimizer.name", OPTIMIZERS)
-  check.one_of("optimizer.schedule", SCHEDULES)
-  check(
-    "evaluation.norms",
-    f"a tuple without repetition of {', '.join(NORMS)}",
-    lambda value: (
-      not isinstance(value, str)
-      and all(norm in NORMS for norm in value)
-      and len(set(value)) == len(value)
-    ),
-  )
 
 
 def _check_pieces(config: ml_collections.ConfigDict) -> None:
@@ -242,17 +169,12 @@ def _check_proximal(config: ml_collections.ConfigDict) -> None:
 def _check_model(config: ml_collections.ConfigDict) -> None:
   """Make the network's shapes, where those of the images are known by now."""
   model.find_model(config)
-  description = DATASETS.get(config.data.name)
-  if description is None:
-    return
-  shape = pieces.call(image_shape, {}, "data", config.data.name, config.data.resolution)
-  images = model.ImageKind(
-    shape, description.num_classes, description.mean, description.std
-  )
-  model.create_model(config, images, abstract=True)
+  images = model.known_images(config)
+  if images is not None:
+    model.create_model(config, images, abstract=True)
 
 
-def _check_attack(config: ml_collections.ConfigDict, check: _Checker) -> None:
+def _check_attack(config: ml_collections.ConfigDict, check: values.Checker) -> None:
   num_candidates = sources.num_candidates(config)
   check(
     "attack.random_start",
@@ -261,7 +183,7 @@ def _check_attack(config: ml_collections.ConfigDict, check: _Checker) -> None:
   )
 
 
-def _check_mesh(config: ml_collections.ConfigDict, check: _Checker) -> None:
+def _check_mesh(config: ml_collections.ConfigDict, check: values.Checker) -> None:
   restart, data_size = config.mesh.restart, config.mesh.data
   method, num_restarts = find_method(config), sources.num_candidates(config)
   check(
@@ -294,14 +216,7 @@ def _check_mesh(config: ml_collections.ConfigDict, check: _Checker) -> None:
   )
 
 
-def _check_sources(config: ml_collections.ConfigDict, check: _Checker) -> None:
-  check(
-    "sources",
-    "a tuple of NAME or NAME:K with K >= 1, NAME one of "
-    + ", ".join(sources.SOURCES)
-    + " or your own module:name",
-    lambda value: not isinstance(value, str) and _are_well_formed(config),
-  )
+def _check_sources(config: ml_collections.ConfigDict, check: values.Checker) -> None:
   entries = sources.entries(config)
   names = [name for name, _ in entries]
   for name in names:
@@ -345,13 +260,6 @@ def _check_sources(config: ml_collections.ConfigDict, check: _Checker) -> None:
       or (method.attacked and sources.num_candidates(config) == 1)
     ),
   )
-
-
-def _are_well_formed(config: ml_collections.ConfigDict) -> bool:
-  try:
-    return sources.entries(config) is not None
-  except (ValueError, AttributeError):
-    return False
 
 
 def _check_unused(config: ml_collections.ConfigDict) -> None:
@@ -477,17 +385,6 @@ def _owner(
 def _foreign_groups(config: ml_collections.ConfigDict) -> set[str]:
   """Groups that a caller of `train` added to a config, for a purpose of its own."""
   return set(config) - set(default_config())
-
-
-def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
-  """All settings by dotted name."""
-  flat: dict[str, Any] = {}
-  for name, value in config.items():
-    if isinstance(value, ml_collections.ConfigDict):
-      flat |= flatten(value, f"{prefix}{name}.")
-    else:
-      flat[prefix + name] = value
-  return flat
 
 
 def own_pieces(config: ml_collections.ConfigDict) -> list[str]:

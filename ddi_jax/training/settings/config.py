@@ -1,5 +1,7 @@
 """The settings of a run: their defaults and their meaning."""
 
+from typing import Any
+
 import ml_collections
 from ml_collections import config_dict
 
@@ -145,6 +147,17 @@ def _add_devices(config: ml_collections.ConfigDict) -> None:
   config.restarts_at_a_time = config_dict.placeholder(int)
   # Gradients kept in memory at once; None: all K.  Fewer are recomputed when needed.
   config.gradients_at_a_time = config_dict.placeholder(int)
+
+
+def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
+  """All settings by dotted name."""
+  flat: dict[str, Any] = {}
+  for name, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      flat |= flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
 
 
 def select_variant(

@@ -8,6 +8,7 @@ import ml_collections
 
 from ddi_jax import models
 from ddi_jax.checks import keyword_parameters
+from ddi_jax.data import DATASETS, image_shape
 from ddi_jax.training.settings import pieces
 
 OWN_SETTINGS = "model_settings"
@@ -15,6 +16,8 @@ FIELDS = (
   *("width", "activation", "normalization", "norm_groups", "hidden", "strides"),
   *("layers", "depth", "widening"),
 )
+
+_SIZES = ("width", "hidden", "layers", "depth", "widening")
 
 
 class ImageKind(NamedTuple):
@@ -33,6 +36,19 @@ class ImageKind(NamedTuple):
   std: Sequence[float]
 
 
+def known_images(config: ml_collections.ConfigDict) -> ImageKind | None:
+  """What is known without the data; None for the user's own data set.
+
+  Raises:
+    ConfigError: for an impossible resolution.
+  """
+  description = DATASETS.get(config.data.name)
+  if description is None:
+    return None
+  shape = pieces.call(image_shape, {}, "data", config.data.name, config.data.resolution)
+  return ImageKind(shape, description.num_classes, description.mean, description.std)
+
+
 def find_model(config: ml_collections.ConfigDict) -> Callable[..., nnx.Module]:
   """The class of the config's network.
 
@@ -49,6 +65,15 @@ def used_fields(config: ml_collections.ConfigDict) -> set[str]:
   return {
     f"model.{name}" for name in FIELDS if pieces.accepts(find_model(config), name)
   }
+
+
+def size_fields(config: ml_collections.ConfigDict) -> list[str]:
+  """Those of them that say how many parameters it has."""
+  return [
+    field
+    for field in sorted(used_fields(config))
+    if field == OWN_SETTINGS or field.split(".")[-1] in _SIZES
+  ]
 
 
 def settings_group(config: ml_collections.ConfigDict) -> str:

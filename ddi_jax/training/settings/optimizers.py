@@ -59,9 +59,9 @@ def step(
     milestones: increasing fractions of the run in (0, 1).
     decay: factor at each milestone, in (0, 1].
   """
-  if list(milestones) != sorted(set(milestones)) or not all(
-    0 < milestone < 1 for milestone in milestones
-  ):
+  if not all(
+    isinstance(milestone, float) and 0 < milestone < 1 for milestone in milestones
+  ) or list(milestones) != sorted(set(milestones)):
     raise ValueError(
       f"milestones must be increasing fractions in (0, 1), got {milestones!r}."
     )

@@ -178,14 +178,27 @@ def parse(entry: str) -> tuple[str, int]:
     count = parts.pop()
   name = ":".join(parts)
   known = name in SOURCES or (len(parts) == 2 and all(parts))
-  if not known or not (count.isdigit() and int(count)):
+  if not known or not (count.isdecimal() and int(count)):
     raise ValueError(f"{entry!r} is not NAME or NAME:K.")
   return name, int(count)
 
 
 def entries(config: ml_collections.ConfigDict) -> list[tuple[str, int]]:
-  """(Name, K) of each of `config.sources`."""
-  return [parse(entry) for entry in config.sources]
+  """(Name, K) of each of `config.sources`.
+
+  Raises:
+    ConfigError: if one is not well formed.
+  """
+  given = config.sources
+  try:
+    if not isinstance(given, str):
+      return [parse(entry) for entry in given]
+  except (AttributeError, TypeError, ValueError):  # Of another type, or no source.
+    pass
+  raise pieces.ConfigError(
+    "config.sources must be a tuple of NAME or NAME:K with K >= 1, NAME one of "
+    f"{', '.join(SOURCES)} or your own module:name, got {given!r}."
+  )
 
 
 def find_source(name: str) -> SourceKind:

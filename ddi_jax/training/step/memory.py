@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import ml_collections
 
-from ddi_jax.data import Examples
 from ddi_jax.data.host_memory import host_memory
-from ddi_jax.training.settings.methods import find_method
+from ddi_jax.training.settings.methods import METHODS, find_method
+from ddi_jax.training.settings.model import size_fields
 from ddi_jax.training.settings.pieces import ConfigError
 from ddi_jax.training.settings.sources import num_candidates
 from ddi_jax.training.settings.threats import evaluated_radii
@@ -20,7 +20,8 @@ _GIB = 2**30
 
 def check_memory(
   config: ml_collections.ConfigDict,
-  train: Examples,
+  image_shape: tuple[int, int, int],
+  num_images: int,
   params: Any,
   opt_state: Any,
 ) -> None:
@@ -28,7 +29,8 @@ def check_memory(
 
   Args:
     config: a checked config.
-    train: the training images.
+    image_shape: (height, width, channels).
+    num_images: of the training set, or a lower bound.
     params: the parameters, or their shapes (`jax.ShapeDtypeStruct`).
     opt_state: the same of the optimizer's state.
 
@@ -36,12 +38,13 @@ def check_memory(
     ConfigError: if the parts below exceed the memory.  Activations come on top of
       them, so passing is no promise.
   """
+  method = find_method(config)
   devices = config.mesh.restart * config.mesh.data
   restarts = num_candidates(config)
-  image_bytes = 4 * math.prod(train.image_shape)
+  image_bytes = 4 * math.prod(image_shape)
   own_restarts = -(-restarts // config.mesh.restart)
   kept = min(own_restarts, config.gradients_at_a_time or own_restarts)
-  if find_method(config).proximal:
+  if method.proximal:
     kept = 1 + min(config.proximal.memory, max(config.proximal.iterations, 1))
   # Whatever `fsdp` splits between steps, a step has the parameters whole.
   holders = devices if config.mesh.fsdp else 1
@@ -52,13 +55,22 @@ def check_memory(
     "optimizer state": _num_bytes(opt_state) // holders,
     f"{restarts} candidate(s) of the batch": candidate_bytes // devices,
   }
-  if remembered := warm_memory.num_bytes(config, len(train), train.image_shape):
+  if config.method in METHODS and not (method.proximal or method.select_worst):
+    # Of each pair the product, the cosine and its place.
+    sizes["inner products of gradients"] = 12 * restarts**2
+  if config.data.pad:
+    height, width, channels = image_shape
+    padded = (height + 2 * config.data.pad) * (width + 2 * config.data.pad) * channels
+    sizes["padded images"] = config.batch_size * padded // devices
+  if remembered := warm_memory.num_bytes(config, num_images, image_shape):
     sizes["memory of the source warm"] = remembered
+  of_model = ", ".join(f"config.{field}" for field in size_fields(config))
   _check(
     sizes,
     "a training step",
-    "config.model.width, config.num_restarts or config.sources (or set "
-    "config.gradients_at_a_time; or config.proximal.memory) or config.batch_size",
+    f"{of_model}, config.num_restarts or config.sources (or set "
+    "config.gradients_at_a_time; or config.proximal.memory), config.batch_size or "
+    "config.data.pad",
   )
   evaluated = config.evaluation.restarts * config.evaluation.batch_size
   evaluated *= len(evaluated_radii(config))

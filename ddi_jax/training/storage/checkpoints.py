@@ -3,10 +3,12 @@
 import collections
 from collections.abc import Iterator, Mapping
 import contextlib
+import glob
 import os
 from pathlib import Path
 import re
 import shutil
+import tempfile
 from typing import Any
 
 from absl import logging
@@ -22,6 +24,7 @@ from ddi_jax.training.storage import checksums
 _FOLDER = "checkpoints"
 _DAMAGED_FOLDER = "damaged_checkpoints"
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of what orbax is writing
+_DELETED_FOLDER = f"deleted{_TEMPORARY}"
 
 
 class CheckpointError(RuntimeError):
@@ -38,6 +41,7 @@ class Checkpoints:
 
   def __init__(self, workdir: Path):
     self.directory = (workdir / _FOLDER).absolute()
+    self._links = contextlib.ExitStack()
     policies = [
       checkpoint_managers.LatestN(2),
       checkpoint_managers.BestN(
@@ -48,8 +52,11 @@ class Checkpoints:
       best_fn=_robust_accuracy,
       preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
       enable_async_checkpointing=False,
+      # What is deleted is moved there in one go, that no kill leaves a part of it.
+      todelete_subdir=_DELETED_FOLDER,
     )
-    self._manager = ocp.CheckpointManager(self.directory, options=options)
+    plain = self._links.enter_context(_without_wildcards(self.directory))
+    self._manager = ocp.CheckpointManager(plain, options=options)
 
   @property
   def latest_step(self) -> int | None:
@@ -94,6 +101,8 @@ class Checkpoints:
         )
       folder, writer = self.directory / str(step), processes.is_writer()
       processes.together(lambda: checksums.write_checksums(folder) if writer else None)
+      if writer:
+        shutil.rmtree(self.directory / _DELETED_FOLDER, ignore_errors=True)
     except (processes.OtherProcessError, jax.errors.JaxRuntimeError):
       raise
     except Exception as error:  # OSError, or whatever orbax's storage makes of one.
@@ -130,6 +139,20 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for what is being written."""
     self._manager.close()
+    self._links.close()
+
+
+@contextlib.contextmanager
+def _without_wildcards(directory: Path) -> Iterator[Path]:
+  """The folder, under a name that orbax may take for a pattern of names."""
+  if glob.escape(str(directory)) == str(directory):
+    yield directory
+    return
+  directory.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(prefix="ddi_jax_checkpoints_") as folder:
+    link = Path(folder) / _FOLDER
+    link.symlink_to(directory, target_is_directory=True)
+    yield link
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -1,10 +1,9 @@
 """Checksums of a folder's files, kept in it: whether it is still as it was written."""
 
 import hashlib
-import json
 from pathlib import Path
 
-from ddi_jax.training.storage.files import write_json
+from ddi_jax.training.storage.files import read_json, write_json
 
 CHECKSUMS_FILE = "checksums.json"
 
@@ -28,11 +27,11 @@ def find_damage(folder: Path) -> str | None:
   if not is_finished(folder):
     return f"{CHECKSUMS_FILE} is missing"
   try:
-    expected = json.loads((folder / CHECKSUMS_FILE).read_text())
-  except ValueError:  # Neither UTF-8 nor JSON.
+    expected = read_json(folder / CHECKSUMS_FILE)
+  except ValueError:
     return f"{CHECKSUMS_FILE} is damaged"
   actual = _checksums(folder)
-  if not isinstance(expected, dict) or not expected:
+  if not expected:
     return f"{CHECKSUMS_FILE} is damaged"
   for name in sorted(expected.keys() | actual.keys()):
     if name not in actual:

@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 
 from ddi_jax.training.settings.pieces import ConfigError
-from ddi_jax.training.storage.files import TEMPORARY_SUFFIX, write_json
+from ddi_jax.training.storage.files import read_json, temporary_of, write_json
 
 CONFIG_FILE = "config.json"
 _LOCK_FILE = "lock"
@@ -26,6 +26,21 @@ _LOCAL_FIELDS = (
   "mesh.data",
   "mesh.fsdp",
 )
+
+
+def absolute(workdir: Path | str) -> Path:
+  """The folder that the user means, wherever the program changes to; "~" is a home.
+
+  Raises:
+    ConfigError: for the home of somebody unknown.
+  """
+  try:
+    return Path(workdir).expanduser().absolute()
+  except RuntimeError as error:
+    raise ConfigError(
+      f"workdir must begin with ~ or the ~NAME of a user, or be another path; got "
+      f"{str(workdir)!r}: {error}"
+    ) from error
 
 
 def default_workdir(config: ml_collections.ConfigDict, name: str) -> Path:
@@ -70,7 +85,7 @@ def _check_not_foreign(workdir: Path) -> None:
   if not workdir.exists() or (workdir / CONFIG_FILE).exists():
     return
   # A run may have been killed before its config was written.
-  ours = {_LOCK_FILE, CONFIG_FILE + TEMPORARY_SUFFIX}
+  ours = {_LOCK_FILE, temporary_of(Path(CONFIG_FILE)).name}
   if not workdir.is_dir() or {path.name for path in workdir.iterdir()} - ours:
     raise ConfigError(
       f"workdir {workdir} exists and holds something other than a run of this "
@@ -104,11 +119,9 @@ def locked(workdir: Path) -> Iterator[None]:
 
 def _check_same_config(path: Path, config: ml_collections.ConfigDict) -> None:
   try:
-    stored = json.loads(path.read_text())
-  except ValueError as error:  # Neither UTF-8 nor JSON.
-    raise ConfigError(f"{path} is not valid JSON ({error}).") from error
-  if not isinstance(stored, dict):
-    raise ConfigError(f"{path} holds no config.")
+    stored = read_json(path)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
   differing = differences(_fields(config), _fields_of(stored), "config.")
   if differing:
     raise ConfigError(

@@ -1,6 +1,7 @@
 """The program as its users run it: in a process of its own, interrupted, resumed."""
 
 import json
+import os
 from pathlib import Path
 import signal
 import subprocess
@@ -13,12 +14,13 @@ import pytest
 from tensorboard_events import scalars
 
 from ddi_jax import training
-from ddi_jax.training.run import report
+from ddi_jax.training.run import program, report
+from ddi_jax.training.run.interruption import Interruption
 from ddi_jax.training.step.state import TrainState
 from ddi_jax.training.step.validation import Validation
 from ddi_jax.training.storage import files, logs
 from ddi_jax.training.storage import workdir as workdirs
-from ddi_jax.training.storage.checkpoints import Checkpoints
+from ddi_jax.training.storage.checkpoints import Checkpoints, good_steps
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +98,7 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_and_resumed_is_bit_identical(
   finished, uninterrupted, tmp_path, number
 ):
@@ -107,7 +109,7 @@ def test_interrupted_and_resumed_is_bit_identical(
   wait_for_step(process, workdir, 5)
   process.send_signal(number)
   output, _ = process.communicate(timeout=60)
-  if number == signal.SIGTERM:
+  if number != signal.SIGKILL:
     assert process.returncode == 128 + signal.SIGTERM
     assert "the same command resumes" in output
   else:
@@ -136,6 +138,76 @@ def test_interrupted_and_resumed_is_bit_identical(
     return sorted(map(json.dumps, logs.read_metrics(folder)))
 
   assert history(workdir) == history(uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_is_noticed_unless_it_is_ignored(number):
+  before = signal.signal(number, signal.SIG_IGN)
+  try:
+    with Interruption() as interruption:  # As nohup does with SIGHUP.
+      os.kill(os.getpid(), number)
+      assert not interruption()
+    assert signal.getsignal(number) == signal.SIG_IGN
+    signal.signal(number, signal.SIG_DFL)
+    with Interruption() as interruption:
+      os.kill(os.getpid(), number)
+      assert interruption()
+    assert signal.getsignal(number) == signal.SIG_DFL
+  finally:
+    signal.signal(number, before)
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_while_saving_leaves_the_last_good_checkpoint(tmp_path):
+  workdir = tmp_path / "run"
+  program = ("tests/training/run/slow_saver.py",)
+  process = subprocess.Popen(
+    command(workdir, program=program, **OFTEN),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=tmp_path,
+  )
+  assert any(line == "saving 0\n" for line in process.stdout)
+  process.send_signal(signal.SIGINT)
+  assert any(line.startswith("saving ") for line in process.stdout)
+  process.send_signal(signal.SIGINT)
+  _, errors = process.communicate(timeout=50)
+  assert process.returncode == 130
+  assert "Traceback" not in errors
+  (message,) = [line for line in errors.splitlines() if line.startswith("launch.py: ")]
+  assert "the same command resumes from the last checkpoint" in message
+  assert good_steps(workdir) == [0]
+  resumed = launch(workdir, **OFTEN)
+  assert resumed.returncode == 0, resumed.stderr
+  assert "steps 0 to 12" in resumed.stdout
+  assert not (workdir / "damaged_checkpoints").exists()
+
+
+def test_a_workdir_is_where_the_user_meant(tmp_path, monkeypatch):
+  """Relative, with characters of patterns, by a link, in the home folder."""
+  home, elsewhere = tmp_path / "home [of]*? \u00e9", tmp_path / "elsewhere"
+  home.mkdir()
+  elsewhere.mkdir()
+  (tmp_path / "link").symlink_to(home)
+  monkeypatch.setenv("HOME", str(home))
+
+  def load_data(config):
+    os.chdir(elsewhere)  # As a user's own data set may.
+    return training.load_data(config)
+
+  monkeypatch.setattr(program, "load_data", load_data)
+  monkeypatch.chdir(tmp_path)
+  config = small_config(num_epochs=0.5, **{"model.name": "mlp"})
+  summary = training.train(config, "link/run [1]")
+  assert (home / "run [1]" / "summary.json").exists()
+  assert training.train(config, Path("~/run [1]")) == summary
+  assert training.load_config("~/run [1]").model.name == "mlp"
+  training.load_model("~/run [1]")
+  assert not list(elsewhere.iterdir())
+  assert {path.name for path in tmp_path.iterdir()} == {home.name, "elsewhere", "link"}
+  with pytest.raises(training.ConfigError, match="workdir must begin with ~ or"):
+    training.train(config, "~nobody_of_this_name/run")
 
 
 def test_interrupted_before_an_evaluation_still_competes_for_the_best(tmp_path):

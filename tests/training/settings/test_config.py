@@ -8,6 +8,7 @@ import pytest
 
 import ddi_jax
 from ddi_jax import data, training
+from ddi_jax.training.run import program
 from ddi_jax.training.settings.check import (
   check_against_data,
   check_config,
@@ -147,6 +148,100 @@ def test_config_files_are_sound(path, variant):
 def test_impossible_values_are_named(field, value, allowed):
   with pytest.raises(training.ConfigError, match=rf"config\.{field} must be {allowed}"):
     check_config(changed(field, value))
+
+
+def kinds():
+  """(Setting, type, whether it may be None); a group's fields are never all unused."""
+  config = training.default_config()
+  for field, default in flatten(config).items():
+    group, _, name = field.rpartition(".")
+    section = config[group] if group else config
+    yield field, section.get_type(name), default is None
+
+
+NUMBERS = [field for field, kind, _ in kinds() if kind in (int, float)]
+# Of any size that an int32 can hold: they take time only, or limit something.
+COUNTS = {
+  *(
+    "seed",
+    "num_epochs",
+    "attack.steps",
+    "evaluation.steps",
+    "evaluation.every_epochs",
+  ),
+  *("warm.steps", "warm.reset_epochs", "proximal.iterations", "proximal.memory"),
+  *("danskin.max_iterations", "data.split_seed", "data.validation_size"),
+  *("data.limit", "evaluation.validation_limit", "evaluation.test_limit"),
+  *("restarts_at_a_time", "gradients_at_a_time"),
+}
+
+
+class DataReadError(Exception):
+  """The data were about to be read."""
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+  def load_data(config):
+    raise DataReadError
+
+  monkeypatch.setattr(program, "load_data", load_data)
+
+
+@pytest.mark.parametrize("field", NUMBERS)
+def test_impossible_sizes_are_refused_before_the_data_are_read(
+  field, no_data, tmp_path
+):
+  is_float = {name: kind for name, kind, _ in kinds()}[field] is float
+  for value in (1e39, -1e39) if is_float else (2**31, 10**30, 10**400):
+    with pytest.raises(training.ConfigError, match=rf"config\.{field} must be"):
+      training.train(changed(field, value), tmp_path / "run")
+  if not is_float and field not in COUNTS:
+    last = field.rpartition(".")[2]
+    with pytest.raises(training.ConfigError, match=rf"{field}|config.{last}"):
+      training.train(changed(field, 10**9 + 8), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"num_restarts": 10**6, "gradients_at_a_time": 1}, "inner products of gradients"),
+    ({"data.pad": 10**5}, "padded images"),
+    ({"num_epochs": 1e30}, r"< 2\*\*31, got 1e\+30"),
+    ({"attack.warmup_epochs": 1e30}, r"< 2\*\*31, got 1e\+30"),
+    ({"sources": ("uniform:1000000000000",)}, "candidate"),
+    ({"sources": ("warm:1000000000000",)}, "candidate"),
+    ({"model.name": "wide_resnet", "model.depth": 600_004}, "and at most 1000"),
+    ({"model.name": "mlp", "model.layers": (8,) * 1001}, "at most 1000 names or num"),
+    ({"model.name": "mlp", "model.layers": (2**31,)}, "at most 1000 names or numbers"),
+    ({"sources": ("spatial",), "spatial.tries": 10**9}, r"in \[1, 1000000\]"),
+    ({"optimizer.schedule": "step", "optimizer.milestones": ("a",)}, "fractions in"),
+    ({"model.width": 2**30, "model.hidden": 2**30}, "needs at least"),
+  ],
+)
+def test_impossible_sizes_in_combination(changes, message, no_data, tmp_path):
+  config = training.default_config()
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(training.ConfigError, match=message):
+    training.train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("field", "kind", "optional"), list(kinds()))
+def test_a_value_of_another_type_is_refused(field, kind, optional):
+  others = {bool: 1, int: True, float: "x", str: 3, tuple: 3}
+  for value in (others[kind], *(() if optional else (None,))):
+    with pytest.raises(training.ConfigError, match=rf"config\.{field} must be"):
+      check_config(changed(field, value))
+
+
+@pytest.mark.parametrize("field", ["num_epochs", "attack.warmup_epochs"])
+def test_steps_are_counted_in_int32(field):
+  splits = data.load("digits", validation_size=200)
+  check_against_data(changed(field, 2.0**31 / 9 * 0.99), splits.train)
+  message = rf"config\.{field} must be < 2.38609e\+08, for less .*\(9 an epoch\)"
+  with pytest.raises(training.ConfigError, match=message):
+    check_against_data(changed(field, 2.0**31 / 9), splits.train)
 
 
 def test_every_setting_is_checked():
@@ -299,6 +394,21 @@ def test_own_settings_of_a_piece_that_is_not_there_are_an_error():
 def test_pieces_that_are_not_there(field, name, message):
   with pytest.raises(training.ConfigError, match=rf"config\.{field}.*{message}"):
     check_config(changed(field, name))
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    *(("sources", value) for value in ("spatial", ("(3",), ("uniform:0",), (1,))),
+    ("optimizer.name", "lion"),
+    ("optimizer.schedule", "linear"),
+    ("evaluation.norms", ("l3",)),
+  ],
+)
+def test_pieces_that_do_not_exist_are_refused_where_settings_are_dropped(field, value):
+  """The program drops what a replaced piece used before it checks the config."""
+  with pytest.raises(training.ConfigError, match=rf"config\.{field} must be"):
+    training.drop_unused(changed(field, value))
 
 
 def test_groups_have_the_defaults_of_what_they_feed():

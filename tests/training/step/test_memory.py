@@ -6,7 +6,6 @@ from program import small_config
 import pytest
 
 from ddi_jax import training
-from ddi_jax.data import Dataset
 from ddi_jax.data.host_memory import host_memory
 from ddi_jax.training.step import memory
 
@@ -53,17 +52,18 @@ def test_the_estimate_is_that_of_the_arrays(monkeypatch):
   config = small_config(**{"evaluation.batch_size": 1})  # batch 16, two restarts
   params = {"w": np.zeros((10, 30), np.float32)}
   opt_state = (np.zeros(300, np.float32), np.zeros((), np.int32))
-  size = 1200 + 2 * 1200 + (1200 + 4) + 2 * 16 * (8 * 8 * 1) * 4
-  train = Dataset(np.zeros((20, 8, 8, 1), np.uint8), np.zeros(20, np.int32))
+  images = 2 * 16 * (8 * 8 * 1) * 4
+  size = 1200 + 2 * 1200 + (1200 + 4) + images + 12 * 2**2
+  train = ((8, 8, 1), 20)
   monkeypatch.setattr(memory, "host_memory", lambda: size)
-  memory.check_memory(config, train, params, opt_state)
+  memory.check_memory(config, *train, params, opt_state)
   monkeypatch.setattr(memory, "host_memory", lambda: size - 1)
   with pytest.raises(training.ConfigError, match="a training step needs at least"):
-    memory.check_memory(config, train, params, opt_state)
+    memory.check_memory(config, *train, params, opt_state)
   config.sources = ("warm:2",)
   remembered = 20 * 2 * (8 * 8 * 1) * 2
   monkeypatch.setattr(memory, "host_memory", lambda: size + remembered)
-  memory.check_memory(config, train, params, opt_state)
+  memory.check_memory(config, *train, params, opt_state)
   monkeypatch.setattr(memory, "host_memory", lambda: size + remembered - 1)
   with pytest.raises(training.ConfigError, match="memory of the source warm"):
-    memory.check_memory(config, train, params, opt_state)
+    memory.check_memory(config, *train, params, opt_state)

@@ -89,6 +89,40 @@ def test_what_a_kill_left_half_written_is_deleted(tmp_path):
   assert list(folder.iterdir()) == []
 
 
+def test_a_kill_during_the_deletion_of_an_old_checkpoint_leaves_nothing(
+  tmp_path, monkeypatch
+):
+  def killed(path, *arguments, **settings):
+    files = [file for file in Path(path).rglob("*") if file.is_file()]
+    if files:
+      files[0].unlink()
+      raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+      save(tmp_path, 4, 8, 12)  # The third replaces the first.
+  assert saved.set_damaged_aside(tmp_path) == []
+  assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"8", "12"}
+  assert not (tmp_path / "damaged_checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+  "name", ["[ab]", "a*b?", "{a}", "a b", "\u00e9\u6f22", "a%20#b:c", "a[!b]", "-a"]
+)
+def test_folders_of_any_name(name, tmp_path):
+  workdir = tmp_path / name
+  save(workdir, 4, 8)
+  assert saved.set_damaged_aside(workdir) == []
+  manager = saved.Checkpoints(workdir)
+  assert manager.latest_step == 8
+  assert manager.directory == workdir / "checkpoints"
+  restored, _ = manager.restore(8, state(0))
+  np.testing.assert_array_equal(restored.params["w"], 8)
+  manager.close()
+  assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_where_no_checkpoint_is_good_nothing_is_deleted(tmp_path):
   workdir = tmp_path / "run"
   with workdirs.claim_workdir(workdir, small_config()):

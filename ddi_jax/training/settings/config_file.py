@@ -1,0 +1,88 @@
+"""What is wrong with a config file, in one or two sentences."""
+
+import difflib
+from pathlib import Path
+import textwrap
+import traceback
+
+from ddi_jax.training.settings.pieces import ConfigError
+
+
+def check_exists(given: str | None, examples: Path) -> None:
+  """Check that there is such a config file.
+
+  Args:
+    given: FILE or FILE:VARIANT; None if the user gave none.
+    examples: a folder of config files to name where there are none beside `given`.
+
+  Raises:
+    ConfigError: naming those that there are.
+  """
+  path, got = Path(), "none"
+  if given is not None:
+    path = Path(_file_of(given))
+    if path.is_file():
+      return
+    kind = "a folder" if path.is_dir() else "a file that does not exist"
+    got = f"{given!r}, which is {kind}"
+  known = _configs_in(path) or _configs_in(path.parent) or _configs_in(examples)
+  like = difflib.get_close_matches(path.stem, [config.stem for config in known], 1)
+  example = next((config for config in known if config.stem in like), known[0])
+  raise ConfigError(
+    f"--config must be a config file, FILE.py or FILE.py:VARIANT; got {got}.  There "
+    f"are {', '.join(map(str, known))}: write --config={example}, for example."
+  )
+
+
+def describe_fault(given: str, error: BaseException) -> str:
+  """What a config file raised and in which line, or what it lacks.
+
+  Args:
+    given: FILE or FILE:VARIANT.
+    error: raised while the file was executed.
+  """
+  path = _file_of(given)
+  link: BaseException | None = error
+  while link is not None:  # From what ml_collections made of it to its cause.
+    lines = [
+      line
+      for frame, line in traceback.walk_tb(link.__traceback__)
+      if frame.f_code.co_filename == path
+    ]
+    reason = str(link)
+    if isinstance(link, SyntaxError) and link.filename == path:
+      lines, reason = [link.lineno or 0], link.msg
+    if lines and isinstance(link, ConfigError):
+      return f"{path}: {link}"
+    if lines:
+      kind = type(link).__name__
+      return (
+        f"{path} cannot be used: line {lines[-1]} raises {kind} ({_short(reason)})."
+      )
+    link = link.__context__
+  return (
+    f"{path} is no config file ({_last_line(error)}): it must define "
+    "get_config(variant), which returns a changed training.default_config()."
+  )
+
+
+def _file_of(given: str) -> str:
+  return given.split(":", maxsplit=1)[0]
+
+
+def _configs_in(folder: Path) -> list[Path]:
+  return [
+    path
+    for path in sorted(folder.glob("*.py"))
+    if "\ndef get_config(" in path.read_text(errors="ignore")
+  ]
+
+
+def _short(reason: str) -> str:
+  """Without the page of all fields, after which ml_collections says which is meant."""
+  lines = reason.replace("\\n", "\n").splitlines()
+  return " ".join(textwrap.shorten(line, 100) for line in lines)
+
+
+def _last_line(error: BaseException) -> str:
+  return str(error).strip().splitlines()[-1].strip()

@@ -1,0 +1,108 @@
+"""What is wrong with --config is said in one or two sentences, not in a traceback."""
+
+import importlib.util
+from pathlib import Path
+import sys
+
+from absl import flags
+import pytest
+
+ROOT = Path(__file__).parents[3]
+# Of ml_collections, which loads the file.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+GOOD = "from ddi_jax import training\n\ndef get_config(variant='full'):\n"
+
+
+@pytest.fixture(scope="module")
+def launch():
+  """The program's file as a module; absl knows its flags once only."""
+  spec = importlib.util.spec_from_file_location("launch", ROOT / "launch.py")
+  module = importlib.util.module_from_spec(spec)
+  defined = set(flags.FLAGS)
+  spec.loader.exec_module(module)
+  yield module
+  for name in set(flags.FLAGS) - defined:
+    delattr(flags.FLAGS, name)
+
+
+def refusal(launch, monkeypatch, *arguments):
+  monkeypatch.setattr(sys, "argv", ["launch.py", *map(str, arguments)])
+  monkeypatch.chdir(ROOT)
+  monkeypatch.delitem(sys.modules, "config_config", raising=False)  # The last file.
+  with pytest.raises(SystemExit) as error:
+    launch._parse_flags(sys.argv)
+  message = error.value.code
+  assert message.startswith("launch.py: ")
+  assert len(message.splitlines()) == 1
+  return message
+
+
+@pytest.mark.parametrize(
+  ("arguments", "given"),
+  [
+    (["--config=configs/digit.py"], "'configs/digit.py', which is a file that does"),
+    (["--config", "configs/digit.py:debug"], "'configs/digit.py:debug', which"),
+    (["-config=nowhere/digits"], "'nowhere/digits', which is a file that does not"),
+    (["--config=configs"], "'configs', which is a folder"),
+    (["--config="], "'', which is a folder"),
+    ([], "none"),
+  ],
+)
+def test_a_config_that_is_not_there(launch, monkeypatch, arguments, given):
+  message = refusal(launch, monkeypatch, *arguments)
+  assert f"must be a config file, FILE.py or FILE.py:VARIANT; got {given}" in message
+  assert "configs/cifar10.py, configs/cifar10_small.py" in message
+  like = "digits" if "digit" in given else "cifar10"
+  assert f"write --config=configs/{like}.py" in message
+
+
+def test_another_folder_s_configs_are_named(launch, monkeypatch, tmp_path):
+  (tmp_path / "mine.py").write_text(GOOD)
+  message = refusal(launch, monkeypatch, f"--config={tmp_path / 'min.py'}")
+  assert f"There are {tmp_path / 'mine.py'}: write" in message
+
+
+@pytest.mark.parametrize(
+  ("content", "fault"),
+  [
+    ("def get_config(:\n", "line 1 raises SyntaxError (invalid syntax)"),
+    ("import nowhere_at_all\n", "line 1 raises ModuleNotFoundError (No module"),
+    (f"{GOOD}  return 1 / 0\n", "line 4 raises ZeroDivisionError (division by zero)"),
+    (
+      f"{GOOD}  c = training.default_config()\n  c.attack.epsilonn = 1.0\n",
+      """Did you mean "epsilon" instead of "epsilonn"?""",
+    ),
+    ("x = open('nothing')\n", "No such file or directory: 'nothing'"),
+    ("x = 1\n", "it must define get_config(variant), which returns"),
+    (f"{GOOD}  return None\n", "it must define get_config(variant), which returns"),
+    ("def get_config(v):\n  return v\n", "it must define get_config(variant)"),
+  ],
+)
+def test_a_config_file_that_fails(launch, monkeypatch, tmp_path, content, fault):
+  path = tmp_path / "mine.py"
+  path.write_text(content)
+  message = refusal(launch, monkeypatch, f"--config={path}")
+  assert str(path) in message
+  assert fault in message
+  assert len(message) < 500
+
+
+def test_a_variant_that_is_not_there(launch, monkeypatch):
+  assert refusal(launch, monkeypatch, "--config=configs/digits.py:debgu") == (
+    "launch.py: configs/digits.py: the config's variant must be full or debug, got "
+    "'debgu'."
+  )
+
+
+@pytest.mark.parametrize(
+  ("flag", "message"),
+  [
+    ("--config.atack.steps=3", "config has no 'atack'; it has attack, batch_size"),
+    ("--config.attack.step=3", "Did you mean --config.attack.steps?"),
+    ("-config.attack.step=3", "Did you mean --config.attack.steps?"),
+    ("--noconfig.data.flap", "Did you mean --config.data.flip?"),
+    ("--config.seed.x=1", "config.seed has no 'x'; it has no fields."),
+  ],
+)
+def test_a_misspelt_setting(launch, monkeypatch, flag, message):
+  assert message in refusal(launch, monkeypatch, "--config=configs/digits.py", flag)
