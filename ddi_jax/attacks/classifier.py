@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
@@ -226,6 +227,7 @@ def check_call(logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array) -> jax
   """The logits of the inputs, after a check of all three."""
   if not jnp.issubdtype(inputs.dtype, jnp.floating):
     raise ValueError(f"inputs must be floating point, got {inputs.dtype}.")
+  check_arguments(logits_fn)
   logits = logits_fn(inputs)
   if logits.ndim != 2 or len(logits) != len(inputs) or logits.shape[1] < 2:
     raise ValueError(
@@ -238,6 +240,33 @@ def check_call(logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array) -> jax
       f"{labels.shape}."
     )
   return logits
+
+
+def check_arguments(logits_fn: LogitsFn, randomised: bool = False) -> None:
+  """Raises ValueError for a model that cannot be called with inputs (and a key)."""
+  try:
+    signature = inspect.signature(logits_fn)
+  except (TypeError, ValueError):  # Some functions of C have none.
+    return
+  arguments = ("inputs", "key") if randomised else ("inputs",)
+  try:
+    signature.bind(*arguments)
+  except TypeError as error:
+    if randomised:
+      advice = (
+        'Version "rand" and eot_samples are for a randomised model, which takes both; '
+        "for another model choose another version, or eot_samples=None."
+      )
+    else:
+      advice = (
+        "For a randomised model, which takes a key as well, call ddi_jax.autoattack "
+        'with version="rand", which passes logits_fn(inputs, key); other arguments are '
+        "bound first, as in jax.tree_util.Partial(apply, params)."
+      )
+    raise ValueError(
+      f"logits_fn must be a function of ({', '.join(arguments)}), got one of "
+      f"{signature}: {error}.  {advice}"
+    ) from error
 
 
 def check_settings(threat_model: ThreatModel, bounds: Bounds) -> None:

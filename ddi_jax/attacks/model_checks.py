@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from ddi_jax import losses
-from ddi_jax.attacks.classifier import LogitsFn
+from ddi_jax.attacks.classifier import LogitsFn, check_arguments
 from ddi_jax.threat_models import Bounds
 
 
@@ -41,6 +41,7 @@ def check_model(
     >>> ddi_jax.attacks.check_model(jax.nn.softmax, inputs, labels)[0][:31]
     'the model returns probabilities'
   """
+  check_arguments(logits_fn, randomised=key is not None)
   first_key = second_key = None
   if key is not None:
     first_key, second_key = jax.random.split(key)

@@ -14,6 +14,7 @@ from ddi_jax.candidates import restart_candidates
 from ddi_jax.checks import check_positive_int
 from ddi_jax.numerics import loops
 from ddi_jax.numerics.precision import at_least_float32
+from ddi_jax.tables import printed_as_table
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Float, PyTree
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 LossFn = Callable[..., Any]
 
 
+@printed_as_table
 class RestartInfo(NamedTuple):
   """What else is known of the K candidates.
 

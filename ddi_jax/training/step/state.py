@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ddi_jax.tables import printed_as_table
 
+
+@printed_as_table
 class TrainState(NamedTuple):
   """All that changes during training.
 
