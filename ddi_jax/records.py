@@ -11,13 +11,16 @@ import numpy as np
 
 Record = dict[str, Any]
 
+_ARRAYS = (np.ndarray, np.generic, jax.Array)
+_PLAIN = (str, int, float, NoneType)
+
 
 def record_of(settings: Mapping[str, Any]) -> Record:
   """Settings of any kind as a flat dictionary that can be compared and written as JSON.
 
   Functions are recorded by their name and by the variables that they hold (closure,
   defaults, arguments of a `functools.partial`, attributes of an object), those of users
-  also by their code; arrays by a digest.
+  also by their code and by global numbers and arrays; arrays by a digest.
 
   Args:
     settings: by name.
@@ -48,9 +51,9 @@ def _entries(
   name: str, value: Any, holders: tuple[int, ...]
 ) -> Iterator[tuple[str, Any]]:
   """(name, what is compared) of a value and of all that it holds."""
-  if isinstance(value, np.ndarray | np.generic | jax.Array):
+  if isinstance(value, _ARRAYS):
     yield name, _of_array(value)
-  elif isinstance(value, str | int | float | NoneType):
+  elif isinstance(value, _PLAIN):
     yield name, value
   elif id(value) not in holders:
     parts: Mapping[Any, Any]
@@ -70,11 +73,13 @@ def _of_array(array: Any) -> Any:
   if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
     numbers = np.asarray(jax.random.key_data(array)).tolist()
     return f"{jax.random.key_impl(array)} {numbers}"
+  if not getattr(array, "is_fully_addressable", True):  # Partly on other hosts.
+    return f"{array.dtype}{list(array.shape)}"
   array = np.ascontiguousarray(array)
   if array.size == 1:
     return array.item()
   value = hashlib.sha256(array.tobytes()).hexdigest()[:16]
-  return f"{array.dtype}[{', '.join(map(str, array.shape))}] {value}"
+  return f"{array.dtype}{list(array.shape)} {value}"
 
 
 def _name_of(value: Any) -> str:
@@ -99,7 +104,12 @@ def _parts(value: Any) -> Mapping[str, Any]:
     cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
     variables = {n: cell.cell_contents for n, cell in cells if cell != CellType()}
     defaults = dict(enumerate(value.__defaults__ or ())) | (value.__kwdefaults__ or {})
-    return variables | {f"default {name}": part for name, part in defaults.items()}
+    variables |= {f"default {name}": part for name, part in defaults.items()}
+    if not _is_of_library(value):
+      found = {n: value.__globals__.get(n) for n in value.__code__.co_names}
+      plain = (*_ARRAYS, str, int, float)
+      variables |= {n: part for n, part in found.items() if isinstance(part, plain)}
+    return variables
   if hasattr(value, "__wrapped__"):  # Of jax.jit.
     return {"": value.__wrapped__}
   return {} if isinstance(value, type | ModuleType) else getattr(value, "__dict__", {})

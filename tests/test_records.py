@@ -31,6 +31,10 @@ def closure(by):
   return lambda inputs: inputs + by
 
 
+def with_global(by):
+  return eval("lambda inputs: inputs + by", {"by": by})
+
+
 def custom_pgd(epsilon, steps):
   pgd = ddi_jax.pgd(ddi_jax.linf(epsilon), steps=steps, step_size=0.1)
   return attacks.classifier_attack(pgd, restarts=2)
@@ -78,6 +82,7 @@ CASES = {
     lambda: lambda x, by=2: x + by,
     "default 0 is 2",
   ),
+  "global": (lambda: with_global(1), lambda: with_global(2), "made.by is 2"),
   "code": (lambda: eval("lambda x: x + 1"), lambda: eval("lambda x: x + 2"), "made is"),
 }
 
