@@ -230,14 +230,14 @@ def by_class(
   """
 
   def change_parts(parts: StepParts, apply: Apply) -> StepParts:
-    def class_gradients(state, candidates, labels, learning_rate):
+    def class_gradients(state, candidates, labels, learning_rate, key=None):
       del learning_rate
 
       def of_class(part):
         points, part_labels = part
 
         def mean_loss(params):
-          logits = apply(params, state.model_state, points, train=True)[0]
+          logits = apply(params, state.model_state, points, train=True, key=key)[0]
           class_losses = losses.cross_entropy(logits, part_labels)
           return class_losses.mean(), (class_losses, logits.argmax(1) == part_labels)
 

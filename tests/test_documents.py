@@ -18,7 +18,9 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 @pytest.mark.parametrize("module", [ddi_jax, ddi_jax.attacks, candidates])
 def test_the_api_reference_names_all_that_is_public(module):
   pages = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.rst"))
-  documented = set(re.findall(r"auto(?:function|class|data|module):: ([\w.]+)", pages))
+  documented = set(
+    re.findall(r"auto(?:function|class|data|module|exception):: ([\w.]+)", pages)
+  )
   documented = {name.removeprefix("ddi_jax.") for name in documented}
   assert set(module.__all__) <= documented
 

@@ -16,7 +16,7 @@ MODULES = [
 FILES = sorted(PACKAGE.rglob("*.py"))
 # From below to above: a file imports from its own place and from those before it.
 LAYERS = (
-  ("checks", "numerics"),
+  ("checks", "numerics", "records", "tables"),
   ("losses", "threat_models"),
   ("attacks",),
   ("candidates",),
@@ -33,8 +33,8 @@ TRAINING_LAYERS = ("settings", "devices", "step", "storage", "run", "audit")
 CORE = {name for layer in LAYERS[:8] for name in layer}
 CORE_PACKAGES = {"jax", "numpy", "optax", "chex", "ddi_jax"}
 STANDARD = {
-  *("__future__", "collections", "enum", "functools", "inspect", "math", "numbers"),
-  *("operator", "statistics", "typing", "warnings"),
+  *("__future__", "collections", "enum", "functools", "hashlib", "html", "inspect"),
+  *("math", "numbers", "operator", "statistics", "types", "typing", "warnings"),
 }
 
 

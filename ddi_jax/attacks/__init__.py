@@ -13,7 +13,7 @@ from ddi_jax.attacks.model_checks import check_model
 from ddi_jax.attacks.multi_targeted import multi_targeted_pgd
 from ddi_jax.attacks.projected_gradient import Attack, Objective, pgd
 from ddi_jax.attacks.random_squares import square
-from ddi_jax.attacks.stages import AutoAttackResult, Progress
+from ddi_jax.attacks.stages import AutoAttackResult, Progress, ResumeError
 
 __all__ = [
   "Attack",
@@ -22,6 +22,7 @@ __all__ = [
   "LogitsFn",
   "Objective",
   "Progress",
+  "ResumeError",
   "apgd",
   "autoattack",
   "check_model",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
@@ -236,6 +237,7 @@ def check_call(
   """The logits of the inputs, after a check of all of them."""
   if not jnp.issubdtype(inputs.dtype, jnp.floating):
     raise ValueError(f"inputs must be floating point, got {inputs.dtype}.")
+  check_arguments(logits_fn)
   if labels.shape != inputs.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
     raise ValueError(
       f"labels must be integers of shape {inputs.shape[:1]}, got {labels.dtype} "
@@ -266,6 +268,33 @@ def check_logits(logits: Any, num_examples: int) -> None:
     )
   if shape[1] < 2:
     raise ValueError(f"logits [B, C] must have C >= 2, got C = {shape[1]}.{ONE_LOGIT}")
+
+
+def check_arguments(logits_fn: LogitsFn, randomised: bool = False) -> None:
+  """Raises ValueError for a model that cannot be called with inputs (and a key)."""
+  try:
+    signature = inspect.signature(logits_fn)
+  except (TypeError, ValueError):  # Some functions of C have none.
+    return
+  arguments = ("inputs", "key") if randomised else ("inputs",)
+  try:
+    signature.bind(*arguments)
+  except TypeError as error:
+    if randomised:
+      advice = (
+        'Version "rand" and eot_samples are for a randomised model, which takes both; '
+        "for another model choose another version, or eot_samples=None."
+      )
+    else:
+      advice = (
+        "For a randomised model, which takes a key as well, call ddi_jax.autoattack "
+        'with version="rand", which passes logits_fn(inputs, key); other arguments are '
+        "bound first, as in jax.tree_util.Partial(apply, params)."
+      )
+    raise ValueError(
+      f"logits_fn must be a function of ({', '.join(arguments)}), got one of "
+      f"{signature}: {error}.  {advice}"
+    ) from error
 
 
 def check_settings(threat_model: ThreatModel, bounds: Bounds) -> None:

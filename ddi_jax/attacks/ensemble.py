@@ -17,10 +17,12 @@ from ddi_jax.attacks.stages import (
   AfterBatch,
   AutoAttackResult,
   Batches,
+  Clean,
   Stage,
   attack_and_measure,
   classify_batch,
   run_stages,
+  start_stages,
 )
 from ddi_jax.checks import check_labels, check_positive_int
 from ddi_jax.threat_models import Bounds, ThreatModel, check_threat_model
@@ -47,15 +49,17 @@ class Evaluate(Protocol):
     labels: integers `[N]`.
     after_batch: called with the `Progress` after each batch, to show or to save it; if
       it returns True, the evaluation stops.
-    resume: the result of an evaluation of the same examples that was stopped; with the
-      same key the outcome is the same as without the stop.
+    resume: the result of an evaluation that was stopped, of the same key, model,
+      examples, threat model, bounds and attacks; the outcome is the same as without the
+      stop.
 
   Returns:
     An `AutoAttackResult`.
 
   Raises:
-    ValueError: for arguments that do not fit together, an attack that needs more
-      classes, or one that leaves the ball or the box.
+    ValueError: for arguments that do not fit together, a `resume` of something else
+      (`ddi_jax.attacks.ResumeError`, which names what differs), an attack that needs
+      more classes, or one that leaves the ball or the box.
   """
 
   def __call__(
@@ -114,17 +118,10 @@ def autoattack(
   check_threat_model(threat_model)
   attacks = attacks_of(threat_model, version, bounds=bounds)
   randomised = version == "rand"
-  names = tuple(attacks)
-
   classify = jax.jit(functools.partial(classify_batch, randomised=randomised))
-  stages = [
-    Stage(
-      name,
-      float(threat_model.epsilon),
-      jax.jit(functools.partial(attack_and_measure, attack, threat_model)),
-    )
-    for name, attack in attacks.items()
-  ]
+  run = create_ensemble(
+    threat_model, attacks, classify=classify, bounds=bounds, randomised=randomised
+  )
 
   def evaluate(
     key: jax.Array,
@@ -135,40 +132,118 @@ def autoattack(
     after_batch: AfterBatch | None = None,
     resume: AutoAttackResult | None = None,
   ) -> AutoAttackResult:
-    batches = Batches(logits_fn, inputs, labels, batch_size, bounds)
-    check_classes(names, batches, key, classify)
-    messages: list[str] = []
+    batches = Batches(
+      logits_fn, inputs, labels, batch_size, bounds, randomised=randomised
+    )
+    return run(key, batches, after_batch=after_batch, resume=resume)
 
-    def warn(message: str) -> None:
-      messages.append(f"AutoAttack: {message}")
-      warnings.warn(messages[-1], stacklevel=3)
+  return evaluate
 
-    for message in check_model(
-      batches.logits_fn,
-      batches.inputs,
-      batches.labels,
-      key=jax.random.fold_in(key, 0) if randomised else None,
-      batch_size=batches.size,
-    ):
-      warn(message)
+
+def create_ensemble(
+  threat_model: ThreatModel,
+  attacks: Mapping[str, ClassifierAttack],
+  *,
+  classify: Callable[..., Any],
+  bounds: Bounds,
+  randomised: bool = False,
+) -> Callable[..., AutoAttackResult]:
+  """What `autoattack` runs.
+
+  Args:
+    threat_model: with a number for its epsilon.
+    attacks: by name.
+    classify: jitted `classify_batch`.
+    bounds: the box `(low, high)`, or None.
+    randomised: whether the model takes (inputs, key).
+
+  Returns:
+    fn(key, batches, *, clean=None, after_batch=None, resume=None) -> result, where
+    clean is what the model makes of the clean inputs, if that is known.
+  """
+  names = tuple(attacks)
+  settings: dict[str, Any] = {"threat_model": threat_model, "bounds": bounds}
+  settings["attacks"] = dict(attacks)
+  stages = [
+    Stage(
+      name,
+      float(threat_model.epsilon),
+      jax.jit(functools.partial(attack_and_measure, attack, threat_model)),
+    )
+    for name, attack in attacks.items()
+  ]
+
+  def run(
+    key: jax.Array,
+    batches: Batches,
+    *,
+    clean: Clean | None = None,
+    after_batch: AfterBatch | None = None,
+    resume: AutoAttackResult | None = None,
+  ) -> AutoAttackResult:
+    # A randomised model draws for a whole batch.
+    drawn_for = {"batch_size": batches.size} if randomised else {}
+    messages = check_batches(
+      key, batches, names, classify=classify, randomised=randomised
+    )
+    for message in messages:
+      warnings.warn(message, stacklevel=3)
+    result = start_stages(
+      key,
+      batches,
+      names,
+      settings | drawn_for,
+      classify=classify,
+      clean=clean,
+      resume=resume,
+    )
     result = run_stages(
       key,
       batches,
       stages,
+      result,
       classify=classify,
       bounds=bounds,
       after_batch=after_batch,
-      resume=resume,
     )
     if result.finished and "square" in names[1:] and result.broken["square"]:
-      warn(
-        f"Square, which sees no gradients, broke {result.broken['square']} examples "
-        "that the attacks before it had not: the model probably hides its gradients.  "
-        "Run it with more queries, or attack the model adaptively."
+      messages.append(
+        "AutoAttack: Square, which sees no gradients, broke "
+        f"{result.broken['square']} examples that the attacks before it had not: the "
+        "model probably hides its gradients.  Run it with more queries, or attack the "
+        "model adaptively."
       )
+      warnings.warn(messages[-1], stacklevel=3)
     return result._replace(warnings=tuple(messages))
 
-  return evaluate
+  return run
+
+
+def check_batches(
+  key: jax.Array,
+  batches: Batches,
+  names: Sequence[str],
+  *,
+  classify: Callable[..., Any],
+  randomised: bool = False,
+) -> list[str]:
+  """Reasons to doubt what attacks will say of a model.
+
+  Raises:
+    ValueError: for labels or a number of classes that do not fit.
+  """
+  first = batches.arguments(np.arange(batches.size), key)
+  _, logits = jax.eval_shape(classify, *first)
+  check_classes(names, logits.shape[1], batches.labels)
+  messages = check_model(
+    batches.logits_fn,
+    batches.inputs,
+    batches.labels,
+    key=first[0][0] if randomised else None,
+    bounds=None,  # Checked before.
+    batch_size=batches.size,
+  )
+  return [f"AutoAttack: {message}" for message in messages]
 
 
 def attacks_of(
@@ -258,21 +333,9 @@ def named_attacks(
   return {name: known[name] for name in names}
 
 
-def check_classes(
-  names: Sequence[str], batches: Batches, key: jax.Array, classify: Callable[..., Any]
-) -> None:
-  """Raise ValueError for what is no logits, wrong labels and attacks of more classes.
-
-  Args:
-    names: of the attacks.
-    batches: the examples and the model.
-    key: a key; not consumed.
-    classify: jitted `classify_batch`.
-  """
-  first = batches.arguments(np.arange(batches.size), key)
-  _, logits = jax.eval_shape(classify, *first)
-  num_classes = logits.shape[1]
-  check_labels(batches.labels, num_classes)
+def check_classes(names: Sequence[str], num_classes: int, labels: np.ndarray) -> None:
+  """Raises ValueError for labels outside, and attacks that need more classes."""
+  check_labels(labels, num_classes)
   short = [name for name in names if _MIN_CLASSES.get(name, 2) > num_classes]
   if short:
     allowed = [

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from ddi_jax import losses
-from ddi_jax.attacks.classifier import LogitsFn
+from ddi_jax.attacks.classifier import LogitsFn, check_arguments
 from ddi_jax.checks import check_positive_int
 from ddi_jax.threat_models import Bounds
 
@@ -47,6 +47,7 @@ def check_model(
     'the model returns probabilities'
   """
   check_positive_int("batch_size", batch_size, optional=True)
+  check_arguments(logits_fn, randomised=key is not None)
   first_key = second_key = None
   if key is not None:
     first_key, second_key = jax.random.split(key)

@@ -1,8 +1,9 @@
 """Attacks one after the other, each on the examples that have withstood the others."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 from typing import Any, NamedTuple
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,22 @@ import numpy as np
 from ddi_jax.attacks import classifier
 from ddi_jax.attacks.classifier import ClassifierAttack, LogitsFn
 from ddi_jax.checks import check_inside, check_key
+from ddi_jax.records import Record, differences, record_of
+from ddi_jax.tables import Table, doubts, printed_as_table
 from ddi_jax.threat_models import Bounds, ThreatModel
 
+# A model is recorded by its logits on so many examples.  They may change by so much, of
+# the largest, with the device and its rounding.
+_RECORDED_EXAMPLES = 4
+_SAME_LOGITS = 0.01
+_MOST_DIFFERENCES = 3  # That an error names.
 
+
+class ResumeError(ValueError):
+  """A result was made by something else than what it is to be resumed by."""
+
+
+@printed_as_table
 class AutoAttackResult(NamedTuple):
   """What each example of a data set went through.
 
@@ -25,6 +39,10 @@ class AutoAttackResult(NamedTuple):
     adversarial: the misclassified point where one was found, elsewhere the input,
       `[N, ...]`; None where points are not kept.
     warnings: what looks suspicious of the model or of the outcome, a sentence each.
+    origin: a record of what made it, see `ddi_jax.records`: key, threat model, bounds,
+      attacks with their settings, digests of inputs and labels, and the model's logits
+      on the first examples.  Only the same is resumed.  None in results of earlier
+      versions, which are resumed unchecked, with a warning.
   """
 
   attacks: tuple[str, ...]
@@ -33,6 +51,7 @@ class AutoAttackResult(NamedTuple):
   faced: np.ndarray
   adversarial: np.ndarray | None
   warnings: tuple[str, ...] = ()
+  origin: Record | None = None
 
   @property
   def robust(self) -> np.ndarray:
@@ -62,7 +81,20 @@ class AutoAttackResult(NamedTuple):
       for index, name in enumerate(self.attacks)
     }
 
+  def table(self) -> Table:
+    """What is printed: rows of cells, and notes."""
+    sign, notes = doubts(self.warnings, self.finished)
+    examples = f"of {len(self.faced):,}"
+    rows = [
+      (type(self).__name__, "accuracy", "examples"),
+      ("clean", f"{self.clean_accuracy:.3f}", examples),
+      ("robust", f"{sign}{self.robust_accuracy:.3f}", examples),
+      *((f"broken by {name}", "", str(count)) for name, count in self.broken.items()),
+    ]
+    return rows, notes
 
+
+@printed_as_table
 class Progress(NamedTuple):
   """Where an evaluation is after a batch.
 
@@ -99,6 +131,18 @@ class Stage(NamedTuple):
   run: Callable[..., tuple[jax.Array, jax.Array]]
 
 
+class Clean(NamedTuple):
+  """What a model makes of clean inputs.
+
+  Attributes:
+    correct: whether each is classified right, `[N]`.
+    logits: `[N, C]`.
+  """
+
+  correct: np.ndarray
+  logits: np.ndarray
+
+
 class Batches:
   """The examples of a data set in batches of one shape.
 
@@ -111,9 +155,11 @@ class Batches:
     labels: integers `[N]`.
     batch_size: examples at a time, at most.
     bounds: the box `(low, high)` that holds the inputs, or None.
+    randomised: whether `logits_fn` takes (inputs, key).
 
   Raises:
-    ValueError: for data of another shape or type, or inputs outside the box.
+    ValueError: for data of another shape or type, inputs outside the box, or a model
+      with other arguments.
   """
 
   def __init__(
@@ -123,10 +169,13 @@ class Batches:
     labels: Any,
     batch_size: int,
     bounds: Bounds,
+    *,
+    randomised: bool = False,
   ) -> None:
     self.inputs, self.labels = np.asarray(inputs), np.asarray(labels)
     _check_data(self.inputs, self.labels)
     check_inside(self.inputs, bounds)
+    classifier.check_arguments(logits_fn, randomised)
     if not isinstance(logits_fn, jax.tree_util.Partial):
       logits_fn = jax.tree_util.Partial(logits_fn)
     self.logits_fn = logits_fn
@@ -150,10 +199,18 @@ class Batches:
       outcome = program(*self.arguments(part, key))
       yield part, [np.asarray(array)[: len(part)] for array in outcome]
 
-  def logits(self, key: jax.Array, classify: Callable[..., Any]) -> np.ndarray:
-    """Of all clean inputs, `[N, C]`."""
-    runs = self.run(classify, np.arange(len(self.inputs)), key)
-    return np.concatenate([logits for _, (_, logits) in runs])
+  def classify(
+    self, key: jax.Array, program: Callable[..., Any], count: int | None = None
+  ) -> Clean:
+    """The first `count` clean inputs, or all, by the program of `classify_batch`."""
+    runs = self.run(program, np.arange(len(self.inputs))[:count], key)
+    wrong, logits = zip(*(outcome for _, outcome in runs), strict=True)
+    return Clean(~np.concatenate(wrong), np.concatenate(logits))
+
+  @functools.cached_property
+  def record(self) -> Record:
+    """Of the examples, for `AutoAttackResult.origin`."""
+    return record_of({"inputs": self.inputs, "labels": self.labels.astype(np.int64)})
 
 
 def classify_batch(
@@ -188,6 +245,7 @@ def not_attacked(
   attacks: tuple[str, ...],
   clean_correct: np.ndarray,
   inputs: np.ndarray | None = None,
+  origin: Record | None = None,
 ) -> AutoAttackResult:
   """The result before the first attack; with points if given the inputs `[N, ...]`."""
   return AutoAttackResult(
@@ -196,19 +254,68 @@ def not_attacked(
     broken_by=np.full(len(clean_correct), -1),
     faced=np.zeros(len(clean_correct), int),
     adversarial=None if inputs is None else inputs.copy(),
+    origin=origin,
   )
+
+
+def start_stages(
+  key: jax.Array,
+  batches: Batches,
+  names: tuple[str, ...],
+  settings: Mapping[str, Any],
+  *,
+  classify: Callable[..., Any],
+  clean: Clean | None = None,
+  keep_points: bool = True,
+  resume: AutoAttackResult | None = None,
+) -> AutoAttackResult:
+  """The result for `run_stages` to go on from, with a record of what makes it.
+
+  Args:
+    key: of `run_stages`.
+    batches: the examples.
+    names: of the stages.
+    settings: all that the outcome depends on beside key, examples and model.
+    classify: jitted `classify_batch`.
+    clean: what it makes of the examples, where that is known.
+    keep_points: whether the result holds the misclassified points.
+    resume: the result of a run that was stopped.
+
+  Raises:
+    ResumeError: for a `resume` of something else.
+  """
+  if clean is None:
+    clean_key = jax.random.fold_in(key, len(names))
+    count = None if resume is None else _RECORDED_EXAMPLES
+    clean = batches.classify(clean_key, classify, count)
+  logits = np.asarray(clean.logits[:_RECORDED_EXAMPLES], np.float64)
+  origin = record_of({"key": key, **settings})
+  origin |= batches.record | {"logits": logits.tolist()}
+  points = batches.inputs if keep_points else None
+  if resume is None:
+    return not_attacked(names, clean.correct, points, origin)
+  _check_shapes(resume, names, batches.inputs.shape[: None if keep_points else 1])
+  if resume.origin is None:
+    warnings.warn(
+      "AutoAttack: resume has no record of what made it (its origin is None), so "
+      "nothing but the attacks' names and the shapes could be compared.",
+      stacklevel=4,
+    )
+  else:
+    _check_origin(resume.origin, origin)
+  copied = jax.tree.map(np.copy, resume._replace(attacks=(), warnings=(), origin=None))
+  return copied._replace(attacks=names, origin=origin)
 
 
 def run_stages(
   key: jax.Array,
   batches: Batches,
   stages: Sequence[Stage],
+  result: AutoAttackResult,
   *,
   classify: Callable[..., Any],
   bounds: Bounds,
-  keep_points: bool = True,
   after_batch: AfterBatch | None = None,
-  resume: AutoAttackResult | None = None,
 ) -> AutoAttackResult:
   """Runs the stages, each on the examples that have withstood the ones before.
 
@@ -217,30 +324,17 @@ def run_stages(
       index alone.
     batches: the examples.
     stages: in order.
-    classify: jitted `classify_batch`, of the clean inputs and of what the attacks find.
+    result: from `start_stages`; its arrays are updated in place.
+    classify: jitted `classify_batch`, of what the attacks find.
     bounds: the box that the points must not leave, or None.
-    keep_points: whether the result holds the misclassified points.
     after_batch: see `ddi_jax.attacks.ensemble.Evaluate`.
-    resume: the result of a run that was stopped.
 
   Returns:
     The result, unfinished if `after_batch` stopped the run.
 
   Raises:
-    ValueError: for a `resume` of something else, or a stage that leaves the ball or
-      the box.
+    ValueError: for a stage that leaves the ball or the box.
   """
-  names = tuple(stage.name for stage in stages)
-  everything = np.arange(len(batches.inputs))
-  if resume is None:
-    points = batches.inputs if keep_points else None
-    result = not_attacked(names, np.zeros(len(everything), bool), points)
-    clean_key = jax.random.fold_in(key, len(names))
-    for indices, (wrong, _) in batches.run(classify, everything, clean_key):
-      result.clean_correct[indices] = ~wrong
-  else:
-    result = _check_resumed(resume, names, batches.inputs, keep_points)
-
   for index, stage in enumerate(stages):
     pending = np.flatnonzero(result.robust & (result.faced <= index))
     stage_key = jax.random.fold_in(key, index)
@@ -299,16 +393,33 @@ def _check_inside(stage: Stage, points: Any, sizes: Any, bounds: Bounds) -> None
     raise ValueError(f"{stage.name} left the box [{bounds[0]:g}, {bounds[1]:g}].")
 
 
-def _check_resumed(
-  resume: AutoAttackResult, names: tuple[str, ...], inputs: Any, keep_points: bool
-) -> AutoAttackResult:
-  shape = inputs.shape if keep_points else inputs.shape[:1]
+def _check_shapes(
+  resume: AutoAttackResult, names: tuple[str, ...], shape: tuple[int, ...]
+) -> None:
+  """Raises ResumeError for other attacks, or inputs of another shape."""
   theirs = (resume.faced if resume.adversarial is None else resume.adversarial).shape
   if resume.attacks != names or theirs != shape:
-    raise ValueError(
+    raise ResumeError(
       f"resume is of {resume.attacks} on inputs {theirs}, this is of {names} on "
       f"{shape}."
     )
-  return jax.tree.map(np.copy, resume._replace(attacks=(), warnings=()))._replace(
-    attacks=names
-  )
+
+
+def _check_origin(theirs: Record, ours: Record) -> None:
+  """Raises ResumeError, which names what differs, if a result is of something else."""
+  differing = differences(ours | {"logits": None}, theirs | {"logits": None})
+  if not differing:
+    before, now = (np.asarray(record.get("logits", [])) for record in (theirs, ours))
+    finite = np.abs(before[np.isfinite(before)])
+    allowed = _SAME_LOGITS * np.max(finite, initial=0.0)
+    if before.shape != now.shape or not np.allclose(
+      before, now, rtol=0, atol=allowed, equal_nan=True
+    ):
+      differing = ["the model has other logits on the first examples"]
+  if differing:
+    more = len(differing) - _MOST_DIFFERENCES
+    rest = f"; and {more} more" if more > 0 else ""
+    raise ResumeError(
+      "resume was made by something else and cannot be resumed here: "
+      f"{'; '.join(differing[:_MOST_DIFFERENCES])}{rest}."
+    )

@@ -7,6 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
+from ddi_jax.tables import summary
+
 Batch = dict[str, np.ndarray]
 Read = Callable[
   [Sequence[int] | np.ndarray, Sequence[int] | np.ndarray | None],
@@ -56,6 +58,10 @@ class Dataset:
   def image_shape(self) -> tuple[int, int, int]:
     """(height, width, channels)."""
     return self.images.shape[1:]
+
+  def __repr__(self) -> str:
+    """Sizes and ranges, without the arrays."""
+    return f"Dataset(images={summary(self.images)}; labels={summary(self.labels)})"
 
   def __len__(self) -> int:
     return len(self.labels)

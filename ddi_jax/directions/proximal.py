@@ -23,6 +23,7 @@ from ddi_jax.gradients.gram import KeptGradients
 from ddi_jax.gradients.per_candidate import LossFn, checked_losses, widened
 from ddi_jax.numerics import loops
 from ddi_jax.numerics.precision import at_least_float32
+from ddi_jax.tables import printed_as_table
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 PER = ("example", "batch")
 
 
+@printed_as_table
 class ProximalInfo(NamedTuple):
   """What is known of a proximal step.
 

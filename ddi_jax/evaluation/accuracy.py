@@ -8,6 +8,9 @@ import numpy as np
 
 from ddi_jax.checks import check_number
 
+# The header of `Accuracy.cells`.
+CELLS = ("accuracy", "95 % interval")
+
 
 class Accuracy(NamedTuple):
   """How many of how many examples are right.
@@ -33,6 +36,11 @@ class Accuracy(NamedTuple):
   def __str__(self) -> str:
     low, high = self.interval
     return f"{self.value:.3f} [{low:.3f}, {high:.3f}]"
+
+  def cells(self, sign: str = "") -> tuple[str, str]:
+    """In a table, below `CELLS`: sign and accuracy, and the interval."""
+    low, high = self.interval
+    return f"{sign}{self.value:.3f}", f"{low:.3f} to {high:.3f}"
 
 
 def accuracy_of(correct: np.ndarray) -> Accuracy:

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 import functools
 from typing import Any, NamedTuple
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ddi_jax.attacks.classifier import LogitsFn
-from ddi_jax.attacks.ensemble import check_classes, named_attacks
+from ddi_jax.attacks.ensemble import check_batches, named_attacks
 from ddi_jax.attacks.stages import (
   AfterBatch,
   AutoAttackResult,
@@ -18,11 +19,14 @@ from ddi_jax.attacks.stages import (
   attack_and_measure,
   classify_batch,
   run_stages,
+  start_stages,
 )
-from ddi_jax.evaluation.accuracy import Accuracy, accuracy_of
+from ddi_jax.evaluation.accuracy import CELLS, Accuracy, accuracy_of
+from ddi_jax.tables import Table, doubts, printed_as_table
 from ddi_jax.threat_models import Bounds, ThreatModel
 
 
+@printed_as_table
 class RobustnessCurve(NamedTuple):
   """The result of `robustness_curve`.
 
@@ -46,6 +50,15 @@ class RobustnessCurve(NamedTuple):
       accuracy_of(correct & ((broken_by < 0) | (broken_by >= end)))
       for end in rounds * len(self.attacks)
     )
+
+  def table(self) -> Table:
+    """What is printed: rows of cells, and notes."""
+    sign, notes = doubts(self.result.warnings, self.result.finished)
+    rows = [
+      (f"{epsilon:g}", *accuracy.cells(sign if epsilon > 0 else ""))
+      for epsilon, accuracy in zip(self.epsilons, self.accuracies, strict=True)
+    ]
+    return [("epsilon", *CELLS), *rows], notes
 
 
 def robustness_curve(
@@ -81,14 +94,15 @@ def robustness_curve(
     bounds: the box `(low, high)` that holds the inputs, or None.
     after_batch: called with a `ddi_jax.attacks.Progress` after each batch; if it
       returns True, the evaluation stops.
-    resume: the result of an evaluation of the same that was stopped.
+    resume: the result of an evaluation of the same (key, model, examples, radii,
+      attacks, bounds) that was stopped.
 
   Returns:
-    A `RobustnessCurve`.
+    A `RobustnessCurve`.  The warnings of its result are also shown.
 
   Raises:
-    ValueError: for radii that are negative or do not increase; see
-      `ddi_jax.autoattack`.
+    ValueError: for radii that are negative or do not increase, or a `resume` of
+      something else (`ddi_jax.attacks.ResumeError`); see `ddi_jax.autoattack`.
 
   Example:
     >>> import jax, jax.numpy as jnp, ddi_jax
@@ -104,10 +118,14 @@ def robustness_curve(
     raise ValueError(
       f"epsilons must be finite numbers >= 0, increasing; got {list(epsilons)!r}."
     )
-  names = tuple(named_attacks(make_threat_model(radii[-1]), attacks, bounds=bounds))
+  largest = make_threat_model(radii[-1])
+  known_attacks = named_attacks(largest, attacks, bounds=bounds)
+  names = tuple(known_attacks)
   batches = Batches(logits_fn, inputs, labels, batch_size, bounds)
   classify = jax.jit(classify_batch)
-  check_classes(names, batches, key, classify)
+  messages = check_batches(key, batches, names, classify=classify)
+  for message in messages:
+    warnings.warn(message, stacklevel=2)
 
   @functools.partial(jax.jit, static_argnums=0)
   def attack_at(
@@ -126,16 +144,25 @@ def robustness_curve(
     Stage(name, epsilon, functools.partial(attack_at, attack, jnp.float32(epsilon)))
     for name, (epsilon, attack) in _stages(radii, names).items()
   ]
+  result = start_stages(
+    key,
+    batches,
+    tuple(stage.name for stage in stages),
+    {"threat_model": largest, "bounds": bounds, "attacks": known_attacks},
+    classify=classify,
+    keep_points=False,
+    resume=None if resume is None else resume.result,
+  )
   result = run_stages(
     key,
     batches,
     stages,
+    result,
     classify=classify,
     bounds=bounds,
-    keep_points=False,
     after_batch=after_batch,
-    resume=None if resume is None else resume.result,
   )
+  result = result._replace(warnings=tuple(messages))
   return RobustnessCurve(radii, names, result)
 
 

@@ -11,22 +11,24 @@ import numpy as np
 
 from ddi_jax import losses
 from ddi_jax.attacks.classifier import ClassifierAttack, LogitsFn, classifier_attack
-from ddi_jax.attacks.ensemble import attacks_of, autoattack
+from ddi_jax.attacks.ensemble import attacks_of, create_ensemble
 from ddi_jax.attacks.projected_gradient import Attack, pgd
 from ddi_jax.attacks.stages import (
   AfterBatch,
   AutoAttackResult,
   Batches,
+  Clean,
   Progress,
   Stage,
   attack_and_measure,
   classify_batch,
-  not_attacked,
   run_stages,
+  start_stages,
 )
-from ddi_jax.checks import check_key
-from ddi_jax.evaluation.accuracy import Accuracy, accuracy_of
+from ddi_jax.checks import check_key, check_positive_int
+from ddi_jax.evaluation.accuracy import CELLS, Accuracy, accuracy_of
 from ddi_jax.evaluation.temperature import calibrate_temperature
+from ddi_jax.tables import Table, doubts, printed_as_table
 from ddi_jax.threat_models import Bounds, ThreatModel, check_threat_model
 
 # PGD's names: multiples of the calibrated temperature; None is the model as it is.
@@ -39,6 +41,7 @@ _TEMPERATURES = {
 PGD_NAMES = tuple(_TEMPERATURES)
 
 
+@printed_as_table
 class RobustnessEvaluation(NamedTuple):
   """The result of `evaluate`.
 
@@ -90,6 +93,22 @@ class RobustnessEvaluation(NamedTuple):
     results = (*self.pgd.values(), self.autoattack)
     return all(result.finished for result in results)
 
+  def table(self, attacks: str = "AutoAttack") -> Table:
+    """What is printed: rows of cells, and notes; `attacks` names the last row."""
+    sign, notes = doubts(self.warnings, self.finished)
+    temperature = f"temperature {self.temperature:.3g}"
+    rows = [
+      ("", *CELLS),
+      ("clean", *self.clean.cells()),
+      ("PGD", *self.plain_pgd.cells(sign)),
+      (f"PGD, calibrated: {temperature}", *self.calibrated_pgd.cells(sign)),
+      ("PGD, worst of four temperatures", *self.worst_pgd.cells(sign)),
+      (attacks, *self.robust.cells(sign)),
+    ]
+    broken = ", ".join(f"{n} {count}" for n, count in self.autoattack.broken.items())
+    figures = f"Broken by {broken}.  Mean confidence {self.mean_confidence:.3f}."
+    return rows, [figures, *notes]
+
 
 def evaluate(
   key: jax.Array,
@@ -133,14 +152,16 @@ def evaluate(
     bounds: the box `(low, high)` that holds the inputs, or None.
     after_batch: called with a `ddi_jax.attacks.Progress` after each batch of each
       attack, PGD's among them; if it returns True, the evaluation stops there.
-    resume: the result of an evaluation of the same that was stopped; the outcome is
-      the same as without the stop.
+    resume: the result of an evaluation of the same (key, model, examples, threat
+      model, bounds, attacks, PGD) that was stopped; the outcome is the same as without
+      the stop.
 
   Returns:
     A `RobustnessEvaluation`; stopped, all figures in it are upper bounds.
 
   Raises:
-    ValueError: see `ddi_jax.autoattack`.
+    ValueError: see `ddi_jax.autoattack`; for a `resume` of something else it is a
+      `ddi_jax.attacks.ResumeError`.
 
   Example:
     >>> import jax, jax.numpy as jnp, ddi_jax
@@ -161,9 +182,7 @@ def evaluate(
   check_key(key)
   check_threat_model(threat_model)
   attacks = attacks_of(threat_model, version, bounds=bounds)
-  run_autoattack = autoattack(
-    threat_model, attacks, batch_size=batch_size, bounds=bounds
-  )
+  check_positive_int("batch_size", batch_size)
   if pgd_attack is None:
     # A step of length 0 is not an attack; at epsilon 0 any length projects back.
     step_size = 2.5 * float(threat_model.epsilon) / 20 or 1.0
@@ -171,8 +190,8 @@ def evaluate(
   attack_key, pgd_key = jax.random.split(key)
   batches = Batches(logits_fn, inputs, labels, batch_size, bounds)
   classify = jax.jit(classify_batch)
-  clean = _classify_clean(batches, attack_key, classify)
-  unattacked = not_attacked(tuple(attacks), clean.correct, batches.inputs)
+  clean = batches.classify(attack_key, classify)
+  temperature = float(calibrate_temperature(clean.logits, batches.labels))
   stopped = False
 
   def stop_after_batch(progress: Progress) -> bool:
@@ -180,28 +199,34 @@ def evaluate(
     stopped = stopped or bool(after_batch is not None and after_batch(progress))
     return stopped
 
-  result = run_autoattack(
+  run = create_ensemble(threat_model, attacks, classify=classify, bounds=bounds)
+  result = run(
     attack_key,
-    batches.logits_fn,
-    batches.inputs,
-    batches.labels,
+    batches,
+    clean=clean,
     after_batch=stop_after_batch,
-    resume=unattacked if resume is None else resume.autoattack,
+    resume=None if resume is None else resume.autoattack,
   )
   pgd_results = _attack_at_temperatures(
     _create_pgd(pgd_attack, pgd_restarts, threat_model),
-    clean.temperature,
-    float(threat_model.epsilon),
+    temperature,
+    {
+      "threat_model": threat_model,
+      "bounds": bounds,
+      "pgd_attack": pgd_attack,
+      "pgd_restarts": pgd_restarts,
+    },
     pgd_key,
     batches,
-    before=_pgd_results_before(result.clean_correct, resume),
+    clean,
+    earlier={} if resume is None else resume.pgd,
     is_stopped=lambda: stopped,
     classify=classify,
-    bounds=bounds,
     after_batch=stop_after_batch,
   )
+  confidence = float(np.mean(jax.nn.softmax(clean.logits).max(axis=1)))
   evaluation = RobustnessEvaluation(
-    clean.mean_confidence, clean.temperature, pgd_results, result, result.warnings
+    confidence, temperature, pgd_results, result, result.warnings
   )
   missed = result.robust & ~np.all([x.robust for x in pgd_results.values()], axis=0)
   if not evaluation.finished or not np.any(missed):
@@ -214,65 +239,48 @@ def evaluate(
   return evaluation._replace(warnings=(*evaluation.warnings, message))
 
 
-def _pgd_results_before(
-  clean_correct: np.ndarray, resume: RobustnessEvaluation | None
-) -> dict[str, AutoAttackResult]:
-  """The results of PGD at each temperature, as a stopped evaluation left them."""
-  earlier = {} if resume is None else resume.pgd
-  return {
-    name: earlier.get(name, not_attacked((name,), clean_correct))
-    for name in _TEMPERATURES
-  }
-
-
 def _attack_at_temperatures(
   run_pgd: Callable[..., tuple[jax.Array, jax.Array]],
   calibrated: float,
-  epsilon: float,
+  settings: Mapping[str, Any],
   key: jax.Array,
   batches: Batches,
+  clean: Clean,
   *,
-  before: dict[str, AutoAttackResult],
+  earlier: Mapping[str, AutoAttackResult],
   is_stopped: Callable[[], bool],
-  **settings: Any,
+  classify: Callable[..., Any],
+  after_batch: AfterBatch,
 ) -> dict[str, AutoAttackResult]:
   """PGD at multiples of the calibrated temperature, each by itself, until stopped."""
-  results = dict(before)
+  results = {}
   for index, (name, multiple) in enumerate(_TEMPERATURES.items()):
+    stage_key = jax.random.fold_in(key, index)
+    results[name] = start_stages(
+      stage_key,
+      batches,
+      (name,),
+      settings,
+      classify=classify,
+      clean=clean,
+      keep_points=False,
+      resume=earlier.get(name),
+    )
     if is_stopped():
-      break
+      continue
     temperature = 1.0 if multiple is None else multiple * calibrated
+    epsilon = float(settings["threat_model"].epsilon)
     stage = Stage(name, epsilon, functools.partial(run_pgd, jnp.float32(temperature)))
     results[name] = run_stages(
-      jax.random.fold_in(key, index),
+      stage_key,
       batches,
       [stage],
-      keep_points=False,
-      resume=before[name],
-      **settings,
+      results[name],
+      classify=classify,
+      bounds=settings["bounds"],
+      after_batch=after_batch,
     )
   return results
-
-
-class _Clean(NamedTuple):
-  """What the clean inputs tell."""
-
-  correct: np.ndarray  # [N] bool
-  temperature: float
-  mean_confidence: float
-
-
-def _classify_clean(
-  batches: Batches, key: jax.Array, classify: Callable[..., Any]
-) -> _Clean:
-  parts = batches.run(classify, np.arange(len(batches.inputs)), key)
-  wrong, logits = zip(*(outcome for _, outcome in parts), strict=True)
-  all_logits = np.concatenate(logits)
-  return _Clean(
-    correct=~np.concatenate(wrong),
-    temperature=float(calibrate_temperature(all_logits, batches.labels)),
-    mean_confidence=float(np.mean(jax.nn.softmax(all_logits).max(axis=1))),
-  )
 
 
 def _create_pgd(

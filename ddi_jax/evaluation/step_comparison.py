@@ -18,6 +18,7 @@ from ddi_jax.gradients.per_candidate import (
   candidate_gradients,
   restart_gradients,
 )
+from ddi_jax.tables import printed_as_table
 
 
 class TriedDirection(NamedTuple):
@@ -33,6 +34,7 @@ class TriedDirection(NamedTuple):
   select_worst: bool = False
 
 
+@printed_as_table
 class StepEffects(NamedTuple):
   """The robust loss before and after steps; D directions, L lengths, T test batches.
 

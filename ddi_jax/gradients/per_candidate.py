@@ -11,16 +11,20 @@ import jax.numpy as jnp
 
 from ddi_jax.attacks import Attack
 from ddi_jax.candidates import restart_candidates
-from ddi_jax.checks import check_positive_int
+from ddi_jax.checks import check_choice, check_positive_int
 from ddi_jax.numerics import loops
 from ddi_jax.numerics.precision import at_least_float32
+from ddi_jax.tables import printed_as_table
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Float, PyTree
 
 LossFn = Callable[..., Any]
+# How the K candidates share the random numbers of a loss.
+LOSS_KEYS = ("per_candidate", "shared")
 
 
+@printed_as_table
 class RestartInfo(NamedTuple):
   """What else is known of the K candidates.
 
@@ -43,6 +47,7 @@ def candidate_gradients(
   *,
   has_aux: bool = False,
   at_a_time: int | None = None,
+  keys: jax.Array | None = None,
 ) -> tuple[PyTree[Float[Array, "K ..."]], RestartInfo]:
   """Compute the parameter gradient of the batch-mean loss at each of K candidates.
 
@@ -57,13 +62,15 @@ def candidate_gradients(
     labels: handed to `loss_fn`.
     has_aux: whether `loss_fn` returns (losses, aux), as in `jax.grad`.
     at_a_time: compute at most so many at once, see `ddi_jax.restart_candidates`.
+    keys: for a random loss (Dropout, for example), a key for each candidate, `[K]`;
+      `loss_fn` is then a function of (params, inputs, labels, key).
 
   Returns:
     (gradients with leaves `[K, *param]` in float32 at least, `RestartInfo`).
 
   Raises:
-    ValueError: if the losses do not have shape `[B]`, or a parameter is not floating
-      point.
+    ValueError: if the losses do not have shape `[B]`, a parameter is not floating
+      point, or there are keys, but not K.
 
   Example:
     >>> import jax.numpy as jnp, ddi_jax
@@ -78,10 +85,11 @@ def candidate_gradients(
   check_positive_int("at_a_time", at_a_time, optional=True)
   params = widened(params)
 
-  def gradient(inputs: jax.Array) -> tuple[chex.ArrayTree, tuple[jax.Array, Any]]:
-    return mean_gradient(loss_fn, has_aux, params, inputs, labels)
+  def gradient(point: Any) -> tuple[chex.ArrayTree, tuple[jax.Array, Any]]:
+    return mean_gradient(loss_fn, has_aux, params, point, labels)
 
-  gradients, (losses, aux) = loops.map_leading(gradient, candidates, at_a_time)
+  points = points_of(candidates, keys)
+  gradients, (losses, aux) = loops.map_leading(gradient, points, at_a_time)
   return gradients, RestartInfo(candidates, losses, aux)
 
 
@@ -93,6 +101,7 @@ def restart_gradients(
   has_aux: bool = False,
   attack_loss_fn: LossFn | None = None,
   restarts_at_a_time: int | None = None,
+  loss_keys: str | None = None,
 ) -> Callable[..., tuple[chex.ArrayTree, RestartInfo]]:
   """Attack the batch from K restarts and take the parameter gradient at each.
 
@@ -109,13 +118,18 @@ def restart_gradients(
       labels) -> losses `[B]`.  Here the model's mode during the attack is chosen.
     restarts_at_a_time: attack, and take gradients, for at most so many restarts at
       once; see `ddi_jax.restart_candidates`.
+    loss_keys: for a random loss (Dropout, for example), which is then a function of
+      (params, inputs, labels, key): "per_candidate" for a draw of its own at each
+      candidate, "shared" for one that all have.  An attack on `loss_fn` itself sees one
+      draw, which with "shared" is that of the gradients.  None: there is no key.
 
   Returns:
     fn(params, inputs, labels, key) -> (gradients of the batch-mean loss, leaves
     `[K, *param]`; `RestartInfo`).  The key is consumed.
 
   Raises:
-    ValueError: if `num_restarts` or `restarts_at_a_time` is not an integer >= 1.
+    ValueError: if `num_restarts` or `restarts_at_a_time` is not an integer >= 1, or
+      `loss_keys` is something else.
 
   Example:
     >>> import jax, jax.numpy as jnp, ddi_jax
@@ -130,14 +144,25 @@ def restart_gradients(
   """
   check_positive_int("num_restarts", num_restarts)
   check_positive_int("restarts_at_a_time", restarts_at_a_time, optional=True)
+  if loss_keys is not None:
+    check_choice("loss_keys", loss_keys, LOSS_KEYS)
 
   def gradients_fn(
     params: chex.ArrayTree, inputs: jax.Array, labels: jax.Array, key: jax.Array
   ) -> tuple[chex.ArrayTree, RestartInfo]:
+    keys = None
+    draw: list[jax.Array] = []
+    if loss_keys is not None:
+      key, loss_key = jax.random.split(key)
+      draw = [loss_key]
+      keys = jnp.broadcast_to(loss_key, num_restarts)
+      if loss_keys == "per_candidate":
+        keys = jax.random.split(loss_key, num_restarts)
+
     def objective(points: jax.Array, point_labels: jax.Array) -> jax.Array:
       if attack_loss_fn is not None:
         return attack_loss_fn(params, points, point_labels)
-      return checked_losses(loss_fn, has_aux, params, points, point_labels)[0]
+      return checked_losses(loss_fn, has_aux, params, points, point_labels, *draw)[0]
 
     candidates = restart_candidates(
       attack,
@@ -155,22 +180,40 @@ def restart_gradients(
       labels,
       has_aux=has_aux,
       at_a_time=restarts_at_a_time,
+      keys=keys,
     )
 
   return gradients_fn
+
+
+def points_of(candidates: jax.Array, keys: jax.Array | None) -> Any:
+  """What a loss is taken at: leaves `[K, ...]` of (candidates,) or (candidates, keys).
+
+  Raises:
+    ValueError: if there are keys, but not K.
+  """
+  if keys is None:
+    return (candidates,)
+  if keys.shape != candidates.shape[:1]:
+    raise ValueError(
+      f"keys must have shape {candidates.shape[:1]}, one for each candidate; got "
+      f"{keys.shape}."
+    )
+  return candidates, keys
 
 
 def mean_gradient(
   loss_fn: LossFn,
   has_aux: bool,
   params: chex.ArrayTree,
-  inputs: jax.Array,
+  point: tuple[jax.Array, ...],
   labels: Any,
 ) -> tuple[chex.ArrayTree, tuple[jax.Array, Any]]:
-  """(Gradient of the mean loss, (losses `[B]`, aux)) at inputs `[B, ...]`."""
+  """(Gradient of the mean loss, (losses `[B]`, aux)) at (inputs `[B, ...]`, [key])."""
+  inputs, *key = point
 
   def mean_loss(params: chex.ArrayTree) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-    losses, aux = checked_losses(loss_fn, has_aux, params, inputs, labels)
+    losses, aux = checked_losses(loss_fn, has_aux, params, inputs, labels, *key)
     return jnp.mean(at_least_float32(losses)), (losses, aux)
 
   return jax.grad(mean_loss, has_aux=True)(params)
@@ -182,9 +225,10 @@ def checked_losses(
   params: chex.ArrayTree,
   inputs: jax.Array,
   labels: Any,
+  *key: jax.Array,
 ) -> tuple[jax.Array, Any]:
   """(Losses, aux), where the losses must have shape `[B]`."""
-  result = loss_fn(params, inputs, labels)
+  result = loss_fn(params, inputs, labels, *key)
   if has_aux and not (isinstance(result, tuple) and len(result) == 2):
     raise ValueError(
       "with has_aux=True, loss_fn must return (losses, aux), got "

@@ -15,6 +15,7 @@ from ddi_jax.gradients.per_candidate import (
   LossFn,
   RestartInfo,
   mean_gradient,
+  points_of,
   widened,
 )
 from ddi_jax.numerics.precision import accumulation_dtype, matmul
@@ -41,31 +42,29 @@ class RecomputedGradients:
     self,
     loss_fn: LossFn,
     has_aux: bool,
-    arguments: tuple[chex.ArrayTree, jax.Array, Any],
+    arguments: tuple[chex.ArrayTree, Any, Any],
     inner: tuple[ShiftedGram, jax.Array],
   ) -> None:
-    """Hold (params, candidates `[K, B, ...]`, labels) and the inner products."""
+    """Hold (params, points with leaves `[K, ...]`, labels) and the inner products."""
     self._loss_fn, self._has_aux = loss_fn, has_aux
     self._arguments = arguments
     self.inner = inner
 
   def combine(self, weights: jax.Array) -> chex.ArrayTree:
     """sum_k weights_k gradients_k; gradients of weight 0 are not computed."""
-    params, candidates, labels = self._arguments
+    params, points, labels = self._arguments
 
     def add(total: Any, pair: Any) -> tuple[chex.ArrayTree, None]:
-      weight, inputs = pair
+      weight, point = pair
 
       def added() -> chex.ArrayTree:
-        gradient, _ = mean_gradient(
-          self._loss_fn, self._has_aux, params, inputs, labels
-        )
+        gradient, _ = mean_gradient(self._loss_fn, self._has_aux, params, point, labels)
         return jax.tree.map(lambda leaf, part: leaf + weight * part, total, gradient)
 
       return jax.lax.cond(weight != 0, added, lambda: total), None
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, accumulation_dtype()), params)
-    return jax.lax.scan(add, zeros, (weights, candidates))[0]
+    return jax.lax.scan(add, zeros, (weights, points))[0]
 
   def descents(self, weights: jax.Array, combination: chex.ArrayTree) -> jax.Array:
     """<z, g_k> of z = `combine(weights)`, `[K]`, in units of `inner`.
@@ -99,6 +98,7 @@ def recomputed_gradients(
   *,
   at_a_time: int = 1,
   has_aux: bool = False,
+  keys: jax.Array | None = None,
 ) -> tuple[RecomputedGradients, RestartInfo]:
   """Stand in for K gradients that would not fit into memory together.
 
@@ -113,6 +113,7 @@ def recomputed_gradients(
     labels: handed to `loss_fn`.
     at_a_time: gradients kept at once, n >= 1.
     has_aux: whether `loss_fn` returns (losses, aux).
+    keys: for a random loss, see `ddi_jax.candidate_gradients`.
 
   Returns:
     (`RecomputedGradients`, `RestartInfo`).
@@ -134,23 +135,27 @@ def recomputed_gradients(
   check_positive_int("at_a_time", at_a_time)
   params = widened(params)
 
-  def rows_of(inputs: jax.Array) -> tuple[list[jax.Array], tuple[jax.Array, Any]]:
-    gradient, aux = mean_gradient(loss_fn, has_aux, params, inputs, labels)
+  def rows_of(point: Any) -> tuple[list[jax.Array], tuple[jax.Array, Any]]:
+    gradient, aux = mean_gradient(loss_fn, has_aux, params, point, labels)
     return _as_rows(gradient), aux
 
-  inner, (losses, aux) = _inner_products(rows_of, candidates, at_a_time)
-  gradients = RecomputedGradients(loss_fn, has_aux, (params, candidates, labels), inner)
+  points = points_of(candidates, keys)
+  inner, (losses, aux) = _inner_products(rows_of, points, at_a_time)
+  gradients = RecomputedGradients(loss_fn, has_aux, (params, points, labels), inner)
   return gradients, RestartInfo(candidates, losses, aux)
 
 
 def _inner_products(
-  rows_of: Callable[[jax.Array], tuple[list[jax.Array], Any]],
-  candidates: jax.Array,
+  rows_of: Callable[[Any], tuple[list[jax.Array], Any]],
+  points: tuple[jax.Array, ...],
   at_a_time: int,
 ) -> tuple[tuple[ShiftedGram, jax.Array], Any]:
   """((`ShiftedGram`, scale), aux of all), a block of gradients against all others."""
-  count = len(candidates)
+  count = len(points[0])
   at_a_time = min(at_a_time, count)
+
+  def at(index: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], points)
 
   def block(carry: Any, start: jax.Array) -> Any:
     products, offsets, all_aux, reference, scale = carry
@@ -158,7 +163,7 @@ def _inner_products(
     # The last block may reach back over the one before: the same values again.
     start = jnp.minimum(start, count - at_a_time)
     indices = start + jnp.arange(at_a_time)
-    kept, aux = jax.lax.map(rows_of, candidates[indices])
+    kept, aux = jax.lax.map(rows_of, at(indices))
     kept = [rows.reshape(at_a_time, -1) for rows in kept]
     # The differences that matter are those to some gradient: the first will do.
     reference = [
@@ -172,7 +177,7 @@ def _inner_products(
     products = products.at[:, indices[:, None], indices[None, :]].set(within)
 
     def against(index: Any, products: Any) -> jax.Array:
-      rows, _ = rows_of(candidates[index])
+      rows, _ = rows_of(at(index))
       column = _plain_and_shifted(kept, rows, reference, scale)[:, :, 0]
       products = products.at[:, indices, index].set(column)
       return products.at[:, index, indices].set(column)
@@ -180,7 +185,7 @@ def _inner_products(
     products = jax.lax.fori_loop(start + at_a_time, count, against, products)
     return (products, offsets, all_aux, reference, scale), None
 
-  rows_shapes, aux_shapes = jax.eval_shape(rows_of, candidates[0])
+  rows_shapes, aux_shapes = jax.eval_shape(rows_of, at(0))
   carry = (
     jnp.zeros((2, count, count), accumulation_dtype()),
     jnp.zeros(count, accumulation_dtype()),

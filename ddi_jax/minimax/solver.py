@@ -21,6 +21,7 @@ from ddi_jax.minimax.transformation import (
   MinimaxState,
   minimax_lbfgs,
 )
+from ddi_jax.tables import Table, printed_as_table, table_of_fields
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -36,6 +37,7 @@ class MinimaxStatus(enum.IntEnum):
   NOT_FINITE = 4  # A loss or a gradient at the start is not finite.
 
 
+@printed_as_table
 class MinimaxSolution(NamedTuple):
   """The result of `minimize_max`.
 
@@ -68,6 +70,12 @@ class MinimaxSolution(NamedTuple):
   def converged(self) -> Bool[Array, ""]:
     """Whether the gap is within the tolerance."""
     return self.status == MinimaxStatus.CONVERGED
+
+  def table(self) -> Table:
+    """What is printed: rows of cells, and notes."""
+    (*rows, (_, status)), notes = table_of_fields(self)
+    names = {str(status.value): status.name for status in MinimaxStatus}
+    return [*rows, ("status", names.get(status, status))], notes
 
 
 class MinimaxProgress(NamedTuple):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ddi_jax.attacks.projected_gradient import Attack
 from ddi_jax.checks import check_key, check_positive, check_positive_int
 from ddi_jax.minimax.solver import minimize_max
+from ddi_jax.tables import printed_as_table
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 LossOfPoint = Callable[[Any, jax.Array], jax.Array]
 
 
+@printed_as_table
 class WorstCaseSolution(NamedTuple):
   """The result of `minimize_worst_case`.
 

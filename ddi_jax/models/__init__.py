@@ -16,7 +16,7 @@ except ModuleNotFoundError as error:
 from ddi_jax.models.convolution import conv_general_dilated
 from ddi_jax.models.layers import ACTIVATIONS, NORMALIZATIONS, Standardize
 from ddi_jax.models.mlp import MLP
-from ddi_jax.models.pure import functional, in_bfloat16
+from ddi_jax.models.pure import FunctionalModule, functional, in_bfloat16, mean_state
 from ddi_jax.models.resnet import ResNet18
 from ddi_jax.models.resnet50 import ResNet50
 from ddi_jax.models.small import SmallConvNet
@@ -47,9 +47,10 @@ def create_model(
   """A freshly initialised model.  Not to be called under a jax transformation.
 
   Args:
-    model: a name of `MODELS`, or a module's class (or a function that makes one),
-      called as `model(image_shape, num_classes, *, rngs, **settings)`.  It is also
-      given `mean` and `std` if it has arguments of these names.
+    model: a name of `MODELS`, or a module's class (or a function that makes one, or
+      that returns `functional(...)` of another library's), called as
+      `model(image_shape, num_classes, *, rngs, **settings)`.  It is also given `mean`
+      and `std` if it has arguments of these names.
     image_shape: (height, width, channels).
     num_classes: number of logits.
     mean: per channel, of the images in [0, 1].
@@ -63,7 +64,7 @@ def create_model(
     A module: images `[B, H, W, C]` in [0, 1] -> logits `[B, num_classes]`.
 
   Raises:
-    ValueError: for a setting that the model refuses.
+    ValueError: for a setting that the model refuses, or what is no such module.
 
   Example:
     >>> import jax.numpy as jnp
@@ -81,8 +82,17 @@ def create_model(
   arguments |= {name: value for name, value in moments.items() if name in accepted}
 
   def build() -> nnx.Module:
-    rngs = nnx.Rngs(params=seed)
-    return factory(image_shape, num_classes, rngs=rngs, **arguments)
+    # By default for Dropout, which `functional` gives a key whenever it draws.
+    rngs = nnx.Rngs(params=seed, default=seed)
+    made = factory(image_shape, num_classes, rngs=rngs, **arguments)
+    if isinstance(made, tuple) and len(made) == 3:
+      return FunctionalModule(*made)
+    if not isinstance(made, nnx.Module):
+      raise ValueError(
+        "model must make an nnx.Module, or what ddi_jax.models.functional returns of "
+        f"another library's module; got {type(made).__name__}."
+      )
+    return made
 
   if abstract:
     return nnx.eval_shape(build)
@@ -110,4 +120,5 @@ __all__ = [
   "create_model",
   "functional",
   "in_bfloat16",
+  "mean_state",
 ]

@@ -1,10 +1,13 @@
 """AutoAttack: the ensemble, its bookkeeping, and what it warns of."""
 
+import json
+import pickle
+import re
 import warnings
 
 import jax
 import jax.numpy as jnp
-from linear_model import EPSILONS, KEY, MAKERS, is_right, problem
+from linear_model import EPSILONS, KEY, MAKERS, is_right, linear, problem
 import numpy as np
 import pytest
 
@@ -22,7 +25,7 @@ def small_attacks(threat_model):
   }
 
 
-def cheap_attacks():
+def cheap_attacks(probability=0.4):
   """Two that compile at once: the first breaks some examples, the second all."""
 
   def jump(probability):
@@ -34,7 +37,7 @@ def cheap_attacks():
 
     return attack
 
-  return {"some": jump(0.4), "all": jump(1.1)}
+  return {"some": jump(probability), "all": jump(1.1)}
 
 
 def run_cheap(count=11, batch_size=4, stop_after=None, resume=None):
@@ -235,6 +238,108 @@ def test_an_attack_that_leaves_the_ball_or_the_box_is_refused():
     evaluate = ddi_jax.autoattack(ddi_jax.linf(0.1), attack)
     with pytest.raises(ValueError, match=message):
       evaluate(KEY, p.logits_fn, inputs, jnp.argmax(p.logits_fn(inputs), axis=1))
+
+
+def resumed(
+  resume=None,
+  *,
+  key=KEY,
+  threat_model=None,
+  probability=0.4,
+  bounds=(0.0, 1.0),
+  factor=1.0,
+  shift=0.0,
+  label=0,
+):
+  """A linear model under a cheap attack; in each test one thing is not as before."""
+  p = problem(batch=8)
+  attack = {"some": cheap_attacks(probability)["some"]}
+  evaluate = ddi_jax.autoattack(
+    threat_model or ddi_jax.linf(0.1), attack, batch_size=8, bounds=bounds
+  )
+  model = jax.tree_util.Partial(linear, factor * p.weights)
+  labels = p.labels.at[0].add(label) % 5
+  return evaluate(key, model, p.inputs + shift, labels, resume=resume)
+
+
+@pytest.mark.parametrize(
+  ("change", "said"),
+  [
+    ({"key": jax.random.key(1)}, "key is 'threefry2x32 [0, 0]' there and 'threefry"),
+    ({"threat_model": ddi_jax.linf(0.7)}, "threat_model.epsilon is 0.1 there and 0.7"),
+    ({"threat_model": ddi_jax.l2(0.5)}, "threat_model.norm is 'linf' there and 'l2'"),
+    ({"probability": 0.5}, "attacks.some.probability is 0.4 there and 0.5 here"),
+    ({"bounds": (0.0, 2.0)}, "bounds.1 is 1.0 there and 2.0 here"),
+    ({"bounds": None}, "bounds.0 is 0.0 there and None here"),
+    ({"factor": 1.1}, "the model has other logits on the first examples"),
+    ({"shift": 1e-3}, "inputs is 'float32[8, 10] "),
+    ({"label": 1}, "labels is 'int64[8] "),
+  ],
+)
+def test_a_result_of_something_else_is_not_resumed(change, said):
+  full = resumed()
+  for name, array in resumed(full)._asdict().items():
+    np.testing.assert_array_equal(array, getattr(full, name))
+  with pytest.raises(attacks.ResumeError, match=re.escape(said)):
+    resumed(full, **change)
+
+
+def test_a_result_without_a_record_is_resumed_with_a_warning():
+  """Of an earlier version."""
+  full = resumed()
+  old = type(full)(*full[:5])
+  with pytest.warns(UserWarning, match="resume has no record of what made it"):
+    again = resumed(old)
+  np.testing.assert_array_equal(again.broken_by, full.broken_by)
+  assert again.origin == full.origin
+
+
+def test_a_result_that_was_pickled_is_resumed():
+  full = resumed()
+  kept = pickle.loads(pickle.dumps(full))
+  assert kept.origin == json.loads(json.dumps(full.origin)) == full.origin
+  np.testing.assert_array_equal(resumed(kept).broken_by, full.broken_by)
+
+
+def test_rounding_on_another_device_is_not_another_model():
+  full = resumed()
+  np.testing.assert_array_equal(resumed(full, factor=1.001).robust, full.robust)
+
+
+@pytest.mark.parametrize("version", ["standard", "rand"])
+def test_a_model_with_other_arguments_is_told_what_to_pass(version):
+  p = problem()
+
+  def keyed(inputs, key):
+    return p.logits_fn(inputs)
+
+  def not_keyed(inputs):
+    return p.logits_fn(inputs)
+
+  model = keyed if version == "standard" else not_keyed
+  said = {
+    "standard": r"function of \(inputs\), got one of \(inputs, key\).*version=\"rand\"",
+    "rand": r"function of \(inputs, key\), got one of \(inputs\).*another version",
+  }[version]
+  calls = [
+    lambda: ddi_jax.autoattack(ddi_jax.linf(0.1), version)(
+      KEY, model, p.inputs, p.labels
+    ),
+    lambda: attacks.check_model(
+      model, p.inputs, p.labels, key=KEY if version == "rand" else None
+    ),
+  ]
+  if version == "standard":
+    calls += [
+      lambda: ddi_jax.evaluate(KEY, model, p.inputs, p.labels, ddi_jax.linf(0.1)),
+      lambda: ddi_jax.robustness_curve(
+        KEY, model, p.inputs, p.labels, ddi_jax.linf, [0.1]
+      ),
+      lambda: attacks.apgd(ddi_jax.linf(0.1))(KEY, model, p.inputs, p.labels),
+    ]
+  for call in calls:
+    with pytest.raises(ValueError, match=said):
+      call()
 
 
 def defences(p):

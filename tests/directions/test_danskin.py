@@ -369,9 +369,11 @@ def test_gradients_without_a_candidate_axis_are_told_from_params(name):
 
 
 def test_bad_settings_are_refused():
-  with pytest.raises(ValueError, match="tolerance must be None or a finite number >= 0, got -1"):
+  with pytest.raises(ValueError, match="tolerance must be None or a finite"):
     ddi_jax.danskin_direction(tolerance=-1)
-  with pytest.raises(ValueError, match="max_iterations must be None or >= 1, got 0"):
+  with pytest.raises(
+    ValueError, match="max_iterations must be None or an integer >= 1"
+  ):
     ddi_jax.danskin_direction(max_iterations=0)
   with pytest.raises(ValueError, match="solver must be one of active_set"):
     ddi_jax.danskin_direction(solver="newton")

@@ -409,7 +409,7 @@ def test_bad_input():
     ddi_jax.min_norm_weights(jnp.eye(2), jnp.ones(3))
   with pytest.raises(ValueError, match="projected_gradient; got 'newton'"):
     ddi_jax.min_norm_weights(jnp.eye(2), solver="newton")
-  with pytest.raises(ValueError, match="max_iterations must be None or an integer >= 1, got 0"):
+  with pytest.raises(ValueError, match="max_iterations must be None or an integer"):
     ddi_jax.min_norm_weights(jnp.eye(2), max_iterations=0)
 
 

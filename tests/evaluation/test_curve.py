@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import ddi_jax
+from ddi_jax.attacks import ResumeError
 
 
 def curve_of(p, norm="linf", model=None, multiples=(0, 0.5, 1, 1.5), **settings):
@@ -77,6 +78,44 @@ def test_stopped_and_resumed_is_the_same_as_never_stopped():
   assert all(now.attack.endswith((" 0.0265", " 0.03975")) for now in more)
   assert resumed.accuracies == whole.accuracies
   jax.tree.map(np.testing.assert_array_equal, resumed[2][1:], whole[2][1:])
+
+
+def test_a_curve_of_something_else_is_not_resumed():
+  p = problem(batch=4)
+
+  def curve(key=KEY, make=ddi_jax.linf, p=p, **settings):
+    return ddi_jax.robustness_curve(
+      key,
+      p.logits_fn,
+      p.inputs,
+      p.labels,
+      make,
+      [0.0, 1e-6],
+      attacks=["apgd-ce"],
+      **settings,
+    )
+
+  whole = curve()
+  assert curve(resume=whole).accuracies == whole.accuracies
+  for change, said in (
+    ({"key": jax.random.key(1)}, "key is"),
+    ({"make": ddi_jax.l2}, "threat_model.norm is 'linf' there and 'l2' here"),
+    ({"bounds": None}, "bounds"),
+    ({"p": problem(batch=4, seed=1)}, "inputs is"),
+    ({"p": p._replace(weights=2 * p.weights)}, "the model has other logits"),
+  ):
+    with pytest.raises(ResumeError, match=said):
+      curve(resume=whole, **change)
+
+
+def test_a_model_that_masks_its_gradients_is_told_of():
+  p = problem(batch=4)
+  with pytest.warns(UserWarning, match="AutoAttack: "):
+    curve = curve_of(
+      p, model=lambda x: jax.nn.softmax(1e4 * p.logits_fn(x)), multiples=(0, 0.5)
+    )
+  assert any("exactly zero" in message for message in curve.result.warnings)
+  assert "<= " in repr(curve) and "upper bounds" in repr(curve)
 
 
 @pytest.mark.parametrize("radii", [[], [-0.1, 0.1], [0.2, 0.1], [0.1, 0.1], [np.inf]])

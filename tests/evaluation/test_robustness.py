@@ -1,8 +1,11 @@
 """Clean and robust accuracy, and PGD at a temperature."""
 
+import re
+import warnings
+
 import jax
 import jax.numpy as jnp
-from linear_model import KEY, problem
+from linear_model import KEY, linear, problem
 import numpy as np
 import pytest
 
@@ -149,3 +152,45 @@ def test_bad_arguments_are_refused():
     ddi_jax.evaluate(KEY, p.logits_fn, p.inputs, p.labels, linf, version="best")
   with pytest.raises(ValueError, match=r"labels must be integers \[16\]"):
     ddi_jax.evaluate(KEY, p.logits_fn, p.inputs, jnp.ones(16), linf)
+
+
+def briefly(*, key=KEY, epsilon=EPSILON, steps=2, factor=1.0, **settings):
+  """With attacks that are soon compiled."""
+  p = problem(batch=6)
+  ball = ddi_jax.linf(epsilon)
+  pgd = ddi_jax.pgd(ball, steps=steps, step_size=0.1)
+  idle = {"idle": lambda key, logits_fn, inputs, labels: inputs}
+  with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="AutoAttack: PGD broke")
+    return ddi_jax.evaluate(
+      key,
+      jax.tree_util.Partial(linear, factor * p.weights),
+      p.inputs,
+      p.labels,
+      ball,
+      version=idle,
+      pgd_attack=pgd,
+      **settings,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole():
+  result = briefly()
+  assert briefly(resume=result).worst_pgd == result.worst_pgd
+  return result
+
+
+@pytest.mark.parametrize(
+  ("change", "said"),
+  [
+    ({"epsilon": 0.2}, "threat_model.epsilon is 0.0265 there and 0.2 here"),
+    ({"pgd_restarts": 2}, "pgd_restarts is 1 there and 2 here"),
+    ({"steps": 3}, "pgd_attack.steps is 2 there and 3 here"),
+    ({"key": jax.random.key(1)}, "key is 'threefry2x32 "),
+    ({"factor": 2.0}, "the model has other logits"),
+  ],
+)
+def test_a_result_of_something_else_is_not_resumed(whole, change, said):
+  with pytest.raises(attacks.ResumeError, match=re.escape(said)):
+    briefly(resume=whole, **change)

@@ -10,9 +10,9 @@ import numpy as np
 
 from ddi_jax.attacks import AutoAttackResult, Progress
 from ddi_jax.attacks.stages import not_attacked
+from ddi_jax.records import differences
 from ddi_jax.training.settings.pieces import ConfigError
 from ddi_jax.training.storage import files
-from ddi_jax.training.storage.workdir import differences
 
 JOURNAL_FILE = "journal.jsonl"
 POINTS_FILE = "points.npy"
@@ -42,11 +42,11 @@ class Journal:
     self.seconds = 0.0
     self._seen: set[tuple[str, ...]] = set()
     first, *records = list(files.read_lines(path)) or [{"subject": subject}]
-    differing = differences(subject, first["subject"], "")
+    differing = differences(subject, first["subject"])
     if differing:
       raise ConfigError(
-        f"{folder} holds another evaluation ({differing}): --evaluate_restart forgets "
-        "it."
+        f"{folder} holds another evaluation ({'; '.join(differing)}): "
+        "--evaluate_restart forgets it."
       )
     # As large as the inputs, but only the rows that are written take space.
     self._points = np.lib.format.open_memmap(
@@ -82,6 +82,7 @@ class Journal:
       record["examples"] = len(result.faced)
       record["misclassified"] = np.flatnonzero(~result.clean_correct).tolist()
       record["points"] = result.adversarial is not None
+      record["origin"] = result.origin
     self._file.write(json.dumps(record) + "\n")
     self._file.flush()
     os.fsync(self._file.fileno())
@@ -98,7 +99,9 @@ class Journal:
       correct = np.ones(record["examples"], bool)
       correct[record["misclassified"]] = False
       points = inputs if record["points"] else None
-      self.results[attacks] = not_attacked(attacks, correct, points)
+      # Journals of earlier versions have no origin.
+      origin = record.get("origin")
+      self.results[attacks] = not_attacked(attacks, correct, points, origin)
     result = self.results[attacks]
     stage = attacks.index(record["attack"])
     result.faced[record["indices"]] = stage + 1

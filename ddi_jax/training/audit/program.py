@@ -12,7 +12,7 @@ import numpy as np
 
 import ddi_jax
 from ddi_jax import models
-from ddi_jax.attacks import Progress
+from ddi_jax.attacks import Progress, ResumeError
 from ddi_jax.evaluation.curve import stage_names
 from ddi_jax.evaluation.robustness import PGD_NAMES
 from ddi_jax.training.audit import report
@@ -25,6 +25,7 @@ from ddi_jax.training.run.experiment import load_data
 from ddi_jax.training.run.interruption import Interruption
 from ddi_jax.training.run.restore import restore_model
 from ddi_jax.training.settings.check import check_config
+from ddi_jax.training.settings.pieces import ConfigError
 from ddi_jax.training.settings.threats import THREAT_MODELS
 from ddi_jax.training.step.state import random_key
 from ddi_jax.training.step.validation import evaluation_attack
@@ -108,7 +109,12 @@ def audit_run(
       f"{plan.threat_model.norm} epsilon {plan.threat_model.epsilon:g}, by "
       f"{', '.join(plan.attacks)}, on {jax.default_backend()}.\nFolder: {folder}"
     )
-    results = _attack(config, plan, subject, journal, interrupted)
+    try:
+      results = _attack(config, plan, subject, journal, interrupted)
+    except ResumeError as error:
+      raise ConfigError(
+        f"{folder} holds another evaluation ({error}): --evaluate_restart forgets it."
+      ) from error
   if results is None:
     print(f"Interrupted and saved in {folder}; the same command resumes.")
     return None

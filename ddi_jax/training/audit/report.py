@@ -11,9 +11,9 @@ import numpy as np
 import ddi_jax
 from ddi_jax import data
 from ddi_jax.attacks.stages import Batches, classify_batch
+from ddi_jax.tables import align
 from ddi_jax.training.audit import figures
 from ddi_jax.training.audit.plan import AuditSettings
-from ddi_jax.training.run.report import align
 from ddi_jax.training.step.validation import describe_attack
 from ddi_jax.training.storage import files
 
@@ -131,37 +131,21 @@ def write(
   files.write_json(folder / RESULT_FILE, result)
   for name in {CURVE_FILE, GRID_FILE, EXAMPLES_FILE}.difference(written):
     (folder / name).unlink(missing_ok=True)  # Of an evaluation with other settings.
-  print(format_result(result))
+  print(_format(evaluation, result))
   print(f"Files in {folder}: {', '.join(written)}")
   return result
 
 
-def format_result(result: Mapping[str, Any]) -> str:
-  """The closing table, from the content of evaluation.json."""
-  pgd = result["pgd"]
-  temperature = f"temperature {result['temperature']:.3g}"
-
-  def row(name: str, values: Mapping[str, Any], prefix: str) -> tuple[str, str, str]:
-    low, high = values[f"{prefix}_interval"]
-    return name, f"{values[f'{prefix}_accuracy']:.3f}", f"{low:.3f} to {high:.3f}"
-
-  rows = [
-    ("", "accuracy", "95 % interval"),
-    row("clean", result, "clean"),
-    row("PGD", pgd, "robust"),
-    row(f"PGD, calibrated: {temperature}", pgd, "calibrated_robust"),
-    row("PGD, worst of four temperatures", pgd, "worst_robust"),
-    row(result["evaluation"], result, "robust"),
-  ]
-  broken = ", ".join(f"{name} {count}" for name, count in result["broken"].items())
+def _format(evaluation: ddi_jax.RobustnessEvaluation, result: Mapping[str, Any]) -> str:
+  """The closing table."""
+  rows, (broken, *notes) = evaluation.table(result["evaluation"])
   lines = [
     "",
     *align(rows),
     "",
-    f"PGD: {pgd['attack']}.",
-    f"Broken by {broken}.  Mean confidence {result['mean_confidence']:.3f}.  "
-    f"{result['seconds']:.0f} s.",
-    *result["warnings"],
+    f"PGD: {result['pgd']['attack']}.",
+    f"{broken}  {result['seconds']:.0f} s.",
+    *notes,
     "",
   ]
   return "\n".join(lines)
@@ -191,7 +175,7 @@ def _look_at_broken(
   batches = Batches(
     subject.logits_fn, attacked.adversarial, subject.labels, batch_size, bounds=None
   )
-  logits = batches.logits(jax.random.key(0), jax.jit(classify_batch))
+  logits = batches.classify(jax.random.key(0), jax.jit(classify_batch)).logits
   indices = np.flatnonzero(attacked.broken_by >= 0)
   confidences = np.asarray(jax.nn.softmax(logits).max(axis=1))
   return _Broken(

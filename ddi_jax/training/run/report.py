@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ddi_jax.tables import align
+
 SUMMARY_FILE = "summary.json"
 
 
@@ -49,15 +51,3 @@ def _row(
   name: str, result: Mapping[str, Any], fields: Sequence[str]
 ) -> tuple[str, ...]:
   return (name, *(f"{result[field]:.3f}" for field in fields))
-
-
-def align(rows: Sequence[Sequence[str]]) -> list[str]:
-  """Lines of a table: the first column to the left, the others to the right."""
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return [
-    "  ".join(
-      cell.ljust(width) if index == 0 else cell.rjust(width)
-      for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-    )
-    for row in rows
-  ]

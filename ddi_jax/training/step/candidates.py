@@ -44,7 +44,7 @@ class Candidates(NamedTuple):
 CandidatesFn = Callable[..., Candidates]
 
 
-# (state, inputs [B, ...], labels [B]) -> losses [B] or logits [B, C], under attack
+# (state, key, inputs [B, ...], labels [B]) -> losses [B] or logits [B, C], under attack
 _NetworkFn = Callable[..., jax.Array]
 
 
@@ -55,19 +55,25 @@ def create_candidates(
   steps_per_epoch: int,
   mesh: Mesh | None = None,
 ) -> CandidatesFn:
-  """The candidates of `config.method`: restarts of one attack, or `config.sources`."""
+  """The candidates of `config.method`: restarts of one attack, or `config.sources`.
+
+  An attack in training mode sees one draw of what the network draws (Dropout).
+  """
   method = find_method(config)
   attacked_apply = in_bfloat16(apply) if config.attack.dtype == "bfloat16" else apply
   in_training_mode = config.attack.batch_norm == "train"
   uses_radius = not config.sources or "attack.epsilon" in used_fields(config)
   warmup_steps = max(1, round(config.attack.warmup_epochs * steps_per_epoch))
 
-  def logits_of(state: TrainState, inputs: jax.Array) -> jax.Array:
+  def logits_of(state: TrainState, key: jax.Array, inputs: jax.Array) -> jax.Array:
     arguments = (state.params, state.model_state, inputs)
-    return attacked_apply(*arguments, train=in_training_mode)[0]
+    mode = {"train": True, "key": key} if in_training_mode else {"train": False}
+    return attacked_apply(*arguments, **mode)[0]
 
-  def loss(state: TrainState, inputs: jax.Array, labels: jax.Array) -> jax.Array:
-    return losses.cross_entropy(logits_of(state, inputs), labels)
+  def loss(
+    state: TrainState, key: jax.Array, inputs: jax.Array, labels: jax.Array
+  ) -> jax.Array:
+    return losses.cross_entropy(logits_of(state, key, inputs), labels)
 
   from_restarts = _create_restarts(config, loss, mesh)
   from_sources = _create_sources(config, logits_of, steps_per_epoch)
@@ -82,15 +88,17 @@ def create_candidates(
   ) -> Candidates:
     fraction = jnp.minimum(1.0, (state.step + 1) / warmup_steps)
     memory = state.memory
+    # Of the network.  No restart's key, of which there are fewer.
+    draw = jax.random.fold_in(key, 2**31 - 1)
     if not method.attacked:
       points = inputs[None]
     elif config.sources:
-      keys = (key, augment_key)
+      keys = (key, augment_key, draw)
       points, memory = from_sources(state, inputs, labels, indices, keys, fraction)
     else:
-      points = from_restarts(state, inputs, labels, key, fraction)
+      points = from_restarts(state, draw, inputs, labels, key, fraction)
     if method.select_worst:
-      point_losses = jax.lax.map(lambda x: loss(state, x, labels), points)
+      point_losses = jax.lax.map(lambda x: loss(state, draw, x, labels), points)
       points = worst_candidate(points, point_losses)[None]
     epsilon = fraction * config.attack.epsilon if uses_radius else None
     return Candidates(points, epsilon, memory)
@@ -101,11 +109,12 @@ def create_candidates(
 def _create_restarts(
   config: ml_collections.ConfigDict, loss: _NetworkFn, mesh: Mesh | None
 ) -> Callable[..., jax.Array]:
-  """(state, inputs, labels, key, epsilon fraction) -> K restarts of one attack."""
+  """(state, draw, inputs, labels, key, epsilon fraction) -> restarts of one attack."""
   number = config.num_restarts if find_method(config).restarts else 1
 
   def from_restarts(
     state: TrainState,
+    draw: jax.Array,
     inputs: jax.Array,
     labels: jax.Array,
     key: jax.Array,
@@ -118,11 +127,15 @@ def _create_restarts(
     )
 
     def attack_from(
-      keys: jax.Array, state: TrainState, inputs: jax.Array, labels: jax.Array
+      keys: jax.Array,
+      state: TrainState,
+      draw: jax.Array,
+      inputs: jax.Array,
+      labels: jax.Array,
     ) -> jax.Array:
       return restart_candidates(
         attack,
-        functools.partial(loss, state),
+        functools.partial(loss, state, draw),
         inputs,
         labels,
         keys,
@@ -131,7 +144,7 @@ def _create_restarts(
       )
 
     split = attack_from if mesh is None else meshes.split_restarts(attack_from, mesh)
-    return split(jax.random.split(key, number), state, inputs, labels)
+    return split(jax.random.split(key, number), state, draw, inputs, labels)
 
   return from_restarts
 
@@ -146,14 +159,14 @@ def _create_sources(
     inputs: jax.Array,
     labels: jax.Array,
     indices: jax.Array | None,
-    keys: tuple[jax.Array, jax.Array],
+    keys: tuple[jax.Array, jax.Array, jax.Array],
     epsilon_fraction: jax.Array,
   ) -> tuple[jax.Array, chex.ArrayTree]:
-    key, augment_key = keys
+    key, augment_key, draw = keys
     epoch = state.step // steps_per_epoch
     recalled = warm_memory.recall(config, state.memory, indices, epoch, augment_key)
     source = create_source(config, epsilon_fraction, recalled)
-    points = source(key, functools.partial(logits_of, state), inputs, labels)
+    points = source(key, functools.partial(logits_of, state, draw), inputs, labels)
     memory = warm_memory.remember(
       config, state.memory, indices, epoch, augment_key, points - inputs[None]
     )

@@ -1,6 +1,7 @@
 """The second arrow of a step: from the candidates to the gradients of the method."""
 
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -13,7 +14,7 @@ import ddi_jax
 from ddi_jax import losses
 from ddi_jax.candidates.repeated_attacks import worst_indices
 from ddi_jax.gradients.per_candidate import LossFn
-from ddi_jax.models.pure import Apply
+from ddi_jax.models.pure import Apply, mean_state
 from ddi_jax.training.devices import mesh as meshes
 from ddi_jax.training.settings.methods import find_method
 from ddi_jax.training.step.state import TrainState
@@ -38,25 +39,33 @@ class StepGradients(NamedTuple):
   metrics: dict[str, jax.Array]
 
 
-# (state, candidates [K, B, ...], labels [B], learning rate) -> StepGradients
-GradientsFn = Callable[[TrainState, jax.Array, jax.Array, jax.Array], StepGradients]
+# (state, candidates [K, B, ...], labels [B], learning rate, key) -> StepGradients
+GradientsFn = Callable[..., StepGradients]
 
 
 def create_gradients(
   config: ml_collections.ConfigDict, apply: Apply, mesh: Mesh | None = None
 ) -> GradientsFn:
-  """The gradients of `config.method`."""
+  """The gradients of `config.method`.
+
+  What a network draws in training mode (Dropout), it draws for each candidate anew;
+  with the method `proximal`, which mixes the candidates, once for all of them.
+  """
   train = config.gradient.batch_norm == "train"
 
   def loss_of(state: TrainState) -> LossFn:
-    """(params, inputs, labels) -> (losses `[B]`, (correct `[B]`, model state))."""
+    """(params, inputs, labels, key) -> (losses `[B]`, (correct `[B]`, model state))."""
 
     def loss_fn(
-      params: chex.ArrayTree, inputs: jax.Array, labels: jax.Array
+      params: chex.ArrayTree,
+      inputs: jax.Array,
+      labels: jax.Array,
+      key: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
-      logits, new_state = apply(params, state.model_state, inputs, train=train)
-      if not train:  # The statistics are updated with every method, in either mode.
-        _, new_state = apply(params, state.model_state, inputs, train=True)
+      arguments = (params, state.model_state, inputs)
+      _, new_state = in_training = apply(*arguments, train=True, key=key)
+      # The statistics are updated with every method, in either mode.
+      logits, _ = in_training if train else apply(*arguments, train=False)
       correct = jnp.argmax(logits, axis=-1) == labels
       return losses.cross_entropy(logits, labels), (correct, new_state)
 
@@ -73,11 +82,12 @@ def _create_per_candidate(
   mesh: Mesh | None,
 ) -> GradientsFn:
   def at_candidates(
-    candidates: jax.Array,
+    candidates_and_keys: tuple[jax.Array, jax.Array | None],
     params: chex.ArrayTree,
     state: TrainState,
     labels: jax.Array,
   ) -> tuple[Any, jax.Array, Any]:
+    candidates, keys = candidates_and_keys
     gradients: Any
     if config.gradients_at_a_time is not None:
       gradients, info = ddi_jax.recomputed_gradients(
@@ -87,6 +97,7 @@ def _create_per_candidate(
         labels,
         at_a_time=config.gradients_at_a_time,
         has_aux=True,
+        keys=keys,
       )
     else:
       gradients, info = ddi_jax.candidate_gradients(
@@ -96,6 +107,7 @@ def _create_per_candidate(
         labels,
         has_aux=True,
         at_a_time=config.restarts_at_a_time,
+        keys=keys,
       )
     return gradients, info.losses, info.aux
 
@@ -104,9 +116,11 @@ def _create_per_candidate(
     candidates: jax.Array,
     labels: jax.Array,
     learning_rate: jax.Array,
+    key: jax.Array | None = None,
   ) -> StepGradients:
     del learning_rate
-    arguments = (candidates, state.params, state, labels)
+    keys = None if key is None else jax.random.split(key, len(candidates))
+    arguments = ((candidates, keys), state.params, state, labels)
     if mesh is None:
       gradients, candidate_losses, aux = at_candidates(*arguments)
     else:
@@ -115,7 +129,7 @@ def _create_per_candidate(
       gradients = meshes.split_coordinates(gradients, mesh)
     correct, model_states = aux
     return StepGradients(
-      gradients, candidate_losses, correct, _mean_over_candidates(model_states), {}
+      gradients, candidate_losses, correct, mean_state(model_states), {}
     )
 
   return gradients_of
@@ -135,10 +149,11 @@ def _create_proximal(
     candidates: jax.Array,
     labels: jax.Array,
     learning_rate: jax.Array,
+    key: jax.Array | None = None,
   ) -> StepGradients:
     keeps_statistics = bool(jax.tree.leaves(state.model_state))  # BatchNorm's.
     direction, info = ddi_jax.proximal_danskin_gradient(
-      loss_of(state),
+      functools.partial(loss_of(state), key=key),
       state.params,
       candidates,
       labels,
@@ -158,12 +173,7 @@ def _create_proximal(
     }
     correct, model_states = info.aux
     return StepGradients(
-      direction, info.losses, correct, _mean_over_candidates(model_states), metrics
+      direction, info.losses, correct, mean_state(model_states), metrics
     )
 
   return gradients_of
-
-
-def _mean_over_candidates(model_states: chex.ArrayTree) -> chex.ArrayTree:
-  """Leaves `[K, ...]` -> `[...]`."""
-  return jax.tree.map(lambda leaf: leaf.mean(axis=0), model_states)

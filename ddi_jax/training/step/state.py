@@ -7,14 +7,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ddi_jax.tables import printed_as_table
 
+
+@printed_as_table
 class TrainState(NamedTuple):
   """All that changes during training.
 
   Attributes:
     step: number of steps taken.
     params: the model's parameters.
-    model_state: its other arrays, BatchNorm's running statistics.
+    model_state: its other arrays but random streams: BatchNorm's running statistics.
     opt_state: of the optax chain.
     memory: perturbations that the training images remember, `[N, K, H, W, C]`, see
       training/step/warm_memory.py; () without the source warm.
@@ -52,9 +55,11 @@ def create_train_state(
 
 
 def random_key(seed: Any, purpose: str, index: Any) -> jax.Array:
-  """The key of a step ("training", "direction") or a batch ("evaluation", "audit").
+  """The key of a step ("training", "direction", "dropout") or a batch ("evaluation",
+  "audit").
 
   No two are the same.
   """
-  number = ("training", "evaluation", "direction", "audit").index(purpose)
+  purposes = ("training", "evaluation", "direction", "audit", "dropout")
+  number = purposes.index(purpose)
   return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), index)

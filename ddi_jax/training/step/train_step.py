@@ -127,7 +127,10 @@ def create_train_step(parts: StepParts) -> StepFn:
     candidates = parts.candidates(
       state, inputs, labels, batch.get("index"), attack_key, augment_key
     )
-    gradients = parts.gradients(state, candidates.points, labels, learning_rate)
+    dropout_key = random_key(hyperparameters.seed, "dropout", state.step)
+    gradients = parts.gradients(
+      state, candidates.points, labels, learning_rate, dropout_key
+    )
     directions, opt_state = parts.optimizer.update(
       gradients.updates,
       state.opt_state,

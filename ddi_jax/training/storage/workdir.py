@@ -12,6 +12,7 @@ from typing import Any
 
 import ml_collections
 
+from ddi_jax.records import differences
 from ddi_jax.training.settings.pieces import ConfigError
 from ddi_jax.training.storage.files import read_json, temporary_of, write_json
 
@@ -122,7 +123,7 @@ def _check_same_config(path: Path, config: ml_collections.ConfigDict) -> None:
     stored = read_json(path)
   except ValueError as error:
     raise ConfigError(str(error)) from error
-  differing = differences(_fields(config), _fields_of(stored), "config.")
+  differing = "; ".join(differences(_fields(config), _fields_of(stored), "config."))
   if differing:
     raise ConfigError(
       f"workdir {path.parent} holds a run with another config ({differing}): choose "
@@ -142,15 +143,6 @@ def find_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
       "--evaluate, or give the --workdir of a run."
     )
   _check_same_config(workdir / CONFIG_FILE, config)
-
-
-def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str) -> str:
-  """The fields that two descriptions do not share; empty if there is none."""
-  return "; ".join(
-    f"{prefix}{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
-    for name in sorted(ours.keys() | theirs.keys())
-    if ours.get(name) != theirs.get(name)
-  )
 
 
 def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -245,6 +245,40 @@ def test_another_evaluation_in_the_same_folder_is_refused(audited, tmp_path):
   assert not (workdir / FOLDER / "robust_accuracy.png").exists()
 
 
+@pytest.mark.parametrize(
+  ("change", "said"),
+  [("inputs", "inputs is 'float32"), ("key", "key is 'threefry2x32 ")],
+)
+def test_results_of_something_else_in_the_folder_are_refused(
+  audited, tmp_path, change, said
+):
+  """Where neither the config nor the number of images tells it."""
+  workdir = tmp_path / "run"
+  shutil.copytree(audited[0].parent, workdir)
+  journal = workdir / FOLDER / JOURNAL_FILE
+  lines = [json.loads(line) for line in journal.read_text().splitlines()]
+  for line in lines:
+    if "origin" in line:
+      line["origin"][change] = f"{line['origin'][change]} once"
+  journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  with pytest.raises(training.ConfigError, match=f"{said}.*--evaluate_restart"):
+    training.audit_run(config_of(), workdir, AUDIT)
+
+
+def test_a_journal_of_an_earlier_version_is_resumed(audited, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(audited[0].parent, workdir)
+  journal = workdir / FOLDER / JOURNAL_FILE
+  lines = [json.loads(line) for line in journal.read_text().splitlines()]
+  for line in lines:
+    line.pop("origin", None)
+  journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  (workdir / FOLDER / "evaluation.json").unlink()
+  training.audit_run(config_of(), workdir, AUDIT)
+  assert_same_results(workdir / FOLDER, audited[0])
+  assert len(journal.read_text().splitlines()) == len(lines)
+
+
 def test_another_curve_keeps_what_the_attacks_found(audited, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(audited[0].parent, workdir)

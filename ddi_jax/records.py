@@ -1,0 +1,129 @@
+"""Records of what made a result, to be compared with what is asked for."""
+
+from collections.abc import Iterator, Mapping
+import functools
+import hashlib
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType, NoneType
+from typing import Any
+
+import jax
+import numpy as np
+
+Record = dict[str, Any]
+
+_ARRAYS = (np.ndarray, np.generic, jax.Array)
+_PLAIN = (str, int, float, NoneType)
+
+
+def record_of(settings: Mapping[str, Any]) -> Record:
+  """Settings of any kind as a flat dictionary that can be compared and written as JSON.
+
+  Functions are recorded by their name and by the variables that they hold (closure,
+  defaults, arguments of a `functools.partial`, attributes of an object), those of users
+  also by their code and by global numbers and arrays; arrays by a digest.
+
+  Args:
+    settings: by name.
+
+  Returns:
+    Strings, numbers, booleans and None by dotted names.
+
+  Example:
+    >>> from ddi_jax.records import differences, record_of
+    >>> def scale(factor):
+    ...   return lambda x: factor * x
+    >>> differences(record_of({"map": scale(2)}), record_of({"map": scale(3)}))
+    ['map.factor is 3 there and 2 here']
+  """
+  return dict(_entries("", settings, ()))
+
+
+def differences(ours: Record, theirs: Record, prefix: str = "") -> list[str]:
+  """The entries that two records do not share, a phrase each."""
+  return [
+    f"{prefix}{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
+    for name in dict.fromkeys([*ours, *theirs])
+    if ours.get(name) != theirs.get(name)
+  ]
+
+
+def _entries(
+  name: str, value: Any, holders: tuple[int, ...]
+) -> Iterator[tuple[str, Any]]:
+  """(name, what is compared) of a value and of all that it holds."""
+  if isinstance(value, _ARRAYS):
+    yield name, _of_array(value)
+  elif isinstance(value, _PLAIN):
+    yield name, value
+  elif id(value) not in holders:
+    parts: Mapping[Any, Any]
+    if isinstance(value, Mapping):
+      parts = value
+    elif isinstance(value, tuple | list):
+      parts = value._asdict() if hasattr(value, "_asdict") else dict(enumerate(value))
+    else:
+      yield name, _name_of(value)
+      parts = _parts(value)
+    for part, held in parts.items():
+      inner = f"{name}.{part}" if name else str(part)
+      yield from _entries(inner, held, (*holders, id(value)))
+
+
+def _of_array(array: Any) -> Any:
+  if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+    numbers = np.asarray(jax.random.key_data(array)).tolist()
+    return f"{jax.random.key_impl(array)} {numbers}"
+  if not getattr(array, "is_fully_addressable", True):  # Partly on other hosts.
+    return f"{array.dtype}{list(array.shape)}"
+  array = np.ascontiguousarray(array)
+  if array.size == 1:
+    return array.item()
+  value = hashlib.sha256(array.tobytes()).hexdigest()[:16]
+  return f"{array.dtype}{list(array.shape)} {value}"
+
+
+def _name_of(value: Any) -> str:
+  named = value if hasattr(value, "__qualname__") else type(value)
+  name = f"{getattr(named, '__module__', '')}.{named.__qualname__}"
+  is_of_user = isinstance(value, FunctionType) and not _is_of_library(value)
+  return f"{name} {_digest_of_code(value.__code__)}" if is_of_user else name
+
+
+def _is_of_library(value: Any) -> bool:
+  return str(getattr(value, "__module__", "")).split(".")[0] in ("ddi_jax", "jax")
+
+
+def _parts(value: Any) -> Mapping[str, Any]:
+  """What a function or an object holds, by name."""
+  if isinstance(value, functools.partial):
+    arguments = dict(enumerate(value.args)) | value.keywords
+    return {"": value.func} | {str(name): part for name, part in arguments.items()}
+  if isinstance(value, MethodType):
+    return {"": value.__func__, "self": value.__self__}
+  if isinstance(value, FunctionType):
+    cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+    variables = {n: cell.cell_contents for n, cell in cells if cell != CellType()}
+    defaults = dict(enumerate(value.__defaults__ or ())) | (value.__kwdefaults__ or {})
+    variables |= {f"default {name}": part for name, part in defaults.items()}
+    if not _is_of_library(value):
+      found = {n: value.__globals__.get(n) for n in value.__code__.co_names}
+      plain = (*_ARRAYS, str, int, float)
+      variables |= {n: part for n, part in found.items() if isinstance(part, plain)}
+    return variables
+  if hasattr(value, "__wrapped__"):  # Of jax.jit.
+    return {"": value.__wrapped__}
+  return {} if isinstance(value, type | ModuleType) else getattr(value, "__dict__", {})
+
+
+def _digest_of_code(code: CodeType) -> str:
+  def texts(code: CodeType) -> Iterator[str]:
+    yield f"{code.co_code!r} {code.co_names}"
+    for constant in code.co_consts:
+      if isinstance(constant, CodeType):
+        yield from texts(constant)
+      elif isinstance(constant, frozenset):  # Its order changes with the process.
+        yield str(sorted(map(repr, constant)))
+      else:
+        yield repr(constant)
+
+  return hashlib.sha256("\n".join(texts(code)).encode()).hexdigest()[:16]
