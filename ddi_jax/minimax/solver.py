@@ -27,6 +27,9 @@ if TYPE_CHECKING:
   from jaxtyping import Array, Bool, Float, Int, PyTree
 
 
+_MOST_STALE = 30  # Steps that do not improve the best value: it is rounding's.
+
+
 class MinimaxStatus(enum.IntEnum):
   """Why `minimize_max` stopped."""
 
@@ -105,6 +108,7 @@ class _State(NamedTuple):
   position: jax.Array  # [D]
   losses: jax.Array  # [K]
   best: _Best
+  stale: jax.Array  # How many steps have not improved it.
   optimizer: MinimaxState
   close: jax.Array  # Whether the last gap and the last gain were within the tolerance.
   status: jax.Array
@@ -222,7 +226,9 @@ def _minimize(
     )
     allowed = tolerance * jnp.maximum(jnp.abs(value), eps * (first_value - value))
     gained = value - jnp.max(known.losses)
-    stuck = ~known.found & known.metric.is_empty
+    improvement = jnp.max(state.best.losses) - jnp.max(known.losses)
+    stale = jnp.where(improvement > 0, 0, state.stale + 1)
+    stuck = (~known.found & known.metric.is_empty) | (stale >= _MOST_STALE)
     undefined = (known.updates == 1) & ~jnp.all(jnp.isfinite(gradients))
     status = jnp.where(
       known.updates >= max_steps, MinimaxStatus.MAX_STEPS, state.status
@@ -241,12 +247,11 @@ def _minimize(
       )
       jax.debug.callback(callback, progress)
     position = state.position + step
-    improved = jnp.max(known.losses) <= jnp.max(state.best.losses)
     reached = _Best(position, known.losses, known.weights, known.gap)
     best = jax.tree.map(
-      lambda new, old: jnp.where(improved, new, old), reached, state.best
+      lambda new, old: jnp.where(improvement >= 0, new, old), reached, state.best
     )
-    return _State(position, known.losses, best, known, close, status)
+    return _State(position, known.losses, best, stale, known, close, status)
 
   finite = jnp.all(jnp.isfinite(losses)) & jnp.all(jnp.isfinite(start))
   losses = losses.astype(start.dtype)
@@ -255,6 +260,7 @@ def _minimize(
     position=start,
     losses=losses,
     best=_Best(start, losses, known.weights, known.gap),
+    stale=jnp.zeros((), int),
     optimizer=known,
     close=jnp.zeros((), bool),
     status=jnp.where(finite, MinimaxStatus.RUNNING, MinimaxStatus.NOT_FINITE),
@@ -262,12 +268,13 @@ def _minimize(
   state = jax.lax.while_loop(
     lambda state: state.status == MinimaxStatus.RUNNING, take_step, state
   )
+  converged = state.status == MinimaxStatus.CONVERGED
   return MinimaxSolution(
     params=unravel(state.best.position),
     value=jnp.max(state.best.losses),
     losses=state.best.losses,
-    weights=state.best.weights,
-    gap=state.best.gap,
+    weights=jnp.where(converged, state.optimizer.weights, state.best.weights),
+    gap=jnp.where(converged, state.optimizer.gap, state.best.gap),
     steps=state.optimizer.updates,
     evaluations=state.optimizer.evaluations + 1,
     status=state.status,

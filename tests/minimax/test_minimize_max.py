@@ -219,8 +219,24 @@ def test_progress_is_told_after_every_step(x64):
   np.testing.assert_allclose(told[-1].value, solution.value, rtol=1e-6)
   np.testing.assert_allclose(told[-1].gap, solution.gap, rtol=1e-6)
   assert told[-1].evaluations == solution.evaluations
-  values = [float(progress.value) for progress in told]
-  assert values == sorted(values, reverse=True)
+
+
+def test_values_may_rise_but_the_best_point_is_returned(x64):
+  _, start, losses_fn, optimum = PUBLISHED["Mifflin2"]
+  told = []
+  ddi_jax.minimize_max(losses_fn, jnp.array(start), callback=told.append)
+  jax.effects_barrier()
+  values = [float(losses_fn(jnp.array(start)).max())]
+  values += [float(progress.value) for progress in told]
+  rises = [i for i in range(1, len(values)) if values[i] > values[i - 1] + 1e-3]
+  assert rises
+  for index in range(1, len(values)):
+    assert values[index] <= max(values[max(0, index - 6) : index])
+  assert told[rises[0] - 1].steps == rises[0]
+  stopped = ddi_jax.minimize_max(losses_fn, jnp.array(start), max_steps=rises[0])
+  np.testing.assert_allclose(stopped.value, min(values[: rises[0]]), rtol=1e-6)
+  assert stopped.value == losses_fn(stopped.params).max()
+  assert stopped.value >= optimum
 
 
 def test_vmap_is_a_loop(x64):
