@@ -27,7 +27,9 @@ if TYPE_CHECKING:
   from jaxtyping import Array, Bool, Float, Int, PyTree
 
 
-_MOST_STALE = 30  # Steps that do not improve the best value: it is rounding's.
+# Steps in a row that improve the best value by no more than the rounding of all that was
+# gained.
+_MOST_STALE = 30
 
 
 class MinimaxStatus(enum.IntEnum):
@@ -108,7 +110,7 @@ class _State(NamedTuple):
   position: jax.Array  # [D]
   losses: jax.Array  # [K]
   best: _Best
-  stale: jax.Array  # How many steps have not improved it.
+  stale: jax.Array  # How many steps in a row have not improved it.
   optimizer: MinimaxState
   close: jax.Array  # Whether the last gap and the last gain were within the tolerance.
   status: jax.Array
@@ -227,7 +229,8 @@ def _minimize(
     allowed = tolerance * jnp.maximum(jnp.abs(value), eps * (first_value - value))
     gained = value - jnp.max(known.losses)
     improvement = jnp.max(state.best.losses) - jnp.max(known.losses)
-    stale = jnp.where(improvement > 0, 0, state.stale + 1)
+    lost = improvement <= 16 * eps * (first_value - value)
+    stale = jnp.where(lost, state.stale + 1, 0)
     stuck = (~known.found & known.metric.is_empty) | (stale >= _MOST_STALE)
     undefined = (known.updates == 1) & ~jnp.all(jnp.isfinite(gradients))
     status = jnp.where(
