@@ -55,7 +55,9 @@ def find_model(config: ml_collections.ConfigDict) -> Callable[..., nnx.Module]:
   Raises:
     ConfigError: if there is none of this name.
   """
-  return pieces.find("model.name", config.model.name, models.MODELS)
+  factory = pieces.find("model.name", config.model.name, models.MODELS)
+  pieces.check_positional(factory, "model.name", "image shape", "number of classes")
+  return factory
 
 
 def used_fields(config: ml_collections.ConfigDict) -> set[str]:

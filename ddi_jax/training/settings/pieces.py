@@ -37,12 +37,18 @@ def find(field: str, name: str, known: Mapping[str, Any]) -> Any:
       f"got {name!r}."
     )
   try:
-    return getattr(importlib.import_module(module), attribute)
+    piece = getattr(importlib.import_module(module), attribute)
   except (ImportError, AttributeError) as error:
     raise ConfigError(
       f"config.{field} is {name!r}, which cannot be imported ({error}): the module "
       "must be in the current folder or in PYTHONPATH."
     ) from error
+  if not callable(piece):
+    raise ConfigError(
+      f"config.{field} must name a function or a class, got {name!r}, a "
+      f"{type(piece).__name__}."
+    )
+  return piece
 
 
 def is_own(name: str, known: Iterable[str]) -> bool:
@@ -116,12 +122,26 @@ def call(
   """
   check_arguments(factory, settings, group_path)
   _check_complete(factory, settings, group_path, len(args))
+  check_positional(factory, group_path, *args)
   try:
     return factory(*args, **settings)
   except ConfigError:
     raise
   except ValueError as error:
     raise ConfigError(f"config.{group_path}.{error}") from error
+
+
+def check_positional(factory: Callable[..., Any], path: str, *args: Any) -> None:
+  """Raise a ConfigError if a factory does not take so many positional arguments."""
+  function: Any = factory.__init__ if isinstance(factory, type) else factory  # type: ignore[misc]
+  own = (None,) if isinstance(factory, type) else ()
+  try:
+    inspect.signature(function).bind_partial(*own, *args)
+  except TypeError as error:
+    raise ConfigError(
+      f"config.{path}: {_name_of(factory)} must take {len(args)} positional "
+      f"argument(s): {error}."
+    ) from error
 
 
 def _check_complete(
