@@ -27,7 +27,7 @@ if TYPE_CHECKING:
   from jaxtyping import Array, Bool, Float, Int, PyTree
 
 
-# Steps in a row that improve the best value by no more than the rounding of all that was
+# Steps in a row that improve the best value by no more than the rounding of what was
 # gained.
 _MOST_STALE = 30
 
