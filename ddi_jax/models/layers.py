@@ -69,7 +69,18 @@ class Standardize(nnx.Module):
     self.std = tuple(std)
 
   def __call__(self, inputs: jax.Array) -> jax.Array:
-    """`[B, H, W, C]` -> `[B, H, W, C]`."""
+    """`[B, H, W, C]` -> `[B, H, W, C]`.
+
+    Raises:
+      ValueError: for inputs whose last axis is not that of the channels.
+    """
+    channels = len(self.mean)
+    is_first = channels == 1 and inputs.shape[1:2] == (1,)
+    if inputs.shape[-1] != channels and (channels > 1 or is_first):
+      raise ValueError(
+        f"inputs must be [B, H, W, {channels}], the channels last, got shape "
+        f"{inputs.shape}.  Where they stand first, pass jnp.moveaxis(inputs, 1, -1)."
+      )
     mean = jnp.asarray(self.mean, inputs.dtype)
     return (inputs - mean) / jnp.asarray(self.std, inputs.dtype)
 

@@ -297,3 +297,17 @@ def test_standardize():
   standardized = models.Standardize((0.5, 0.1, 0.2), (0.2, 0.5, 1.0))(IMAGES)
   expected = (np.asarray(IMAGES) - [0.5, 0.1, 0.2]) / [0.2, 0.5, 1.0]
   np.testing.assert_allclose(standardized, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_channels_that_come_first_are_named(name):
+  apply, params, state = create(name)
+  with pytest.raises(ValueError, match=r"must be \[B, H, W, 3\], .*\(4, 3, 32, 32\)"):
+    apply(params, state, jnp.moveaxis(IMAGES, -1, 1), train=False)
+
+
+def test_one_channel_that_comes_first_is_named():
+  standardize = models.Standardize((0.5,), (0.2,))
+  with pytest.raises(ValueError, match=r"channels last, got shape \(2, 1, 28, 28\)"):
+    standardize(jnp.ones((2, 1, 28, 28)))
+  assert standardize(jnp.ones((2, 28, 28, 3))).shape == (2, 28, 28, 3)
