@@ -39,7 +39,8 @@ def check_non_negative_int(name: str, value: Any) -> None:
 def _check_int(name: str, value: Any, least: int, kind: str) -> None:
   is_int = isinstance(value, numbers.Integral) and not isinstance(value, bool)
   if not is_int or value < least:
-    raise ValueError(f"{name} must be {kind} >= {least}, got {value!r}.")
+    advice = "  Pass int(...) of a jax array." if isinstance(value, jax.Array) else ""
+    raise ValueError(f"{name} must be {kind} >= {least}, got {value!r}.{advice}")
 
 
 def check_number(
@@ -106,13 +107,27 @@ def check_bounds(bounds: Any) -> None:
     )
 
 
-def check_key(key: Any) -> None:
-  """Raise ValueError unless it is a key of `jax.random`, or an array of them."""
+def check_key(key: Any, *, single: bool = True) -> None:
+  """Raise ValueError unless it is a key of `jax.random` (or an array of them)."""
   dtype = getattr(key, "dtype", None)
   is_typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
   is_raw = dtype == jnp.uint32 and key.ndim >= 1
   if not is_typed and not is_raw:
     raise ValueError(f"key must be a key such as jax.random.key(0), got {key!r}.")
+  shape = key.shape if is_typed else key.shape[:-1]
+  if single and shape:
+    raise ValueError(f"key must be a single key, got keys of shape {shape}.")
+
+
+def takes(function: Callable[..., Any], *arguments: str) -> bool:
+  """Whether a function can be called with so many positional arguments."""
+  try:
+    inspect.signature(function).bind(*arguments)
+  except TypeError:
+    return False
+  except ValueError:  # Some functions of C have no signature.
+    return True
+  return True
 
 
 def _is_readable(array: Any) -> bool:
@@ -202,20 +217,28 @@ def check_examples(
   """
   check_bounds(bounds)
   check_inside(inputs, bounds)
-  if not is_concrete(inputs):
+  if not is_concrete(inputs) and inputs.size:
     low, high = (-jnp.inf, jnp.inf) if bounds is None else bounds
     inside = jnp.isfinite(inputs) & (inputs >= low) & (inputs <= high)
     checkify.check(
       jnp.all(inside),
-      f"inputs must be finite and lie inside bounds = {bounds}, got values from "
+      "inputs must be finite and lie inside bounds = ({low}, {high}), got values from "
       "{least} to {greatest}.",
+      low=jnp.asarray(low),
+      high=jnp.asarray(high),
       least=jnp.min(inputs),
       greatest=jnp.max(inputs),
     )
   if labels is None or num_classes is None:
     return
+  is_integer = jnp.issubdtype(jnp.result_type(labels), jnp.integer)
+  if not is_integer or jnp.shape(labels) != inputs.shape[:1]:
+    raise ValueError(
+      f"labels must be integers of shape {inputs.shape[:1]}, a class per example, got "
+      f"{jnp.result_type(labels)} of shape {jnp.shape(labels)}."
+    )
   check_labels(labels, num_classes)
-  if not is_concrete(labels):
+  if not is_concrete(labels) and labels.size:
     checkify.check(
       jnp.all((labels >= 0) & (labels < num_classes)),
       f"labels must be in [0, {num_classes}), got values from {{least}} to "

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from ddi_jax.checks import check_labels
+from ddi_jax.checks import ONE_LOGIT, check_labels
 from ddi_jax.numerics.precision import at_least_float32
 
 if TYPE_CHECKING:
@@ -26,11 +26,14 @@ def cross_entropy(
   """Cross entropy in nats.
 
   Args:
-    logits: `[..., C]`, C >= 1.
+    logits: `[..., C]`, C >= 2.
     labels: integers `[...]` in [0, C).
 
   Returns:
     Losses `[...]`, >= 0.
+
+  Raises:
+    ValueError: if C < 2.
 
   Example:
     >>> import jax.numpy as jnp, ddi_jax
@@ -38,7 +41,7 @@ def cross_entropy(
     >>> round(float(loss[0]), 3)
     0.693
   """
-  logits = _check(logits, labels, min_classes=1)
+  logits = _check(logits, labels, min_classes=2)
   return -_pick(jax.nn.log_softmax(logits), labels)
 
 
@@ -166,7 +169,7 @@ def kl_divergence(
 def _check(logits: jax.Array, labels: jax.Array, *, min_classes: int) -> jax.Array:
   if logits.ndim < 1 or logits.shape[:-1] != labels.shape:
     raise ValueError(
-      "logits must be [..., C] and labels [...], got "
+      "logits must be [..., C] and labels [...], one class per row of logits, got "
       f"{logits.shape} and {labels.shape}."
     )
   if not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -174,6 +177,7 @@ def _check(logits: jax.Array, labels: jax.Array, *, min_classes: int) -> jax.Arr
   if logits.shape[-1] < min_classes:
     raise ValueError(
       f"this loss needs at least {min_classes} classes, got {logits.shape[-1]}."
+      + (ONE_LOGIT if logits.shape[-1] == 1 else "")
     )
   check_labels(labels, logits.shape[-1])
   return at_least_float32(logits)

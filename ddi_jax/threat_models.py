@@ -224,8 +224,8 @@ def check_radius(threat_model: ThreatModel, bounds: Bounds, size: int | None) ->
   coordinates = {"linf": 1.0, "l2": float("inf"), "l1": float("inf")}
   if size is not None:
     coordinates |= {"l2": np.sqrt(size), "l1": float(size)}
-  low, high = bounds
-  diameter = float(high - low) * coordinates.get(norm, float("inf"))
+  low, high = (float(end) for end in bounds)
+  diameter = (high - low) * coordinates.get(norm, float("inf"))
   if float(epsilon) > diameter * (1 + 1e-6):
     raise ValueError(
       f"epsilon must be at most the {norm} diameter of the box ({low:g}, {high:g}), "

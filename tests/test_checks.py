@@ -258,7 +258,7 @@ def test_what_is_no_logits_is_refused(model, message):
 
 
 def test_one_logit_says_how_to_make_two():
-  with pytest.raises(ValueError, match=r"labels must be in \[0, 1\).*zeros_like"):
+  with pytest.raises(ValueError, match=r"at least 2 classes, got 1.*zeros_like"):
     losses.cross_entropy(jnp.zeros((2, 1)), jnp.array([0, 1]))
 
 
@@ -350,3 +350,81 @@ def test_the_direction_after_a_scaling_step_is_the_direction_alone():
     chain = optax.chain(optax.sgd(rate), ddi_jax.danskin_direction())
     updates, _ = chain.update(gradients, chain.init(jnp.zeros(2)))
     np.testing.assert_allclose(updates, -expected, rtol=1e-6)
+
+
+def test_the_two_kinds_of_attack_are_told_apart():
+  p = problem()
+  pgd = ddi_jax.pgd(BALL, steps=1, step_size=0.1)
+  with pytest.raises(ValueError, match=r"attack 'pgd' must be .*classifier_attack"):
+    ddi_jax.autoattack(BALL, {"pgd": pgd})
+  for call in (
+    attacks.classifier_attack,
+    lambda attack: ddi_jax.restart_candidates(
+      attack, lambda x, y: x.sum(axis=1), p.inputs, p.labels, KEY, 2
+    ),
+  ):
+    for attack in (attacks.apgd(BALL), BALL):
+      with pytest.raises(ValueError, match="attack must be a function"):
+        call(attack)
+
+
+def test_integer_losses_are_refused():
+  p = problem()
+
+  def wrong(params, inputs, labels):
+    return jnp.argmax(inputs @ params, axis=1)
+
+  with pytest.raises(ValueError, match="floating point; got int32"):
+    ddi_jax.candidate_gradients(wrong, p.weights, p.inputs[None], p.labels)
+  pgd = ddi_jax.pgd(BALL, steps=1, step_size=0.1)
+  with pytest.raises(ValueError, match="floating point; got int32"):
+    pgd(KEY, lambda x: jnp.argmax(x, axis=1), p.inputs)
+
+
+def test_old_keys_half_precision_and_no_examples():
+  p = problem()
+  evaluate = ddi_jax.autoattack(BALL, {"mine": lambda key, fn, x, y: x})
+  for dtype in (np.float16, jnp.bfloat16):
+    inputs = np.asarray(p.inputs).astype(dtype)
+    result = evaluate(jax.random.PRNGKey(0), p.logits_fn, inputs, p.labels)
+    assert result.adversarial.dtype == np.float32
+  with pytest.raises(ValueError, match=r"N >= 1 examples, got shape \(0, 10\)"):
+    evaluate(KEY, p.logits_fn, p.inputs[:0], p.labels[:0])
+  with pytest.raises(ValueError, match="at least one example"):
+    attacks.apgd(BALL)(KEY, p.logits_fn, p.inputs[:0], p.labels[:0])
+  with pytest.raises(ValueError, match=r"a single key, got keys of shape \(3,\)"):
+    evaluate(jax.random.split(KEY, 3), p.logits_fn, p.inputs, p.labels)
+
+
+def test_slips_of_a_call_are_named():
+  p = problem()
+  ball = ddi_jax.linf(0.1)
+  curve = functools.partial(
+    ddi_jax.robustness_curve, KEY, p.logits_fn, p.inputs, p.labels
+  )
+  for call, message in (
+    (lambda: curve(ball, [0.1]), "make_threat_model must be a function"),
+    (lambda: curve(ddi_jax.linf, 0.1), "epsilons must be a list of numbers, got 0.1"),
+    (lambda: curve(ddi_jax.linf, [0.1], attacks="square"), "must be a list of names"),
+    (lambda: ddi_jax.autoattack(ball, "square"), "or a list of attacks' names"),
+    (lambda: ddi_jax.autoattack(ball, None), "must be a list of names"),
+    (lambda: candidates.r_fgsm(ball, 2), "epsilon must be a finite number > 0"),
+    (lambda: candidates.msd(ball, steps=1, step_sizes=[1]), "must be lists"),
+    (lambda: candidates.combine([1]), "as arguments, .* got list as number 0"),
+    (
+      lambda: ddi_jax.check_examples(p.inputs, p.labels * 1.0, num_classes=5),
+      "integers",
+    ),
+    (lambda: ddi_jax.pgd(ball, steps=jnp.int32(2), step_size=1), "Pass int"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      call()
+
+
+def test_bounds_of_jax_scalars_work_under_jit():
+  p = problem()
+  bounds = (jnp.float32(0), jnp.float32(1))
+  attack = ddi_jax.pgd(BALL, steps=1, step_size=0.1, bounds=bounds)
+  found = jax.jit(lambda x: attack(KEY, lambda z: z.sum(axis=1), x))(p.inputs)
+  plain = ddi_jax.pgd(BALL, steps=1, step_size=0.1)
+  np.testing.assert_allclose(found, plain(KEY, lambda z: z.sum(axis=1), p.inputs))

@@ -1,6 +1,7 @@
 """Auto-PGD for l_inf and l2 (Croce and Hein, 2020, algorithm 1)."""
 
 from collections.abc import Callable
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -116,7 +117,7 @@ def apgd(
   def attack(
     key: jax.Array, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array
   ) -> jax.Array:
-    check_radius(threat_model, bounds, inputs[:1].size)
+    check_radius(threat_model, bounds, math.prod(inputs.shape[1:]))
     keys = classifier.example_keys(key, inputs)
     clean_logits_fn = logits_fn
     if eot_samples is not None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ddi_jax import losses
-from ddi_jax.attacks.projected_gradient import Attack
+from ddi_jax.attacks.projected_gradient import Attack, check_attack
 from ddi_jax.attacks.remaining import expand, group_size, run_on_remaining, select
 from ddi_jax.checks import (
   ONE_LOGIT,
@@ -105,6 +105,7 @@ def classifier_attack(
     1
   """
   check_positive_int("restarts", restarts)
+  check_attack(attack)
 
   def run(
     index: Any,
@@ -213,7 +214,7 @@ def random_directions(
 
 def example_keys(key: jax.Array, inputs: jax.Array) -> jax.Array:
   """One key per example, `[B]`."""
-  check_key(key)
+  check_key(key, single=False)
   if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
     key = jax.random.wrap_key_data(key)
   if key.ndim == 0:
@@ -237,6 +238,8 @@ def check_call(
   """The logits of the inputs, after a check of all of them."""
   if not jnp.issubdtype(inputs.dtype, jnp.floating):
     raise ValueError(f"inputs must be floating point, got {inputs.dtype}.")
+  if not len(inputs):
+    raise ValueError(f"inputs must hold at least one example, got {inputs.shape}.")
   check_arguments(logits_fn)
   if labels.shape != inputs.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
     raise ValueError(

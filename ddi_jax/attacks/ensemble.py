@@ -24,7 +24,7 @@ from ddi_jax.attacks.stages import (
   run_stages,
   start_stages,
 )
-from ddi_jax.checks import check_labels, check_positive_int
+from ddi_jax.checks import check_labels, check_positive_int, takes
 from ddi_jax.threat_models import Bounds, ThreatModel, check_threat_model
 
 _VERSIONS = {
@@ -259,6 +259,13 @@ def attacks_of(
   """
   if isinstance(version, Mapping):
     attacks = dict(version)
+    for name, attack in attacks.items():
+      if not callable(attack) or not takes(attack, "key", "logits_fn", "x", "labels"):
+        raise ValueError(
+          f"attack {name!r} must be a function (key, logits_fn, inputs, labels) -> "
+          f"inputs, got {attack!r}.  Wrap ddi_jax.pgd(...) by "
+          "ddi_jax.attacks.classifier_attack."
+        )
   elif isinstance(version, str):
     attacks = standard_attacks(threat_model, version, bounds=bounds)
   else:
@@ -293,7 +300,10 @@ def standard_attacks(
     ['apgd-ce', 'apgd-t', 'fab-t', 'square']
   """
   if version not in _VERSIONS:
-    raise ValueError(f"version must be one of {', '.join(_VERSIONS)}; got {version!r}.")
+    raise ValueError(
+      f"version must be one of {', '.join(_VERSIONS)}, or a list of attacks' names, "
+      f"got {version!r}."
+    )
   sparse = threat_model.norm == "l1"
   restarts = 5 if version == "plus" or (sparse and version == "standard") else 1
   targets = 5 if sparse and version == "standard" else 9
@@ -318,6 +328,11 @@ def named_attacks(
   Raises:
     ValueError: for an unknown name, or none at all.
   """
+  is_list = isinstance(names, Sequence) and not isinstance(names, str)
+  if not is_list or not all(isinstance(name, str) for name in names):
+    raise ValueError(
+      f'attacks must be a list of names, ["apgd-ce"] say; got {names!r}.'
+    )
   known = standard_attacks(threat_model, "standard", bounds=bounds)
   known |= {
     "apgd-dlr": apgd(threat_model, loss="dlr", bounds=bounds),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import math
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
@@ -16,6 +17,7 @@ from ddi_jax.checks import (
   check_number,
   check_positive,
   check_positive_int,
+  takes,
 )
 from ddi_jax.numerics import loops
 from ddi_jax.numerics.finite import finite_or
@@ -52,6 +54,16 @@ class Attack(Protocol):
     objective: Objective,
     inputs: Float[Array, " B *example"],
   ) -> Float[Array, " B *example"]: ...
+
+
+def check_attack(attack: Any) -> None:
+  """Raise ValueError for what cannot be called as an `Attack`."""
+  if not callable(attack) or not takes(attack, "key", "objective", "inputs"):
+    raise ValueError(
+      "attack must be a function (key, objective, inputs) -> inputs, such as "
+      f"ddi_jax.pgd(...), got {attack!r}.  Attacks on classifiers, of ddi_jax.attacks, "
+      "are for ddi_jax.autoattack."
+    )
 
 
 def pgd(
@@ -122,7 +134,7 @@ def pgd(
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
       raise ValueError(f"inputs must be floating point, got {inputs.dtype}.")
     check_inside(inputs, bounds)
-    check_radius(threat_model, bounds, inputs[:1].size)
+    check_radius(threat_model, bounds, math.prod(inputs.shape[1:]))
     if random_start:
       check_key(key)
     some_key: Any = key
@@ -140,10 +152,11 @@ def pgd(
           f"the objective must return losses [B], one array, got {len(losses)} values; "
           "of (losses, aux) return the first."
         )
-      if losses.shape != inputs.shape[:1]:
+      is_floating = jnp.issubdtype(losses.dtype, jnp.floating)
+      if losses.shape != inputs.shape[:1] or not is_floating:
         raise ValueError(
           f"the objective must return losses of shape {inputs.shape[:1]}, one per "
-          f"example; got {losses.shape}."
+          f"example, floating point; got {losses.dtype} of shape {losses.shape}."
         )
       return losses.sum(), losses
 

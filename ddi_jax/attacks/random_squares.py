@@ -1,6 +1,7 @@
 """Square Attack, a random search on the logits alone (Andriushchenko et al., 2020)."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -80,7 +81,7 @@ def square(
     clean_logits: jax.Array,
   ) -> BestPoints:
     del index, clean_logits
-    check_radius(threat_model, bounds, inputs[:1].size)
+    check_radius(threat_model, bounds, math.prod(inputs.shape[1:]))
     images = _as_images(inputs)
     areas = window_areas(queries, p_init, schedule_queries)
     sides = jnp.asarray(_sides(areas, images.shape[1:], power))

@@ -151,7 +151,7 @@ class Batches:
 
   Args:
     logits_fn: inputs `[B, ...]` -> logits `[B, C]`; best a `jax.tree_util.Partial`.
-    inputs: `[N, ...]`, floating point.
+    inputs: `[N, ...]`, floating point; half precision is widened to float32.
     labels: integers `[N]`.
     batch_size: examples at a time, at most.
     bounds: the box `(low, high)` that holds the inputs, or None.
@@ -173,6 +173,9 @@ class Batches:
     randomised: bool = False,
   ) -> None:
     self.inputs, self.labels = np.asarray(inputs), np.asarray(labels)
+    if jnp.issubdtype(self.inputs.dtype, jnp.floating) and self.inputs.itemsize < 4:
+      # Half precision would round points out of the ball.
+      self.inputs = self.inputs.astype(np.float32)
     _check_data(self.inputs, self.labels)
     check_inside(self.inputs, bounds)
     classifier.check_arguments(logits_fn, randomised)
@@ -184,6 +187,8 @@ class Batches:
   def arguments(self, indices: np.ndarray, key: jax.Array) -> tuple[Any, ...]:
     """(keys, logits_fn, inputs, labels), each example's key by its own index."""
     check_key(key)
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+      key = jax.random.wrap_key_data(key)
     padded = np.resize(indices, self.size)
     keys = classifier.fold_in(jnp.broadcast_to(key, (self.size,)), padded)
     labels = self.labels[padded]
@@ -369,10 +374,11 @@ def _run_and_classify(
 
 
 def _check_data(inputs: Any, labels: Any) -> None:
-  if not np.issubdtype(inputs.dtype, np.floating) or inputs.ndim < 2 or not len(inputs):
+  if not np.issubdtype(inputs.dtype, np.floating):
+    raise ValueError(f"inputs must be floating point, got {inputs.dtype}.")
+  if inputs.ndim < 2 or not len(inputs):
     raise ValueError(
-      "inputs must be floating point, [N, ...] with N >= 1; got "
-      f"{inputs.dtype} {inputs.shape}."
+      f"inputs must be [N, ...] with N >= 1 examples, got shape {inputs.shape}."
     )
   if labels.shape != inputs.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
     raise ValueError(

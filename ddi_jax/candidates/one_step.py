@@ -41,6 +41,7 @@ def r_fgsm(
     >>> source(jax.random.key(0), lambda x: x @ jnp.eye(3), inputs, labels).shape
     (2, 4, 3)
   """
+  check_positive("epsilon", epsilon)
   check_positive("step_ratio", step_ratio)
   step_size = step_ratio * epsilon
   attack = pgd(linf(epsilon), steps=1, step_size=step_size, bounds=bounds)

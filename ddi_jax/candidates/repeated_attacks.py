@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ddi_jax import losses
 from ddi_jax.attacks import Attack
 from ddi_jax.attacks.classifier import LogitsFn
+from ddi_jax.attacks.projected_gradient import check_attack
 from ddi_jax.candidates.source import LossOfLogits, Source
 from ddi_jax.checks import check_key, check_positive_int
 from ddi_jax.numerics import loops
@@ -60,13 +61,14 @@ def restart_candidates(
     (2, 4, 3)
   """
   check_positive_int("num_restarts", num_restarts)
-  check_key(key)
+  check_key(key, single=False)
+  check_attack(attack)
   check_positive_int("at_a_time", at_a_time, optional=True)
   are_keys = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim > 0
   if are_keys and key.shape != (num_restarts,):
     raise ValueError(
-      f"key must be one key or num_restarts = {num_restarts} of them, got shape "
-      f"{key.shape}."
+      f"key must be one key or {num_restarts} of them, one per candidate, got keys of "
+      f"shape {key.shape}."
     )
   keys = key if are_keys else jax.random.split(key, num_restarts)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ddi_jax.attacks import Attack
-from ddi_jax.attacks.classifier import LogitsFn, targets_by_rank
+from ddi_jax.attacks.classifier import LogitsFn, check_call, targets_by_rank
 from ddi_jax.candidates.source import Source
 from ddi_jax.checks import check_positive_int
 from ddi_jax.numerics import loops
@@ -49,7 +49,7 @@ def targeted(
   def source(
     key: jax.Array, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array
   ) -> jax.Array:
-    clean = logits_fn(inputs)
+    clean = check_call(logits_fn, inputs, labels, None)
     if count >= clean.shape[1]:
       raise ValueError(
         f"count must be at most {clean.shape[1] - 1}, the wrong classes; got {count}."

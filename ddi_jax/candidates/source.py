@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ddi_jax.attacks.classifier import LogitsFn
+from ddi_jax.checks import check_key
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Float, Int
@@ -67,10 +68,17 @@ def combine(*sources: Source) -> Source:
   """
   if not sources:
     raise ValueError("combine needs a source, got none.")
+  for index, part in enumerate(sources):
+    if not callable(part):
+      raise ValueError(
+        "combine takes sources as arguments, combine(first, second), got "
+        f"{type(part).__name__} as number {index}."
+      )
 
   def source(
     key: jax.Array, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array
   ) -> jax.Array:
+    check_key(key)
     parts = []
     for index, part in enumerate(sources):
       points = part(jax.random.fold_in(key, index), logits_fn, inputs, labels)

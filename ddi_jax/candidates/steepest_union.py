@@ -1,6 +1,7 @@
 """One attack in the union of several threat models (Maini et al., 2020)."""
 
 from collections.abc import Sequence
+import math
 from typing import Any
 
 import jax
@@ -61,6 +62,11 @@ def msd(
     Array([[[0.65, 0.65, 0.65, 0.65]]], dtype=float32)
   """
   check_positive_int("steps", steps)
+  if isinstance(threat_models, ThreatModel) or not hasattr(step_sizes, "__len__"):
+    raise ValueError(
+      "threat_models and step_sizes must be lists, such as [ddi_jax.linf(0.1)] and "
+      f"[0.02]; got {type(threat_models).__name__} and {step_sizes!r}."
+    )
   if not threat_models or len(step_sizes) != len(threat_models):
     raise ValueError(
       "msd needs a threat model, and a step size for each; got "
@@ -78,7 +84,7 @@ def msd(
     del key
     check_inside(inputs, bounds)
     for threat_model in threat_models:
-      check_radius(threat_model, bounds, inputs[:1].size)
+      check_radius(threat_model, bounds, math.prod(inputs.shape[1:]))
 
     def losses_of(points: jax.Array) -> jax.Array:
       return loss(logits_fn(points), labels)

@@ -9,7 +9,7 @@ from ddi_jax import losses
 from ddi_jax.attacks import pgd
 from ddi_jax.attacks.classifier import LogitsFn
 from ddi_jax.candidates.source import LossOfLogits, Source
-from ddi_jax.checks import check_positive_int
+from ddi_jax.checks import check_key, check_positive_int
 from ddi_jax.numerics import loops
 from ddi_jax.threat_models import Bounds, ThreatModel
 
@@ -60,6 +60,7 @@ def warm_restarts(
   def source(
     key: jax.Array, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array
   ) -> jax.Array:
+    check_key(key)
     if perturbations.shape[1:] != inputs.shape:
       raise ValueError(
         f"perturbations must be [K, *{inputs.shape}], as the inputs; got "

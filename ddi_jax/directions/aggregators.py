@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddi_jax.checks import check_choice, check_number
+from ddi_jax.checks import check_choice, check_key, check_number
 from ddi_jax.directions import active_set
 from ddi_jax.directions.implicit import differentiable_weights
 from ddi_jax.directions.min_norm import MinNormSolution, min_norm_weights, solve
@@ -249,8 +249,10 @@ def pcgrad_direction(
   def weighting(inputs: WeightingInput) -> jax.Array | Weights:
     if inputs.key is None:
       raise ValueError(
-        "pcgrad_direction draws an order: update(gradients, state, params, key=key)."
+        "pcgrad_direction needs a key, got None: "
+        "update(gradients, state, params, key=key)."
       )
+    check_key(inputs.key)
     gram = inputs.gram
     size = len(gram)
     squares = jnp.diagonal(gram)

@@ -113,6 +113,13 @@ def robustness_curve(
     >>> [round(accuracy.value, 2) for accuracy in curve.accuracies]
     [1.0, 0.67, 0.33]
   """
+  if not callable(make_threat_model):
+    raise ValueError(
+      "make_threat_model must be a function of the radius, such as ddi_jax.linf, got "
+      f"{type(make_threat_model).__name__}."
+    )
+  if np.ndim(epsilons) != 1:
+    raise ValueError(f"epsilons must be a list of numbers, got {epsilons!r}.")
   radii = tuple(float(epsilon) for epsilon in epsilons)
   if not radii or radii[0] < 0 or any(np.diff(radii) <= 0) or radii[-1] == np.inf:
     raise ValueError(

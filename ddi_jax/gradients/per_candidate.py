@@ -231,8 +231,8 @@ def checked_losses(
   result = loss_fn(params, inputs, labels, *key)
   if has_aux and not (isinstance(result, tuple) and len(result) == 2):
     raise ValueError(
-      "with has_aux=True, loss_fn must return (losses, aux), got "
-      f"{type(result).__name__}."
+      "with has_aux=True, loss_fn must return (losses, aux), got one value of shape "
+      f"{jnp.shape(result)}."
     )
   if not has_aux and isinstance(result, tuple):
     raise ValueError(
@@ -240,10 +240,11 @@ def checked_losses(
       "has_aux=True where it returns (losses, aux)."
     )
   losses, aux = result if has_aux else (result, None)
-  if losses.shape != inputs.shape[:1]:
+  is_floating = jnp.issubdtype(jnp.result_type(losses), jnp.floating)
+  if jnp.shape(losses) != inputs.shape[:1] or not is_floating:
     raise ValueError(
-      f"loss_fn must return losses of shape {inputs.shape[:1]}, one per example; got "
-      f"{losses.shape}."
+      f"loss_fn must return losses of shape {inputs.shape[:1]}, one per example, "
+      f"floating point; got {jnp.result_type(losses)} of shape {jnp.shape(losses)}."
     )
   return losses, aux
 

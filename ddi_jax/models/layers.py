@@ -76,10 +76,12 @@ class Standardize(nnx.Module):
     """
     channels = len(self.mean)
     is_first = channels == 1 and inputs.shape[1:2] == (1,)
-    if inputs.shape[-1] != channels and (channels > 1 or is_first):
+    wrong = inputs.shape[-1] != channels and (channels > 1 or is_first)
+    if inputs.ndim != 4 or wrong:
       raise ValueError(
         f"inputs must be [B, H, W, {channels}], the channels last, got shape "
-        f"{inputs.shape}.  Where they stand first, pass jnp.moveaxis(inputs, 1, -1)."
+        f"{inputs.shape}.  Where they stand first, pass jnp.moveaxis(inputs, 1, -1); "
+        "where there is no axis of them, inputs[..., None]."
       )
     mean = jnp.asarray(self.mean, inputs.dtype)
     return (inputs - mean) / jnp.asarray(self.std, inputs.dtype)

@@ -92,7 +92,7 @@ def test_keys_of_some_restarts_give_these_restarts(network):
   keys = jax.random.split(KEY, 4)[1:3]
   found = jax.jit(lambda keys: candidates(2, keys, network))(keys)
   np.testing.assert_allclose(found, reference(network)[1:3], atol=1e-6)
-  with pytest.raises(ValueError, match=r"num_restarts = 3 of them, got shape \(2,\)"):
+  with pytest.raises(ValueError, match=r"3 of them, .* of shape \(2,\)"):
     candidates(3, keys)
 
 

@@ -128,7 +128,11 @@ def call(
   except ConfigError:
     raise
   except ValueError as error:
-    raise ConfigError(f"config.{group_path}.{error}") from error
+    if str(error).partition(" ")[0].partition("[")[0] in keyword_parameters(factory):
+      raise ConfigError(f"config.{group_path}.{error}") from error
+    raise ConfigError(
+      f"{_name_of(factory)}, of config.{group_path}, raised ValueError: {error}"
+    ) from error
 
 
 def check_positional(factory: Callable[..., Any], path: str, *args: Any) -> None:
