@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 import importlib
 import inspect
+import re
 import types
 from typing import Any, get_args
 
@@ -128,7 +129,8 @@ def call(
   except ConfigError:
     raise
   except ValueError as error:
-    if str(error).partition(" ")[0].partition("[")[0] in keyword_parameters(factory):
+    # Its own checks begin with the name of the setting at fault.
+    if re.match(r"[\w.\[\]']+ (must|cannot|needs)\b", str(error)):
       raise ConfigError(f"config.{group_path}.{error}") from error
     raise ConfigError(
       f"{_name_of(factory)}, of config.{group_path}, raised ValueError: {error}"
