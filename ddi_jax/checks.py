@@ -64,7 +64,8 @@ def check_number(
   if not (above and below):
     allowed = f"in {interval}"
     if high == float("inf"):
-      allowed = f"a finite number {'>=' if interval[0] == '[' else '>'} {low:g}"
+      kind = "a number" if interval[-1] == "]" else "a finite number"
+      allowed = f"{kind} {'>=' if interval[0] == '[' else '>'} {low:g}"
     allowed = f"None or {allowed}" if optional else allowed
     raise ValueError(f"{name} must be {allowed}, got {value!r}.")
 

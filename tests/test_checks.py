@@ -57,7 +57,8 @@ CASES = [(name, *case) for name, cases in SETTINGS.items() for case in cases]
 )
 @pytest.mark.parametrize(("name", "call", "values"), CASES)
 def test_numbers_out_of_range_are_refused_by_name(name, call, values, as_type):
-  for value in [*values, float("nan"), float("inf")]:
+  infinite = [] if name in ("bundle_step", "loss_tolerance") else [float("inf")]
+  for value in [*values, float("nan"), *infinite]:
     with pytest.raises(ValueError, match=f"^{name} must be .*, got "):
       call(as_type(value))
 

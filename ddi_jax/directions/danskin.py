@@ -61,7 +61,7 @@ def danskin_direction(
   Args:
     normalize: whether to scale to unit norm, as published.  This changes the effective
       learning rate; compare with controls that are scaled too.
-    bundle_step: t > 0 of the proximal-bundle form, or None.
+    bundle_step: t > 0 of the proximal-bundle form, or None; infinity is the plain form.
     loss_tolerance: eps >= 0 of the active-set form, or None; not with `bundle_step`.
     solver: see `ddi_jax.min_norm_weights`, as are `tolerance` and `max_iterations`.
     tolerance: of the gap.
@@ -102,8 +102,8 @@ def danskin_direction(
       f"bundle_step and loss_tolerance are two forms; got {bundle_step!r} and "
       f"{loss_tolerance!r}, one must be None."
     )
-  check_number("bundle_step", bundle_step, "(0, inf)", optional=True)
-  check_number("loss_tolerance", loss_tolerance, "[0, inf)", optional=True)
+  check_number("bundle_step", bundle_step, "(0, inf]", optional=True)
+  check_number("loss_tolerance", loss_tolerance, "[0, inf]", optional=True)
 
   def slacks_of(inputs: WeightingInput) -> jax.Array:
     if bundle_step is None and loss_tolerance is None:

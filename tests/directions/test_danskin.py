@@ -377,9 +377,9 @@ def test_bad_settings_are_refused():
     ddi_jax.danskin_direction(max_iterations=0)
   with pytest.raises(ValueError, match="solver must be one of active_set"):
     ddi_jax.danskin_direction(solver="newton")
-  with pytest.raises(ValueError, match="bundle_step must be None or > 0, got 0"):
+  with pytest.raises(ValueError, match="bundle_step must be None or a number > 0"):
     ddi_jax.danskin_direction(bundle_step=0.0)
-  with pytest.raises(ValueError, match="loss_tolerance must be None or >= 0, got nan"):
+  with pytest.raises(ValueError, match="loss_tolerance must be None or a number >= 0"):
     ddi_jax.danskin_direction(loss_tolerance=float("nan"))
   with pytest.raises(ValueError, match=r"two forms; got 1.0 and 0.1"):
     ddi_jax.danskin_direction(bundle_step=1.0, loss_tolerance=0.1)
