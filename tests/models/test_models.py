@@ -147,7 +147,7 @@ def test_wide_resnet_s_paddings():
 @pytest.mark.parametrize(
   ("settings", "message"),
   [
-    ({"depth": 18}, r"depth must be 6 n \+ 4 with n >= 1, got 18"),
+    ({"depth": 18}, r"depth must be 6 n \+ 4 with n >= 1, and at most 1000, got 18"),
     ({"depth": 4}, "depth must be"),
     ({"widening": 0}, "widening must be an integer >= 1, got 0"),
     ({"padding": "valid"}, "padding must be one of symmetric, same; got 'valid'"),
