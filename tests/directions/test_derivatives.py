@@ -11,9 +11,16 @@ import ddi_jax
 
 pytestmark = pytest.mark.usefixtures("x64")
 # In conflict, some of them outside the support of the minimum-norm point.
-GRADIENTS = np.random.default_rng(0).normal(0.3, 1.0, size=(5, 3))
+GRADIENTS = np.array([[1.0, 0.6, 0.3]]) + np.random.default_rng(2).normal(size=(5, 3))
 LOSSES = np.array([1.0, 0.9, 0.7, 0.95, 0.8])
 PROBE = np.array([0.3, -1.0, 0.7])
+
+
+def test_the_hull_is_away_from_the_origin():
+  """So that the derivatives below are of something."""
+  solution = ddi_jax.min_norm_weights(jnp.asarray(GRADIENTS @ GRADIENTS.T))
+  assert solution.squared_norm > 0.1
+  assert jnp.sum(solution.weights > 0.05) == 3
 
 
 def check(fn, at, step=1e-6):
@@ -21,10 +28,11 @@ def check(fn, at, step=1e-6):
 
   @jax.jit  # One program: compilation is what this costs.
   def value_and_slopes(at):
-    value, along = jax.jvp(fn, (at,), (jnp.ones_like(at),))
+    value, along = jax.jvp(fn, (at,), (tangent,))
     return value, jax.grad(fn)(at), along
 
   at = np.asarray(at, float)
+  tangent = np.cos(np.arange(at.size, dtype=float)).reshape(at.shape)
   _, slope, along = value_and_slopes(at)
   expected = np.zeros_like(at)
   for index in np.ndindex(at.shape):
@@ -33,7 +41,7 @@ def check(fn, at, step=1e-6):
     above, below = value_and_slopes(at + move)[0], value_and_slopes(at - move)[0]
     expected[index] = (above - below) / (2 * step)
   np.testing.assert_allclose(slope, expected, rtol=1e-5, atol=1e-7)
-  np.testing.assert_allclose(along, jnp.sum(slope), rtol=1e-8)
+  np.testing.assert_allclose(along, jnp.sum(slope * tangent), rtol=1e-7, atol=1e-10)
 
 
 def direction_probe(direction):
@@ -105,7 +113,9 @@ def test_second_derivatives():
   def slope(gram):
     return jnp.sum(jax.grad(fn)((gram + gram.T) / 2) * jnp.cos(gram))
 
-  check(slope, GRADIENTS @ GRADIENTS.T)
+  # Of full rank, so that a small change of one entry leaves the support.
+  wide = np.random.default_rng(1).normal(size=(5, 8))
+  check(slope, wide @ wide.T)
 
 
 def test_mapped_and_used_twice():
