@@ -151,7 +151,7 @@ def check_gradients(gradients: chex.ArrayTree) -> int:
     listed = ", ".join(f"{name}: {size}" for name, size in sizes.items())
     raise ValueError(
       "all gradient leaves must have the same number K of candidates on their "
-      f"leading axis, got {listed}."
+      f"leading axis (see ddi_jax.restart_gradients), got {listed}."
     )
   (num_candidates,) = set(sizes.values())
   if num_candidates == 0:

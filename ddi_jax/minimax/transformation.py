@@ -128,11 +128,14 @@ def minimax_lbfgs(
     **extra_args: Any,
   ) -> tuple[chex.ArrayTree, MinimaxState]:
     del extra_args
-    if params is None or losses is None or losses_fn is None:
-      raise ValueError(
-        "minimax_lbfgs needs update(gradients, state, params, losses=losses, "
-        "losses_fn=losses_fn)."
-      )
+    given = {"params": params, "losses": losses, "losses_fn": losses_fn}
+    for name, value in given.items():
+      if value is None:
+        raise ValueError(
+          f"minimax_lbfgs needs {name}, got None: update(gradients, state, params, "
+          "losses=losses, losses_fn=losses_fn)."
+        )
+    assert losses_fn is not None  # For the type checker.
     _check_size(num_losses, updates, losses)
     position, unravel = ravel_pytree(params)
     gradients = jax.vmap(lambda gradient: ravel_pytree(gradient)[0])(updates)

@@ -66,9 +66,12 @@ def functional(
     return other_libraries.of_haiku(model, inputs, key)
   if other_libraries.is_from(model, "equinox"):
     return other_libraries.of_equinox(model, state, axis_name)
+  given = (
+    f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+  )
   raise ValueError(
-    "model must be a module of Flax NNX, Flax Linen or Equinox, or transformed by "
-    f"Haiku; got {type(model).__name__}."
+    "model must be a module of Flax NNX, Flax Linen or Equinox, an instance, or "
+    f"transformed by Haiku; got {given}."
   )
 
 

@@ -292,8 +292,8 @@ def _naming(model: Any) -> Callable[[str], str]:
     }
   else:
     raise ValueError(
-      "a ResNet18, WideResNet or SmallConvNet has a PyTorch counterpart, got "
-      f"{type(model).__name__}."
+      "model must be a ResNet18, WideResNet or SmallConvNet, which have a counterpart "
+      f"in PyTorch, got {type(model).__name__}."
     )
 
   def name_of(path: Any) -> str:

@@ -83,7 +83,7 @@ def test_what_is_missing_or_of_another_size_is_named():
   params = jnp.ones(3)
   state = optimizer.init(params)
   gradients = jnp.ones((2, 3))
-  with pytest.raises(ValueError, match="needs update"):
+  with pytest.raises(ValueError, match="needs losses, got None: update"):
     optimizer.update(gradients, state, params)
   settings = {"losses": jnp.ones(2), "losses_fn": lambda x: x[:2]}
   with pytest.raises(ValueError, match="those of 2 losses, got 4"):
