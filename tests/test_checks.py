@@ -33,6 +33,7 @@ SETTINGS = {
   "loss_tolerance": [(lambda v: ddi_jax.danskin_direction(loss_tolerance=v), [-1])],
   "tolerance": [
     (lambda v: ddi_jax.danskin_direction(tolerance=v), [-1]),
+    (lambda v: ddi_jax.min_norm_weights(jnp.eye(2), tolerance=v), [-1]),
     (lambda v: ddi_jax.minimize_max(bad_losses, jnp.ones(2), tolerance=v), [0, -1]),
   ],
   "radius": [(lambda v: ddi_jax.cagrad_direction(radius=v), [-0.1, 1.0])],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,6 @@ class MinNormSolution(NamedTuple):
   converged: Bool[Array, ""]
 
 
-@functools.partial(jax.jit, static_argnames=("solver", "max_iterations"))
 def min_norm_weights(
   gram: Float[Array, "K K"],
   slacks: Float[Array, " K"] | None = None,
@@ -98,20 +97,30 @@ def min_norm_weights(
     >>> ddi_jax.min_norm_weights(jnp.array([[1., 0.], [0., 3.]])).weights.round(6)
     Array([0.75, 0.25], dtype=float32)
   """
+  check_solver(solver, tolerance, max_iterations)
+  gram, slacks = _as_array(gram), _as_array(slacks)
   if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] < 1:
     raise ValueError(f"gram must be [K, K] with K >= 1, got shape {gram.shape}.")
   if not jnp.issubdtype(gram.dtype, jnp.floating):
     raise ValueError(f"gram must be floating point, got {gram.dtype}.")
   if slacks is not None and jnp.shape(slacks) != gram.shape[:1]:
     raise ValueError(f"slacks must be {gram.shape[:1]}, got {jnp.shape(slacks)}.")
-  gram = at_least_float32(gram)
-  return solve(
-    ShiftedGram(gram, jnp.zeros(len(gram), gram.dtype), jnp.zeros((), gram.dtype)),
-    slacks,
-    solver=solver,
-    tolerance=tolerance,
-    max_iterations=max_iterations,
+  return _solve_gram(
+    gram, slacks, solver=solver, tolerance=tolerance, max_iterations=max_iterations
   )
+
+
+def _as_array(values: Any) -> Any:
+  return jnp.asarray(values) if isinstance(values, (list, tuple)) else values
+
+
+@functools.partial(jax.jit, static_argnames=("solver", "max_iterations"))
+def _solve_gram(
+  gram: jax.Array, slacks: jax.Array | None, **settings: Any
+) -> MinNormSolution:
+  gram = at_least_float32(gram)
+  zeros = jnp.zeros(len(gram), gram.dtype)
+  return solve(ShiftedGram(gram, zeros, zeros[0]), slacks, **settings)
 
 
 def check_solver(
