@@ -17,7 +17,7 @@ from ddi_jax.models import layers
 from ddi_jax.models.pure import Apply
 from ddi_jax.training.devices import mesh as meshes
 from ddi_jax.training.run.experiment import create_model
-from ddi_jax.training.settings.check import ATTACK_DTYPES
+from ddi_jax.training.settings.values import ATTACK_DTYPES
 from ddi_jax.training.step.state import TrainState
 
 _MODEL = flags.DEFINE_enum("model", "resnet18", models.MODELS, "Network.")

@@ -172,7 +172,7 @@ def test_a_second_interrupt_while_saving_leaves_the_last_good_checkpoint(tmp_pat
   process.send_signal(signal.SIGINT)
   assert any(line.startswith("saving ") for line in process.stdout)
   process.send_signal(signal.SIGINT)
-  _, errors = process.communicate(timeout=50)
+  _, errors = process.communicate(timeout=300)
   assert process.returncode == 130
   assert "Traceback" not in errors
   (message,) = [line for line in errors.splitlines() if line.startswith("launch.py: ")]

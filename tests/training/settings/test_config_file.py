@@ -15,14 +15,24 @@ GOOD = "from ddi_jax import training\n\ndef get_config(variant='full'):\n"
 
 @pytest.fixture(scope="module")
 def launch():
-  """The program's file as a module; absl knows its flags once only."""
+  """The program's file as a module; absl knows a flag once only."""
   spec = importlib.util.spec_from_file_location("launch", ROOT / "launch.py")
   module = importlib.util.module_from_spec(spec)
+  # Other tests of this process may have imported experiments with the same flags.
+  find_module = flags.FLAGS.find_module_defining_flag
+  others = [
+    name for name in flags.FLAGS if find_module(name, "").startswith("experiments")
+  ]
+  kept = {name: flags.FLAGS[name] for name in others}
+  for name in kept:
+    delattr(flags.FLAGS, name)
   defined = set(flags.FLAGS)
   spec.loader.exec_module(module)
   yield module
   for name in set(flags.FLAGS) - defined:
     delattr(flags.FLAGS, name)
+  for name, flag in kept.items():
+    flags.FLAGS[name] = flag
 
 
 def refusal(launch, monkeypatch, *arguments):
