@@ -70,7 +70,7 @@ def functional(
     f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
   )
   raise ValueError(
-    "model must be a module of Flax NNX, Flax Linen or Equinox, an instance, or "
+    "model must be an instance of a module of Flax NNX, Flax Linen or Equinox, or "
     f"transformed by Haiku; got {given}."
   )
 

@@ -130,7 +130,7 @@ def call(
     raise
   except ValueError as error:
     # Its own checks begin with the name of the setting at fault.
-    if re.match(r"[\w.\[\]']+ (must|cannot|needs)\b", str(error)):
+    if re.match(r"[\w.\[\]']+ (must|cannot|needs|and)\b", str(error)):
       raise ConfigError(f"config.{group_path}.{error}") from error
     raise ConfigError(
       f"{_name_of(factory)}, of config.{group_path}, raised ValueError: {error}"
