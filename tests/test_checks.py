@@ -7,7 +7,6 @@ from jax.experimental import checkify
 import jax.numpy as jnp
 from linear_model import KEY, problem
 import numpy as np
-import optax
 import pytest
 
 import ddi_jax
@@ -233,9 +232,6 @@ def test_a_radius_larger_than_the_box_is_refused(make):
   attacks.fab(ddi_jax.linf(8.0))
 
 
-EVALUATIONS = evaluation_calls()
-
-
 @pytest.mark.parametrize(
   ("model", "message"),
   [
@@ -341,17 +337,6 @@ class TestCheckExamples:
       error, _ = checked(inputs, wrong)
       with pytest.raises(checkify.JaxRuntimeError, match=message):
         error.throw()
-
-
-def test_the_direction_after_a_scaling_step_is_the_direction_alone():
-  """Why it must be the first of a chain: what comes before it can only be lost."""
-  gradients = jnp.array([[2.0, 1.0], [1.0, 2.0]])
-  alone = ddi_jax.danskin_direction()
-  expected, _ = alone.update(gradients, alone.init(jnp.zeros(2)))
-  for rate in (0.01, 10.0):
-    chain = optax.chain(optax.sgd(rate), ddi_jax.danskin_direction())
-    updates, _ = chain.update(gradients, chain.init(jnp.zeros(2)))
-    np.testing.assert_allclose(updates, -expected, rtol=1e-6)
 
 
 def test_the_two_kinds_of_attack_are_told_apart():

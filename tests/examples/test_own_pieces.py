@@ -5,6 +5,7 @@ from pathlib import Path
 import subprocess
 import sys
 
+from interrupted_runs import train_in_parts
 import pytest
 
 from ddi_jax import training
@@ -80,17 +81,7 @@ def config_of(**changes):
 def test_a_run_with_an_own_direction_is_interrupted_and_resumed(tmp_path, monkeypatch):
   config = config_of(method=f"{OWN}:median_direction", **{"data.limit": 64})
   whole = training.train(config, tmp_path / "whole")
-  calls = []
-
-  class StopsOnce(training.run.interruption.Interruption):
-    def __call__(self):
-      calls.append(1)
-      return len(calls) == 3
-
-  with monkeypatch.context() as patched:
-    patched.setattr(training.run.program, "Interruption", StopsOnce)
-    assert training.train(config, tmp_path / "parts") is None
-  parts = training.train(config, tmp_path / "parts")
+  parts = train_in_parts(config, tmp_path / "parts", monkeypatch)
   for summary in (whole, parts):
     del summary["seconds"]
   assert parts == whole

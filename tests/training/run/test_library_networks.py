@@ -1,5 +1,6 @@
 """Networks of every library, with BatchNorm and Dropout, in the training program."""
 
+from interrupted_runs import train_in_parts
 import jax
 import jax.numpy as jnp
 from library_networks import FACTORIES
@@ -24,17 +25,7 @@ def test_it_is_trained_resumed_and_loaded(library, tmp_path, monkeypatch):
   config = config_of(library, num_epochs=1.5, **{"evaluation.every_epochs": 0.5})
   whole = training.train(config, tmp_path / "whole")
   assert whole["steps"] == 6
-  calls = []
-
-  class StopsOnce(training.run.interruption.Interruption):
-    def __call__(self):
-      calls.append(1)
-      return len(calls) == 3
-
-  with monkeypatch.context() as patched:
-    patched.setattr(training.run.program, "Interruption", StopsOnce)
-    assert training.train(config, tmp_path / "parts") is None
-  parts = training.train(config, tmp_path / "parts")
+  parts = train_in_parts(config, tmp_path / "parts", monkeypatch)
   for summary in (whole, parts):
     del summary["seconds"]
   assert parts == whole

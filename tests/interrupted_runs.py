@@ -1,0 +1,18 @@
+"""A training run that is interrupted once and then resumed."""
+
+from ddi_jax import training
+
+
+def train_in_parts(config, workdir, monkeypatch):
+  """The summary of a run that was stopped after two steps, and resumed."""
+  calls = []
+
+  class StopsOnce(training.run.interruption.Interruption):
+    def __call__(self):
+      calls.append(1)
+      return len(calls) == 3
+
+  with monkeypatch.context() as patched:
+    patched.setattr(training.run.program, "Interruption", StopsOnce)
+    assert training.train(config, workdir) is None
+  return training.train(config, workdir)
