@@ -3,14 +3,14 @@
 from ddi_jax import training
 
 
-def train_in_parts(config, workdir, monkeypatch):
-  """The summary of a run that was stopped after two steps, and resumed."""
+def train_in_parts(config, workdir, monkeypatch, stop_at=3):
+  """The summary of a run that stops when it asks for the `stop_at`-th time, resumed."""
   calls = []
 
   class StopsOnce(training.run.interruption.Interruption):
     def __call__(self):
       calls.append(1)
-      return len(calls) == 3
+      return len(calls) == stop_at
 
   with monkeypatch.context() as patched:
     patched.setattr(training.run.program, "Interruption", StopsOnce)

@@ -1,5 +1,6 @@
 """Attacks that go on where the last epoch's ended, in the training program."""
 
+from interrupted_runs import train_in_parts
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +9,6 @@ from program import small_config
 import pytest
 
 from ddi_jax import data, models, training
-from ddi_jax.training.run import program as run_program
-from ddi_jax.training.run.interruption import Interruption
 from ddi_jax.training.settings.check import check_config
 from ddi_jax.training.step import warm_memory
 
@@ -112,21 +111,8 @@ def test_an_interrupted_run_remembers(tmp_path, monkeypatch):
     sources=("warm:1", "uniform:1"), **{"warm.steps": 1, "data.pad": 1}
   )
 
-  def run(name):
-    return training.train(config, tmp_path / name)
-
-  whole = run("whole")
-  calls = []
-
-  class StopsOnce(Interruption):
-    def __call__(self):
-      calls.append(1)
-      return len(calls) == 8
-
-  with monkeypatch.context() as patched:
-    patched.setattr(run_program, "Interruption", StopsOnce)
-    assert run("parts") is None
-  parts = run("parts")
+  whole = training.train(config, tmp_path / "whole")
+  parts = train_in_parts(config, tmp_path / "parts", monkeypatch, stop_at=8)
   for summary in (whole, parts):
     del summary["seconds"]
   assert parts == whole
