@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddi_jax.checks import check_number, is_concrete
+from ddi_jax.numerics.draws import draw_flat
 from ddi_jax.numerics.thresholds import kth_largest
 
 Bounds = tuple[float, float] | None
@@ -68,9 +69,7 @@ def linf(epsilon: float | jax.Array) -> ThreatModel:
     return _clip(jnp.clip(points, centers - epsilon, centers + epsilon), bounds)
 
   def random_start(key: jax.Array, centers: jax.Array, bounds: Bounds) -> jax.Array:
-    noise = jax.random.uniform(
-      key, centers.shape, centers.dtype, minval=-1.0, maxval=1.0
-    )
+    noise = draw_flat(jax.random.uniform, key, centers, minval=-1.0, maxval=1.0)
     return _clip(centers + epsilon * noise, bounds)
 
   def steepest_ascent(
@@ -117,7 +116,7 @@ def l2(epsilon: float | jax.Array) -> ThreatModel:
 
   def random_start(key: jax.Array, centers: jax.Array, bounds: Bounds) -> jax.Array:
     direction_key, radius_key = jax.random.split(key)
-    noise = _flat(jax.random.normal(direction_key, centers.shape, centers.dtype))
+    noise = _flat(draw_flat(jax.random.normal, direction_key, centers))
     uniform = jax.random.uniform(radius_key, (len(noise), 1), centers.dtype)
     radii = epsilon * uniform ** (1 / noise.shape[1])
     ball = radii * _unit(noise, jnp.linalg.norm(noise, axis=1, keepdims=True))

@@ -1,6 +1,7 @@
 """l1-APGD (Croce and Hein, 2021, "Mind the box", section 3)."""
 
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -154,8 +155,8 @@ def ascend_l1(
       points, best, best_gradients, best_points, step_sizes, counts, changed
     )
 
-  noise = jax.vmap(lambda key: jax.random.normal(key, inputs.shape[1:], inputs.dtype))
-  start = project(inputs + noise(keys), radii[0])
+  noise = jax.vmap(functools.partial(draw_flat, jax.random.normal))(keys, inputs)
+  start = project(inputs + noise, radii[0])
   low = jnp.full_like(best_points.scores, -jnp.inf)
   state = _State(
     points=start,

@@ -20,6 +20,7 @@ from ddi_jax.checks import (
   check_labels,
   check_positive_int,
 )
+from ddi_jax.numerics.draws import draw_flat
 from ddi_jax.threat_models import Bounds, ThreatModel, check_threat_model
 
 if TYPE_CHECKING:
@@ -202,13 +203,12 @@ def random_directions(
 ) -> jax.Array:
   """Perturbations `[B, ...]` of norm 1, uniform for l_inf, else normal; keys `[B]`."""
 
-  def draw(key: jax.Array) -> jax.Array:
-    shape, dtype = inputs.shape[1:], inputs.dtype
+  def draw(key: jax.Array, like: jax.Array) -> jax.Array:
     if threat_model.norm == "linf":
-      return jax.random.uniform(key, shape, dtype, minval=-1.0, maxval=1.0)
-    return jax.random.normal(key, shape, dtype)
+      return draw_flat(jax.random.uniform, key, like, minval=-1.0, maxval=1.0)
+    return draw_flat(jax.random.normal, key, like)
 
-  noise = jax.vmap(draw)(keys)
+  noise = jax.vmap(draw)(keys, inputs)
   return noise / expand(threat_model.size(noise), noise)
 
 

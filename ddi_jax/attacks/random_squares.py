@@ -11,6 +11,7 @@ import numpy as np
 from ddi_jax.attacks import classifier
 from ddi_jax.attacks.classifier import BestPoints, ClassifierAttack, LogitsFn
 from ddi_jax.checks import check_number, check_positive_int
+from ddi_jax.numerics.draws import draw_flat
 from ddi_jax.threat_models import Bounds, ThreatModel, check_radius
 
 # The published schedule, for 10,000 queries: where the windows' area is halved.
@@ -170,8 +171,7 @@ def _signs(draws: Any, dtype: Any) -> jax.Array:
 
 def _stripes(key: jax.Array, zeros: jax.Array, epsilon: Any) -> jax.Array:
   """The l_inf search's start: vertical stripes, one pixel wide."""
-  _, width, channels = zeros.shape
-  draws = jax.random.uniform(key, (1, width, channels))
+  draws = draw_flat(jax.random.uniform, key, zeros[:1])
   return zeros + epsilon * _signs(draws, zeros.dtype)
 
 
@@ -209,7 +209,8 @@ def _tiles(power: int, key: jax.Array, zeros: jax.Array, epsilon: Any) -> jax.Ar
   pattern = _pair_of_bumps(
     rows % sides[0], columns % sides[1], jnp.asarray(sides), zeros.shape, True
   )
-  signs = _signs(jax.random.uniform(key, (*counts, channels)), zeros.dtype)
+  grid = jnp.zeros((*counts, channels), zeros.dtype)
+  signs = _signs(draw_flat(jax.random.uniform, key, grid), zeros.dtype)
   signs = signs[
     np.clip(rows // sides[0], 0, counts[0] - 1),
     np.clip(columns // sides[1], 0, counts[1] - 1),
