@@ -10,6 +10,7 @@ import numpy as np
 from ddi_jax.checks import check_number, is_concrete
 from ddi_jax.numerics.draws import draw_flat
 from ddi_jax.numerics.thresholds import kth_largest
+from ddi_jax.reuse import reused
 
 Bounds = tuple[float, float] | None
 
@@ -40,6 +41,7 @@ class ThreatModel(NamedTuple):
   steepest_ascent: Callable[[jax.Array, jax.Array, Bounds], jax.Array]
 
 
+@reused
 def linf(epsilon: float | jax.Array) -> ThreatModel:
   """The l_inf ball: every coordinate moves by at most `epsilon`.
 
@@ -81,6 +83,7 @@ def linf(epsilon: float | jax.Array) -> ThreatModel:
   return ThreatModel("linf", epsilon, size, project, random_start, steepest_ascent)
 
 
+@reused
 def l2(epsilon: float | jax.Array) -> ThreatModel:
   """The l2 ball: the perturbation's Euclidean norm is at most `epsilon`.
 
@@ -135,6 +138,7 @@ def l2(epsilon: float | jax.Array) -> ThreatModel:
   return ThreatModel("l2", epsilon, size, project, random_start, steepest_ascent)
 
 
+@reused
 def l1(epsilon: float | jax.Array, *, top_fraction: float = 0.01) -> ThreatModel:
   """The l1 ball: the absolute changes of all coordinates sum to at most `epsilon`.
 

@@ -16,7 +16,7 @@ MODULES = [
 FILES = sorted(PACKAGE.rglob("*.py"))
 # From below to above: a file imports from its own place and from those before it.
 LAYERS = (
-  ("checks", "numerics", "records", "tables"),
+  ("checks", "numerics", "records", "reuse", "tables"),
   ("losses", "threat_models"),
   ("attacks",),
   ("candidates",),
@@ -34,7 +34,7 @@ CORE = {name for layer in LAYERS[:8] for name in layer}
 CORE_PACKAGES = {"jax", "numpy", "optax", "chex", "ddi_jax"}
 STANDARD = {
   *("__future__", "collections", "enum", "functools", "hashlib", "html", "inspect"),
-  *("math", "numbers", "operator", "statistics", "types", "typing", "warnings"),
+  *("math", "numbers", "operator", "re", "statistics", "types", "typing", "warnings"),
 }
 
 

@@ -12,18 +12,27 @@ from ddi_jax import losses
 from ddi_jax.attacks import classifier
 from ddi_jax.attacks.auto_pgd_l1 import ascend_l1
 from ddi_jax.attacks.classifier import BestPoints, ClassifierAttack, LogitsFn
-from ddi_jax.checks import check_number, check_positive_int
+from ddi_jax.checks import check_number, check_positive_int, is_concrete
 from ddi_jax.numerics.finite import finite_or
+from ddi_jax.reuse import reused
 from ddi_jax.threat_models import Bounds, ThreatModel, check_radius
 
-LOSSES: dict[str, Callable[..., jax.Array]] = {
-  "ce": losses.cross_entropy,
-  "dlr": losses.dlr,
-  "targeted_dlr": losses.targeted_dlr,
+
+class _Loss(NamedTuple):
+  of_logits: Callable[..., jax.Array]  # (logits, labels, targets) -> [B]
+  min_classes: int
+
+
+_LOSSES = {
+  "ce": _Loss(lambda logits, labels, _: losses.cross_entropy(logits, labels), 2),
+  "dlr": _Loss(lambda logits, labels, _: losses.dlr(logits, labels), 3),
+  "targeted_dlr": _Loss(losses.targeted_dlr, 4),
 }
+_TARGETED = list(_LOSSES).index("targeted_dlr")
 _MOMENTUM = 0.75
 
 
+@reused
 def apgd(
   threat_model: ThreatModel,
   *,
@@ -78,14 +87,51 @@ def apgd(
   """
   classifier.check_settings(threat_model, bounds)
   check_radius(threat_model, bounds, None)
-  if loss not in LOSSES:
-    raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {loss!r}.")
+  if loss not in _LOSSES:
+    raise ValueError(f"loss must be one of {', '.join(_LOSSES)}; got {loss!r}.")
   for name, value in (("steps", steps), ("restarts", restarts), ("targets", targets)):
     check_positive_int(name, value)
   if eot_samples is not None:
     check_positive_int("eot_samples", eot_samples)
   check_number("rho", rho, "[0, 1]")
-  targeted = loss == "targeted_dlr"
+  numbers = (list(_LOSSES).index(loss), restarts, targets)
+  return jax.tree_util.Partial(
+    _any_apgd(threat_model, steps, rho, eot_samples, bounds),
+    runs=_Runs(*(np.int32(number) for number in numbers)),
+  )
+
+
+def min_classes(attack: Any) -> int:
+  """The number of classes that an attack needs: 2 for all but some of `apgd`."""
+  runs = getattr(attack, "keywords", {}).get("runs")
+  if not isinstance(runs, _Runs):
+    return 2
+  return list(_LOSSES.values())[int(runs.loss)].min_classes
+
+
+class _Runs(NamedTuple):
+  """What one compiled program does for all values of.
+
+  Attributes:
+    loss: index in `_LOSSES`.
+    restarts: runs, for each target if targeted.
+    targets: of the targeted loss.
+  """
+
+  loss: Any
+  restarts: Any
+  targets: Any
+
+
+@reused
+def _any_apgd(
+  threat_model: ThreatModel,
+  steps: int,
+  rho: float,
+  eot_samples: int | None,
+  bounds: Bounds,
+) -> Callable[..., jax.Array]:
+  """A `ClassifierAttack` that takes its `runs` as a keyword argument."""
 
   def ascend(
     evaluate: Callable[..., Any],
@@ -115,7 +161,12 @@ def apgd(
     )
 
   def attack(
-    key: jax.Array, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array
+    key: jax.Array,
+    logits_fn: LogitsFn,
+    inputs: jax.Array,
+    labels: jax.Array,
+    *,
+    runs: _Runs,
   ) -> jax.Array:
     check_radius(threat_model, bounds, math.prod(inputs.shape[1:]))
     keys = classifier.example_keys(key, inputs)
@@ -134,21 +185,13 @@ def apgd(
       clean_logits: jax.Array,
     ) -> BestPoints:
       del clean_logits_fn
-      chosen: tuple[jax.Array, ...]
-      if targeted:
-        rank = index // restarts
-        chosen = (labels, classifier.targets_by_rank(clean_logits, labels, rank))
-      else:
-        chosen = (labels,)
-
-      def total(points: jax.Array, *draw: Any) -> tuple[jax.Array, Any]:
-        logits = logits_fn(points, *draw)
-        each = LOSSES[loss](logits, *chosen)
-        return each.sum(), (each, logits)
+      rank = index // runs.restarts
+      targets = classifier.targets_by_rank(clean_logits, labels, rank)
 
       def gradient(points: jax.Array, *draw: Any) -> tuple[jax.Array, Any]:
-        gradients, values = jax.grad(total, has_aux=True)(points, *draw)
-        return finite_or(gradients, 0), values
+        logits, pull_back = jax.vjp(lambda x: logits_fn(x, *draw), points)
+        each, slopes = _loss(runs.loss, logits, labels, targets)
+        return finite_or(pull_back(slopes)[0], 0), (each, logits)
 
       def evaluate(points: jax.Array, step: Any) -> tuple[BestPoints, jax.Array]:
         if eot_samples is None:
@@ -161,13 +204,15 @@ def apgd(
         best_points = classifier.by_margin(points, logits, labels)
         return best_points._replace(scores=finite_or(each, -jnp.inf)), gradients
 
+      scores, _ = _loss(runs.loss, clean_logits, labels, targets)
       best_points = classifier.by_margin(inputs, clean_logits, labels)
-      best_points = best_points._replace(scores=LOSSES[loss](clean_logits, *chosen))
+      best_points = best_points._replace(scores=scores)
       start_keys = keys if eot_samples is None else classifier.fold_in(keys, 0)
       return ascend(evaluate, start_keys, inputs, best_points)
 
-    def num_runs(num_classes: int) -> int:
-      return restarts * (min(targets, num_classes - 1) if targeted else 1)
+    def num_runs(num_classes: int) -> Any:
+      targets = jnp.minimum(runs.targets, num_classes - 1)
+      return runs.restarts * jnp.where(runs.loss == _TARGETED, targets, 1)
 
     repeated = classifier.repeated(
       run, num_runs, at_once=eot_samples is not None, bounds=bounds
@@ -175,6 +220,28 @@ def apgd(
     return repeated(keys, clean_logits_fn, inputs, labels)
 
   return attack
+
+
+def _loss(
+  index: Any, logits: jax.Array, labels: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The loss of this index `[B]`, and its derivatives by the logits `[B, C]`."""
+
+  def evaluate(loss: _Loss) -> tuple[jax.Array, jax.Array]:
+    def total(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+      each = loss.of_logits(logits, labels, targets)
+      return each.sum(), each
+
+    slopes, each = jax.grad(total, has_aux=True)(logits)
+    return each, slopes
+
+  known = list(_LOSSES.values())
+  if is_concrete(index):
+    return evaluate(known[int(index)])
+  # All that so many classes allow: small beside the network, and chosen among after
+  # their derivatives, which one of another loss that is not finite does not touch.
+  found = [evaluate(loss) for loss in known if loss.min_classes <= logits.shape[1]]
+  return jax.tree.map(lambda *parts: jax.lax.select_n(index, *parts), *found)
 
 
 def checkpoints(steps: int) -> list[int]:

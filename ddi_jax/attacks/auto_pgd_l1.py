@@ -11,6 +11,7 @@ import numpy as np
 from ddi_jax import threat_models
 from ddi_jax.attacks import classifier
 from ddi_jax.attacks.classifier import BestPoints
+from ddi_jax.numerics.draws import draw_flat
 from ddi_jax.numerics.thresholds import kth_largest
 from ddi_jax.threat_models import Bounds
 

@@ -21,6 +21,7 @@ from ddi_jax.checks import (
   check_positive_int,
 )
 from ddi_jax.numerics.draws import draw_flat
+from ddi_jax.reuse import reused
 from ddi_jax.threat_models import Bounds, ThreatModel, check_threat_model
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class BestPoints(NamedTuple):
   margins: jax.Array
 
 
+@reused
 def classifier_attack(
   attack: Attack,
   loss: LossOfLogits = losses.cross_entropy,
@@ -125,7 +127,7 @@ def classifier_attack(
 
 def repeated(
   run: Callable[..., BestPoints],
-  num_runs: Callable[[int], int],
+  num_runs: Callable[[int], Any],
   *,
   at_once: bool = False,
   bounds: Bounds = None,
@@ -135,8 +137,8 @@ def repeated(
   Args:
     run: (index, keys `[b]`, logits_fn, inputs, labels, clean logits `[b, C]`) ->
       `BestPoints`, of the examples that are left or a group of them.
-    num_runs: number of classes -> number of runs.  They end early once the whole
-      batch is misclassified.
+    num_runs: number of classes -> number of runs, which may be traced.  They end early
+      once the whole batch is misclassified.
     at_once: whether a run gets the whole batch, as one that draws for it does.
     bounds: the box that the inputs must lie in, or None.
 

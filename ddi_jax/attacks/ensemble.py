@@ -8,7 +8,7 @@ import warnings
 import jax
 import numpy as np
 
-from ddi_jax.attacks.auto_pgd import apgd
+from ddi_jax.attacks.auto_pgd import apgd, min_classes
 from ddi_jax.attacks.classifier import ClassifierAttack, LogitsFn
 from ddi_jax.attacks.fast_boundary import fab
 from ddi_jax.attacks.model_checks import check_model
@@ -19,8 +19,6 @@ from ddi_jax.attacks.stages import (
   Batches,
   Clean,
   Stage,
-  attack_and_measure,
-  classify_batch,
   run_stages,
   start_stages,
 )
@@ -32,7 +30,6 @@ _VERSIONS = {
   "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
   "rand": ("apgd-ce", "apgd-dlr"),
 }
-_MIN_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
 _EOT_SAMPLES = 20
 
 
@@ -118,10 +115,7 @@ def autoattack(
   check_threat_model(threat_model)
   attacks = attacks_of(threat_model, version, bounds=bounds)
   randomised = version == "rand"
-  classify = jax.jit(functools.partial(classify_batch, randomised=randomised))
-  run = create_ensemble(
-    threat_model, attacks, classify=classify, bounds=bounds, randomised=randomised
-  )
+  run = create_ensemble(threat_model, attacks, bounds=bounds, randomised=randomised)
 
   def evaluate(
     key: jax.Array,
@@ -144,7 +138,6 @@ def create_ensemble(
   threat_model: ThreatModel,
   attacks: Mapping[str, ClassifierAttack],
   *,
-  classify: Callable[..., Any],
   bounds: Bounds,
   randomised: bool = False,
 ) -> Callable[..., AutoAttackResult]:
@@ -153,7 +146,6 @@ def create_ensemble(
   Args:
     threat_model: with a number for its epsilon.
     attacks: by name.
-    classify: jitted `classify_batch`.
     bounds: the box `(low, high)`, or None.
     randomised: whether the model takes (inputs, key).
 
@@ -164,14 +156,7 @@ def create_ensemble(
   names = tuple(attacks)
   settings: dict[str, Any] = {"threat_model": threat_model, "bounds": bounds}
   settings["attacks"] = dict(attacks)
-  stages = [
-    Stage(
-      name,
-      float(threat_model.epsilon),
-      jax.jit(functools.partial(attack_and_measure, attack, threat_model)),
-    )
-    for name, attack in attacks.items()
-  ]
+  stages = [Stage(name, threat_model, attack) for name, attack in attacks.items()]
 
   def run(
     key: jax.Array,
@@ -183,9 +168,7 @@ def create_ensemble(
   ) -> AutoAttackResult:
     # A randomised model draws for a whole batch.
     drawn_for = {"batch_size": batches.size} if randomised else {}
-    messages = check_batches(
-      key, batches, names, classify=classify, randomised=randomised
-    )
+    messages = check_batches(key, batches, attacks, randomised=randomised)
     for message in messages:
       warnings.warn(message, stacklevel=3)
     result = start_stages(
@@ -193,7 +176,6 @@ def create_ensemble(
       batches,
       names,
       settings | drawn_for,
-      classify=classify,
       clean=clean,
       resume=resume,
     )
@@ -202,7 +184,6 @@ def create_ensemble(
       batches,
       stages,
       result,
-      classify=classify,
       bounds=bounds,
       after_batch=after_batch,
     )
@@ -222,24 +203,22 @@ def create_ensemble(
 def check_batches(
   key: jax.Array,
   batches: Batches,
-  names: Sequence[str],
+  attacks: Mapping[str, ClassifierAttack],
   *,
-  classify: Callable[..., Any],
   randomised: bool = False,
 ) -> list[str]:
-  """Reasons to doubt what attacks will say of a model.
+  """Reasons to doubt what attacks, by name, will say of a model.
 
   Raises:
     ValueError: for labels or a number of classes that do not fit.
   """
-  first = batches.arguments(np.arange(batches.size), key)
-  _, logits = jax.eval_shape(classify, *first)
-  check_classes(names, logits.shape[1], batches.labels)
+  check_classes(attacks, batches.programs.num_classes, batches.labels)
+  keys, *_ = batches.arguments(np.arange(batches.size), key)
   messages = check_model(
     batches.logits_fn,
     batches.inputs,
     batches.labels,
-    key=first[0][0] if randomised else None,
+    key=keys[0] if randomised else None,
     bounds=None,  # Checked before.
     batch_size=batches.size,
   )
@@ -348,16 +327,18 @@ def named_attacks(
   return {name: known[name] for name in names}
 
 
-def check_classes(names: Sequence[str], num_classes: int, labels: np.ndarray) -> None:
+def check_classes(
+  attacks: Mapping[str, ClassifierAttack], num_classes: int, labels: np.ndarray
+) -> None:
   """Raises ValueError for labels outside, and attacks that need more classes."""
   check_labels(labels, num_classes)
-  short = [name for name in names if _MIN_CLASSES.get(name, 2) > num_classes]
+  short = [
+    name for name, attack in attacks.items() if min_classes(attack) > num_classes
+  ]
   if short:
-    allowed = [
-      name
-      for name in ("apgd-ce", "apgd-dlr", "fab", "fab-t", "square")
-      if _MIN_CLASSES.get(name, 2) <= num_classes
-    ]
+    allowed = ["apgd-ce", "apgd-dlr", "fab", "fab-t", "square"]
+    if num_classes < 3:
+      allowed.remove("apgd-dlr")
     raise ValueError(
       f"{', '.join(short)} cannot attack {num_classes} classes: DLR needs 3 of them, "
       f"targeted DLR 4.  Name attacks among {', '.join(allowed)} instead."

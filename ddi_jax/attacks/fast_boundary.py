@@ -11,6 +11,7 @@ from ddi_jax.attacks.classifier import BestPoints, ClassifierAttack, LogitsFn
 from ddi_jax.attacks.remaining import group_size, run_on_remaining
 from ddi_jax.checks import check_number, check_positive_int
 from ddi_jax.numerics.finite import finite_or
+from ddi_jax.reuse import reused
 from ddi_jax.threat_models import Bounds, ThreatModel
 
 _SEARCH_STEPS = 3
@@ -20,6 +21,7 @@ _SEARCH_MARGIN = 1e-5
 _SEARCH_ROUNDING = 1e-5
 
 
+@reused
 def fab(
   threat_model: ThreatModel,
   *,
@@ -134,9 +136,13 @@ def fab(
         values, normals = (
           finite_or(part, 0) for part in boundary(points, labels, clean_logits, rank)
         )
-        own = move(points, normals, values)
         products = jnp.sum(normals * (inputs - points), axis=range(1, inputs.ndim))
-        clean = move(inputs, normals, values + products)
+        moves = move(
+          jnp.concatenate([points, inputs]),
+          jnp.concatenate([normals, normals]),
+          jnp.concatenate([values, values + products]),
+        )
+        own, clean = moves[: len(points)], moves[len(points) :]
         own_size, clean_size = size(own), size(clean)
         both = own_size + clean_size
         alpha = jnp.minimum(own_size / jnp.where(both > 0, both, 1), alpha_max)

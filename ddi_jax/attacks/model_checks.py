@@ -4,10 +4,12 @@ import operator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ddi_jax import losses
 from ddi_jax.attacks.classifier import LogitsFn, check_arguments
+from ddi_jax.attacks.programs import programs_of
 from ddi_jax.checks import check_positive_int
 from ddi_jax.threat_models import Bounds
 
@@ -25,8 +27,8 @@ def check_model(
 
   Looks for inputs outside the box, logits that are not finite, differ between two calls
   or are probabilities, and for gradients that vanish or are not finite (the flags of
-  AutoAttack's documentation, Croce and Hein, 2020).  Compiles two evaluations and two
-  gradients of the model, and runs them on every batch, the second evaluation on the
+  AutoAttack's documentation, Croce and Hein, 2020).  Compiles two evaluations and a
+  gradient of the model, and runs them on every batch, the second evaluation on the
   first batch alone.
 
   Args:
@@ -48,28 +50,28 @@ def check_model(
   """
   check_positive_int("batch_size", batch_size, optional=True)
   check_arguments(logits_fn, randomised=key is not None)
-  first_key = second_key = None
+  first_key, second_key = None, jax.random.key(0)
   if key is not None:
     first_key, second_key = jax.random.split(key)
   # On the host, where nothing has to be compiled for what follows.
   inputs, labels = np.asarray(inputs), np.asarray(labels)
   size = min(batch_size or len(inputs), len(inputs))
 
-  def call(points: jax.Array, draw: Any) -> jax.Array:
-    return logits_fn(points) if draw is None else logits_fn(points, draw)
-
-  evaluate = jax.jit(lambda points: jax.vjp(lambda x: call(x, first_key), points))
+  if not isinstance(logits_fn, jax.tree_util.Partial):
+    logits_fn = jax.tree_util.Partial(logits_fn)
+  programs = programs_of(logits_fn, inputs[:size], randomised=key is not None)
   signs = []
   for start in range(0, len(inputs), size):
     # The last batch is filled up, so that it has the shape of the others.
     indices = np.resize(np.arange(start, min(start + size, len(inputs))), size)
-    logits, pull_back = evaluate(inputs[indices])
+    logits, pull_back = programs.pull_back(logits_fn, inputs[indices], first_key)
     batch_signs = _signs(np.asarray(logits), pull_back, labels[indices])
     left = len(inputs) - start
     signs.append(jax.tree.map(operator.itemgetter(slice(left)), batch_signs))
     if start == 0:
-      # Traced afresh, so that a hidden generator is asked again.
-      again = jax.jit(lambda points: call(points, second_key))(inputs[indices])
+      # Another program, traced by itself: a hidden generator is asked again.
+      keys = jnp.broadcast_to(second_key, size)
+      _, again = programs.classify(keys, logits_fn, inputs[indices], labels[indices])
       differ = not np.allclose(logits, again, rtol=1e-4, atol=1e-5, equal_nan=True)
   all_signs = jax.tree.map(lambda *parts: np.concatenate(parts), *signs)
   return [

@@ -9,9 +9,11 @@ from ddi_jax.attacks import classifier
 from ddi_jax.attacks.classifier import BestPoints, ClassifierAttack, LogitsFn
 from ddi_jax.attacks.projected_gradient import pgd
 from ddi_jax.checks import check_positive_int
+from ddi_jax.reuse import reused
 from ddi_jax.threat_models import Bounds, ThreatModel
 
 
+@reused
 def multi_targeted_pgd(
   threat_model: ThreatModel,
   *,

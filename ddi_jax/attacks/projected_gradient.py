@@ -21,6 +21,7 @@ from ddi_jax.checks import (
 )
 from ddi_jax.numerics import loops
 from ddi_jax.numerics.finite import finite_or
+from ddi_jax.reuse import reused
 from ddi_jax.threat_models import (
   Bounds,
   ThreatModel,
@@ -66,6 +67,7 @@ def check_attack(attack: Any) -> None:
     )
 
 
+@reused
 def pgd(
   threat_model: ThreatModel,
   *,

@@ -12,12 +12,14 @@ from ddi_jax.attacks import classifier
 from ddi_jax.attacks.classifier import BestPoints, ClassifierAttack, LogitsFn
 from ddi_jax.checks import check_number, check_positive_int
 from ddi_jax.numerics.draws import draw_flat
+from ddi_jax.reuse import reused
 from ddi_jax.threat_models import Bounds, ThreatModel, check_radius
 
 # The published schedule, for 10,000 queries: where the windows' area is halved.
 _HALVINGS = np.array([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000])
 
 
+@reused
 def square(
   threat_model: ThreatModel,
   *,

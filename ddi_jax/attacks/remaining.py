@@ -22,7 +22,7 @@ def group_size(batch: int) -> int:
 
 def run_on_remaining(
   run: Callable[[jax.Array, Any, Any], Any],
-  runs: int,
+  runs: Any,
   results: Any,
   remain: Callable[[Any], jax.Array],
   arguments: Any,
@@ -30,13 +30,14 @@ def run_on_remaining(
 ) -> Any:
   """Repeats `results = run(index, arguments, results)` on the examples that remain.
 
-  Before each run they are gathered from the batch, `size` at a time, so that a run
-  costs what is left and not what was there at first, without another compilation.
+  Before each run the batch is sorted so that they come first, and `size` are taken at a
+  time, so that a run costs what is left and not what was there at first, without
+  another compilation.
 
   Args:
     run: (index of the run, arguments `[b, ...]`, results `[b, ...]`) -> results
       `[b, ...]`, each example by itself.
-    runs: how many, >= 1.
+    runs: how many, >= 1; an integer, which may be traced.
     results: arrays `[B, ...]` to be changed.
     remain: results -> whether an example takes part in the next run, `[B]`.  What does
       not remain is not changed.
@@ -57,22 +58,32 @@ def run_on_remaining(
   def by_group(index: Any, results: Any) -> Any:
     left = remain(results)
     count = jnp.sum(left)
-    # Past the batch's end nothing is written.
-    beyond = jnp.full(size - 1, batch)
-    order = jnp.concatenate([jnp.argsort(~left), beyond])
+    order = jnp.argsort(~left)
+    # The last group is filled up with the last example.
+    padded = jnp.pad(order, (0, -batch % size), mode="edge")
+    sorted_arguments, sorted_results = jax.tree.map(
+      lambda leaf: leaf[padded], (arguments, results)
+    )
 
     def group(state: Any) -> Any:
       start, results = state
-      picked = jax.lax.dynamic_slice(order, (start,), (size,))
-      some = jax.tree.map(lambda leaf: leaf[picked], (arguments, results))
+      some = jax.tree.map(
+        lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size),
+        (sorted_arguments, results),
+      )
       new = run_or_keep(index, *some)
-      return start + size, jax.tree.map(lambda a, b: a.at[picked].set(b), results, new)
+      return start + size, jax.tree.map(
+        lambda old, part: jax.lax.dynamic_update_slice_in_dim(old, part, start, 0),
+        results,
+        new,
+      )
 
     start = jnp.zeros_like(count)
-    _, results = jax.lax.while_loop(
-      lambda state: state[0] < count, group, (start, results)
+    _, sorted_results = jax.lax.while_loop(
+      lambda state: state[0] < count, group, (start, sorted_results)
     )
-    return results
+    places = jnp.argsort(order)
+    return jax.tree.map(lambda leaf: leaf[places], sorted_results)
 
   turn = together if size >= batch else by_group
   _, results = jax.lax.while_loop(

@@ -11,6 +11,7 @@ import numpy as np
 
 from ddi_jax.attacks import classifier
 from ddi_jax.attacks.classifier import ClassifierAttack, LogitsFn
+from ddi_jax.attacks.programs import Programs, programs_of
 from ddi_jax.checks import check_inside, check_key
 from ddi_jax.records import Record, differences, record_of
 from ddi_jax.tables import Table, doubts, printed_as_table
@@ -121,14 +122,14 @@ class Stage(NamedTuple):
 
   Attributes:
     name: of its own among them.
-    epsilon: the radius that its points keep.
-    run: jitted (keys `[B]`, logits_fn, inputs, labels) -> (points, size of each
-      perturbation).
+    threat_model: that its points keep, of a concrete radius.
+    attack: a `ClassifierAttack`.  What is bound in a `jax.tree_util.Partial` is an
+      argument of the compiled program, which then serves all values of it.
   """
 
   name: str
-  epsilon: float
-  run: Callable[..., tuple[jax.Array, jax.Array]]
+  threat_model: ThreatModel
+  attack: ClassifierAttack
 
 
 class Clean(NamedTuple):
@@ -148,6 +149,13 @@ class Batches:
 
   The last one is filled up with examples that have a wrong label: attacks have nothing
   to do there.
+
+  Attributes:
+    inputs: `[N, ...]`, of at least float32.
+    labels: `[N]`.
+    logits_fn: a `jax.tree_util.Partial`.
+    size: examples at a time.
+    programs: of `logits_fn`, compiled for this size when they are first called.
 
   Args:
     logits_fn: inputs `[B, ...]` -> logits `[B, C]`; best a `jax.tree_util.Partial`.
@@ -183,6 +191,9 @@ class Batches:
       logits_fn = jax.tree_util.Partial(logits_fn)
     self.logits_fn = logits_fn
     self.size = min(batch_size, len(self.inputs))
+    self.programs = programs_of(
+      logits_fn, self.inputs[: self.size], randomised=randomised
+    )
 
   def arguments(self, indices: np.ndarray, key: jax.Array) -> tuple[Any, ...]:
     """(keys, logits_fn, inputs, labels), each example's key by its own index."""
@@ -204,11 +215,9 @@ class Batches:
       outcome = program(*self.arguments(part, key))
       yield part, [np.asarray(array)[: len(part)] for array in outcome]
 
-  def classify(
-    self, key: jax.Array, program: Callable[..., Any], count: int | None = None
-  ) -> Clean:
-    """The first `count` clean inputs, or all, by the program of `classify_batch`."""
-    runs = self.run(program, np.arange(len(self.inputs))[:count], key)
+  def classify(self, key: jax.Array, count: int | None = None) -> Clean:
+    """The first `count` clean inputs, or all."""
+    runs = self.run(self.programs.classify, np.arange(len(self.inputs))[:count], key)
     wrong, logits = zip(*(outcome for _, outcome in runs), strict=True)
     return Clean(~np.concatenate(wrong), np.concatenate(logits))
 
@@ -216,34 +225,6 @@ class Batches:
   def record(self) -> Record:
     """Of the examples, for `AutoAttackResult.origin`."""
     return record_of({"inputs": self.inputs, "labels": self.labels.astype(np.int64)})
-
-
-def classify_batch(
-  keys: jax.Array,
-  logits_fn: LogitsFn,
-  inputs: Any,
-  labels: Any,
-  *,
-  randomised: bool = False,
-) -> tuple[jax.Array, jax.Array]:
-  """(whether each is misclassified `[B]`, logits `[B, C]`)."""
-  draw = (jax.random.fold_in(keys[0], 1),) if randomised else ()
-  logits = logits_fn(inputs, *draw)
-  classifier.check_logits(logits, len(inputs))
-  return classifier.misclassified(logits, labels), logits
-
-
-def attack_and_measure(
-  attack: ClassifierAttack,
-  threat_model: ThreatModel,
-  keys: jax.Array,
-  logits_fn: LogitsFn,
-  inputs: jax.Array,
-  labels: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-  """(points, sizes `[B]`), for a `Stage`."""
-  points = attack(keys, logits_fn, inputs, labels)
-  return points, threat_model.size(points - inputs)
 
 
 def not_attacked(
@@ -269,7 +250,6 @@ def start_stages(
   names: tuple[str, ...],
   settings: Mapping[str, Any],
   *,
-  classify: Callable[..., Any],
   clean: Clean | None = None,
   keep_points: bool = True,
   resume: AutoAttackResult | None = None,
@@ -281,8 +261,7 @@ def start_stages(
     batches: the examples.
     names: of the stages.
     settings: all that the outcome depends on beside key, examples and model.
-    classify: jitted `classify_batch`.
-    clean: what it makes of the examples, where that is known.
+    clean: what the model makes of the examples, where that is known.
     keep_points: whether the result holds the misclassified points.
     resume: the result of a run that was stopped.
 
@@ -292,7 +271,7 @@ def start_stages(
   if clean is None:
     clean_key = jax.random.fold_in(key, len(names))
     count = None if resume is None else _RECORDED_EXAMPLES
-    clean = batches.classify(clean_key, classify, count)
+    clean = batches.classify(clean_key, count)
   logits = np.asarray(clean.logits[:_RECORDED_EXAMPLES], np.float64)
   origin = record_of({"key": key, **settings})
   origin |= batches.record | {"logits": logits.tolist()}
@@ -318,7 +297,6 @@ def run_stages(
   stages: Sequence[Stage],
   result: AutoAttackResult,
   *,
-  classify: Callable[..., Any],
   bounds: Bounds,
   after_batch: AfterBatch | None = None,
 ) -> AutoAttackResult:
@@ -330,7 +308,6 @@ def run_stages(
     batches: the examples.
     stages: in order.
     result: from `start_stages`; its arrays are updated in place.
-    classify: jitted `classify_batch`, of what the attacks find.
     bounds: the box that the points must not leave, or None.
     after_batch: see `ddi_jax.attacks.ensemble.Evaluate`.
 
@@ -343,7 +320,7 @@ def run_stages(
   for index, stage in enumerate(stages):
     pending = np.flatnonzero(result.robust & (result.faced <= index))
     stage_key = jax.random.fold_in(key, index)
-    program = functools.partial(_run_and_classify, stage.run, classify)
+    program = functools.partial(_run_and_classify, batches.programs, stage)
     done = 0
     for indices, (points, sizes, broken) in batches.run(program, pending, stage_key):
       _check_inside(stage, points, sizes, bounds)
@@ -359,18 +336,21 @@ def run_stages(
 
 
 def _run_and_classify(
-  run: Callable[..., Any],
-  classify: Callable[..., Any],
+  programs: Programs,
+  stage: Stage,
   keys: jax.Array,
   logits_fn: LogitsFn,
   inputs: Any,
   labels: Any,
 ) -> tuple[np.ndarray, jax.Array, jax.Array]:
-  """(points, sizes, whether each is misclassified), by the program of the inputs."""
-  points, sizes = run(keys, logits_fn, inputs, labels)
-  # On the host, like the inputs: the same program for both.
-  points = np.asarray(points)
-  return points, sizes, classify(keys, logits_fn, points, labels)[0]
+  """(points, sizes of the perturbations, whether each is misclassified)."""
+  attack = stage.attack
+  if not isinstance(attack, jax.tree_util.Partial):
+    attack = jax.tree_util.Partial(attack)
+  # On the host, like the inputs: classified by the same program.
+  points = np.asarray(programs.attack(attack, keys, logits_fn, inputs, labels))
+  broken, _ = programs.classify(keys, logits_fn, points, labels)
+  return points, stage.threat_model.size(points - inputs), broken
 
 
 def _check_data(inputs: Any, labels: Any) -> None:
@@ -390,10 +370,11 @@ def _check_inside(stage: Stage, points: Any, sizes: Any, bounds: Bounds) -> None
   lost = np.sum(~np.isfinite(points).reshape(len(points), -1).all(axis=1))
   if lost:
     raise ValueError(f"{stage.name} returned {lost} points that are not finite.")
-  if np.any(sizes > stage.epsilon * (1 + 1e-3) + 1e-6):
+  epsilon = float(stage.threat_model.epsilon)
+  if np.any(sizes > epsilon * (1 + 1e-3) + 1e-6):
     raise ValueError(
       f"{stage.name} left the ball: a perturbation of size {np.max(sizes):g}, epsilon "
-      f"{stage.epsilon:g}."
+      f"{epsilon:g}."
     )
   if bounds is not None and (np.min(points) < bounds[0] or np.max(points) > bounds[1]):
     raise ValueError(f"{stage.name} left the box [{bounds[0]:g}, {bounds[1]:g}].")

@@ -1,12 +1,10 @@
 """Robust accuracy against the radius."""
 
 from collections.abc import Callable, Sequence
-import functools
 from typing import Any, NamedTuple
 import warnings
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ddi_jax.attacks.classifier import LogitsFn
@@ -16,12 +14,11 @@ from ddi_jax.attacks.stages import (
   AutoAttackResult,
   Batches,
   Stage,
-  attack_and_measure,
-  classify_batch,
   run_stages,
   start_stages,
 )
 from ddi_jax.evaluation.accuracy import CELLS, Accuracy, accuracy_of
+from ddi_jax.reuse import reused
 from ddi_jax.tables import Table, doubts, printed_as_table
 from ddi_jax.threat_models import Bounds, ThreatModel
 
@@ -129,26 +126,18 @@ def robustness_curve(
   known_attacks = named_attacks(largest, attacks, bounds=bounds)
   names = tuple(known_attacks)
   batches = Batches(logits_fn, inputs, labels, batch_size, bounds)
-  classify = jax.jit(classify_batch)
-  messages = check_batches(key, batches, names, classify=classify)
+  messages = check_batches(key, batches, known_attacks)
   for message in messages:
     warnings.warn(message, stacklevel=2)
-
-  @functools.partial(jax.jit, static_argnums=0)
-  def attack_at(
-    name: str,
-    epsilon: Any,
-    keys: jax.Array,
-    logits_fn: LogitsFn,
-    inputs: jax.Array,
-    labels: jax.Array,
-  ) -> tuple[jax.Array, jax.Array]:
-    threat_model = make_threat_model(epsilon)
-    attack = named_attacks(threat_model, [name], bounds=bounds)[name]
-    return attack_and_measure(attack, threat_model, keys, logits_fn, inputs, labels)
-
   stages = [
-    Stage(name, epsilon, functools.partial(attack_at, attack, jnp.float32(epsilon)))
+    Stage(
+      name,
+      make_threat_model(epsilon),
+      jax.tree_util.Partial(
+        _attack_at_radius(make_threat_model, attack, bounds),
+        epsilon=np.float32(epsilon),
+      ),
+    )
     for name, (epsilon, attack) in _stages(radii, names).items()
   ]
   result = start_stages(
@@ -156,7 +145,6 @@ def robustness_curve(
     batches,
     tuple(stage.name for stage in stages),
     {"threat_model": largest, "bounds": bounds, "attacks": known_attacks},
-    classify=classify,
     keep_points=False,
     resume=None if resume is None else resume.result,
   )
@@ -165,12 +153,32 @@ def robustness_curve(
     batches,
     stages,
     result,
-    classify=classify,
     bounds=bounds,
     after_batch=after_batch,
   )
   result = result._replace(warnings=tuple(messages))
   return RobustnessCurve(radii, names, result)
+
+
+@reused
+def _attack_at_radius(
+  make_threat_model: Callable[[Any], ThreatModel], name: str, bounds: Bounds
+) -> Callable[..., jax.Array]:
+  """The attack of this name, at the radius that is its keyword argument."""
+
+  def run(
+    key: jax.Array,
+    logits_fn: LogitsFn,
+    inputs: jax.Array,
+    labels: jax.Array,
+    *,
+    epsilon: jax.Array,
+  ) -> jax.Array:
+    threat_model = make_threat_model(epsilon)
+    attack = named_attacks(threat_model, [name], bounds=bounds)[name]
+    return attack(key, logits_fn, inputs, labels)
+
+  return run
 
 
 def stage_names(epsilons: Sequence[float], attacks: Sequence[str]) -> tuple[str, ...]:

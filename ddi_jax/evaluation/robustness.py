@@ -1,12 +1,10 @@
 """How accurate a classifier is, clean and under attack, and what to think of it."""
 
 from collections.abc import Callable, Mapping, Sequence
-import functools
 from typing import Any, NamedTuple
 import warnings
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ddi_jax import losses
@@ -20,14 +18,13 @@ from ddi_jax.attacks.stages import (
   Clean,
   Progress,
   Stage,
-  attack_and_measure,
-  classify_batch,
   run_stages,
   start_stages,
 )
 from ddi_jax.checks import check_key, check_positive_int
 from ddi_jax.evaluation.accuracy import CELLS, Accuracy, accuracy_of
 from ddi_jax.evaluation.temperature import calibrate_temperature
+from ddi_jax.reuse import reused
 from ddi_jax.tables import Table, doubts, printed_as_table
 from ddi_jax.threat_models import Bounds, ThreatModel, check_threat_model
 
@@ -189,8 +186,7 @@ def evaluate(
     pgd_attack = pgd(threat_model, steps=20, step_size=step_size, bounds=bounds)
   attack_key, pgd_key = jax.random.split(key)
   batches = Batches(logits_fn, inputs, labels, batch_size, bounds)
-  classify = jax.jit(classify_batch)
-  clean = batches.classify(attack_key, classify)
+  clean = batches.classify(attack_key)
   temperature = float(calibrate_temperature(clean.logits, batches.labels))
   stopped = False
 
@@ -199,7 +195,7 @@ def evaluate(
     stopped = stopped or bool(after_batch is not None and after_batch(progress))
     return stopped
 
-  run = create_ensemble(threat_model, attacks, classify=classify, bounds=bounds)
+  run = create_ensemble(threat_model, attacks, bounds=bounds)
   result = run(
     attack_key,
     batches,
@@ -208,7 +204,7 @@ def evaluate(
     resume=None if resume is None else resume.autoattack,
   )
   pgd_results = _attack_at_temperatures(
-    _create_pgd(pgd_attack, pgd_restarts, threat_model),
+    _pgd_at_temperature(pgd_attack, pgd_restarts),
     temperature,
     {
       "threat_model": threat_model,
@@ -221,7 +217,6 @@ def evaluate(
     clean,
     earlier={} if resume is None else resume.pgd,
     is_stopped=lambda: stopped,
-    classify=classify,
     after_batch=stop_after_batch,
   )
   confidence = float(np.mean(jax.nn.softmax(clean.logits).max(axis=1)))
@@ -240,7 +235,7 @@ def evaluate(
 
 
 def _attack_at_temperatures(
-  run_pgd: Callable[..., tuple[jax.Array, jax.Array]],
+  pgd_at_temperature: Callable[..., jax.Array],
   calibrated: float,
   settings: Mapping[str, Any],
   key: jax.Array,
@@ -249,7 +244,6 @@ def _attack_at_temperatures(
   *,
   earlier: Mapping[str, AutoAttackResult],
   is_stopped: Callable[[], bool],
-  classify: Callable[..., Any],
   after_batch: AfterBatch,
 ) -> dict[str, AutoAttackResult]:
   """PGD at multiples of the calibrated temperature, each by itself, until stopped."""
@@ -261,7 +255,6 @@ def _attack_at_temperatures(
       batches,
       (name,),
       settings,
-      classify=classify,
       clean=clean,
       keep_points=False,
       resume=earlier.get(name),
@@ -269,37 +262,36 @@ def _attack_at_temperatures(
     if is_stopped():
       continue
     temperature = 1.0 if multiple is None else multiple * calibrated
-    epsilon = float(settings["threat_model"].epsilon)
-    stage = Stage(name, epsilon, functools.partial(run_pgd, jnp.float32(temperature)))
+    attack = jax.tree_util.Partial(
+      pgd_at_temperature, temperature=np.float32(temperature)
+    )
     results[name] = run_stages(
       stage_key,
       batches,
-      [stage],
+      [Stage(name, settings["threat_model"], attack)],
       results[name],
-      classify=classify,
       bounds=settings["bounds"],
       after_batch=after_batch,
     )
   return results
 
 
-def _create_pgd(
-  attack: Attack, restarts: int, threat_model: ThreatModel
-) -> Callable[..., tuple[jax.Array, jax.Array]]:
-  """PGD on the logits divided by a temperature: its argument, before a `Stage`'s."""
+@reused
+def _pgd_at_temperature(attack: Attack, restarts: int) -> Callable[..., jax.Array]:
+  """PGD on the logits divided by a temperature, its keyword argument."""
 
-  @jax.jit
   def run(
-    temperature: jax.Array,
-    keys: jax.Array,
+    key: jax.Array,
     logits_fn: LogitsFn,
     inputs: jax.Array,
     labels: jax.Array,
-  ) -> tuple[jax.Array, jax.Array]:
+    *,
+    temperature: jax.Array,
+  ) -> jax.Array:
     def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
       return losses.cross_entropy(logits / temperature, labels)
 
-    classifier = classifier_attack(attack, loss, restarts=restarts)
-    return attack_and_measure(classifier, threat_model, keys, logits_fn, inputs, labels)
+    tempered = classifier_attack(attack, loss, restarts=restarts)
+    return tempered(key, logits_fn, inputs, labels)
 
   return run

@@ -205,19 +205,20 @@ def _convolutions(jaxpr: Any) -> set[bool]:
   for equation in jaxpr.eqns:
     if equation.primitive.name == "conv_general_dilated":
       kinds.add(_is_canonical(equation.params))
-    for inner in _inner_jaxprs(equation.params.values()):
+    for inner in inner_jaxprs(equation.params.values()):
       kinds |= _convolutions(inner)
   return kinds
 
 
-def _inner_jaxprs(values: Iterable[Any]) -> Iterator[jax_core.Jaxpr]:
+def inner_jaxprs(values: Iterable[Any]) -> Iterator[jax_core.Jaxpr]:
+  """The jaxprs among the parameters of an equation."""
   for value in values:
     if isinstance(value, jax_core.ClosedJaxpr):
       yield value.jaxpr
     elif isinstance(value, jax_core.Jaxpr):
       yield value
     elif isinstance(value, (list, tuple)):
-      yield from _inner_jaxprs(value)
+      yield from inner_jaxprs(value)
 
 
 def _is_canonical(params: Any) -> bool:

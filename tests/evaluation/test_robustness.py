@@ -11,8 +11,8 @@ import pytest
 
 import ddi_jax
 from ddi_jax import attacks
-from ddi_jax.attacks import ensemble, stages
-from ddi_jax.evaluation import robustness
+from ddi_jax.attacks import stages
+from ddi_jax.attacks.programs import programs_of
 
 EPSILON = 0.0265  # Breaks about half of the linear model's examples.
 
@@ -67,18 +67,50 @@ def test_clean_inputs_are_classified_once(monkeypatch):
   clean = np.asarray(p.inputs)
   seen = []
 
-  def counted(keys, logits_fn, inputs, labels, **options):
-    jax.debug.callback(lambda inputs: seen.append(np.asarray(inputs)), inputs)
-    return stages.classify_batch(keys, logits_fn, inputs, labels, **options)
+  def counted(*arguments, **settings):
+    programs = programs_of(*arguments, **settings)
 
-  for module in (robustness, ensemble):
-    monkeypatch.setattr(module, "classify_batch", counted)
+    def classify(keys, logits_fn, inputs, labels):
+      seen.append(np.asarray(inputs))
+      return programs.classify(keys, logits_fn, inputs, labels)
+
+    return programs._replace(classify=classify)
+
+  monkeypatch.setattr(stages, "programs_of", counted)
   result = evaluate(p.logits_fn, p, batch_size=8)
-  jax.effects_barrier()
   assert result.finished and result.warnings == ()
   of_clean = [batch for batch in seen if np.isin(batch, clean).all()]
   assert len(of_clean) == 3  # Batches of 8.
   assert len(seen) > 6  # And what the attacks found.
+
+
+def test_programs_are_kept():
+  """The second evaluation of a model compiles nothing; of a changed one, everything."""
+  p = problem(batch=8)
+  weights = np.ones(p.inputs.shape[-1], np.float32)
+
+  def logits_fn(inputs):
+    return p.logits_fn(inputs * weights)
+
+  compiled = []
+
+  def listen(event, *_, **__):
+    if event == "/jax/core/compile/backend_compile_duration":
+      compiled.append(event)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    first = evaluate(logits_fn, p)
+    assert compiled
+    compiled.clear()
+    again = evaluate(logits_fn, p)
+    assert compiled == []
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+  jax.tree.map(np.testing.assert_array_equal, again, first)
+  weights *= 0  # In place: all logits are equal.
+  changed = evaluate(logits_fn, p)
+  assert changed.clean.correct != first.clean.correct
 
 
 def test_over_confidence_deceives_plain_pgd_but_not_the_calibrated_one():

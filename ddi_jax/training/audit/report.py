@@ -10,7 +10,7 @@ import numpy as np
 
 import ddi_jax
 from ddi_jax import data
-from ddi_jax.attacks.stages import Batches, classify_batch
+from ddi_jax.attacks.stages import Batches
 from ddi_jax.tables import align
 from ddi_jax.training.audit import figures
 from ddi_jax.training.audit.plan import AuditSettings
@@ -175,7 +175,7 @@ def _look_at_broken(
   batches = Batches(
     subject.logits_fn, attacked.adversarial, subject.labels, batch_size, bounds=None
   )
-  logits = batches.classify(jax.random.key(0), jax.jit(classify_batch)).logits
+  logits = batches.classify(jax.random.key(0)).logits
   indices = np.flatnonzero(attacked.broken_by >= 0)
   confidences = np.asarray(jax.nn.softmax(logits).max(axis=1))
   return _Broken(

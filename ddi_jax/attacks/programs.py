@@ -1,0 +1,112 @@
+"""The compiled programs of a model, kept from one evaluation to the next."""
+
+from collections.abc import Callable, Iterator
+import functools
+import hashlib
+import re
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend import core as jax_core
+
+from ddi_jax.attacks import classifier
+from ddi_jax.attacks.classifier import LogitsFn
+from ddi_jax.numerics.loops import inner_jaxprs
+from ddi_jax.records import record_of
+
+# So many models' programs are kept; they hold the arrays that a model closes over.
+_MOST_MODELS = 2
+
+
+class Programs(NamedTuple):
+  """Jitted functions, which compile when they are first called.
+
+  Attributes:
+    classify: (keys `[B]`, logits_fn, inputs, labels) -> (whether each is misclassified
+      `[B]`, logits `[B, C]`).
+    attack: (attack, keys, logits_fn, inputs, labels) -> points, for a pytree of an
+      attack, see `jax.tree_util.Partial`.
+    pull_back: (logits_fn, inputs, key or None) -> (logits, function: cotangents of the
+      logits -> gradients).
+    num_classes: C.
+  """
+
+  classify: Callable[..., tuple[jax.Array, jax.Array]]
+  attack: Callable[..., jax.Array]
+  pull_back: Callable[..., tuple[jax.Array, Any]]
+  num_classes: int
+
+
+def programs_of(
+  logits_fn: jax.tree_util.Partial, inputs: Any, *, randomised: bool
+) -> Programs:
+  """The programs of a model: those of the last evaluation, if it is the same.
+
+  The same function is the same model where it also computes the same: with the same
+  operations, on the same arrays that it closes over.  The model is traced to see it, so
+  that one whose parameters were changed in place is compiled again.
+
+  Args:
+    logits_fn: inputs `[B, ...]` -> logits `[B, C]`; its arguments that are bound are
+      arguments of the programs.
+    inputs: a batch, or its shape and type.
+    randomised: whether `logits_fn` takes (inputs, key).
+
+  Raises:
+    ValueError: for a model that does not return logits.
+  """
+  draw = (jax.random.key(0),) if randomised else ()
+
+  def trace(logits_fn: LogitsFn, inputs: Any) -> jax.Array:  # Never traced before.
+    logits = logits_fn(inputs, *draw)
+    classifier.check_logits(logits, len(inputs))
+    return logits
+
+  traced = jax.make_jaxpr(trace)(logits_fn, inputs)
+  return _programs(
+    logits_fn.func, _fingerprint(traced), randomised, traced.out_avals[0].shape[1]
+  )
+
+
+@functools.lru_cache(maxsize=_MOST_MODELS)
+def _programs(
+  model: Callable[..., Any], fingerprint: str, randomised: bool, num_classes: int
+) -> Programs:
+  """New functions, so that their programs go when these are forgotten."""
+  del model, fingerprint
+
+  def classify(
+    keys: jax.Array, logits_fn: LogitsFn, inputs: Any, labels: Any
+  ) -> tuple[jax.Array, jax.Array]:
+    draw = (jax.random.fold_in(keys[0], 1),) if randomised else ()
+    logits = logits_fn(inputs, *draw)
+    return classifier.misclassified(logits, labels), logits
+
+  def attack(attack: Callable[..., jax.Array], *arguments: Any) -> jax.Array:
+    return attack(*arguments)
+
+  def pull_back(
+    logits_fn: LogitsFn, inputs: jax.Array, key: jax.Array | None
+  ) -> tuple[jax.Array, Any]:
+    draw = () if key is None else (key,)
+    return jax.vjp(lambda points: logits_fn(points, *draw), inputs)
+
+  return Programs(jax.jit(classify), jax.jit(attack), jax.jit(pull_back), num_classes)
+
+
+def _fingerprint(traced: Any) -> str:
+  """Of a traced function: of its operations and of the arrays that it holds."""
+  # Functions inside, such as rules of derivatives, are printed with their addresses.
+  operations = re.sub(r"0x[0-9a-f]+", "", str(traced.jaxpr))
+  arrays = record_of({"": [*traced.consts, *_literals(traced.jaxpr)]})
+  return hashlib.sha256(f"{operations} {arrays}".encode()).hexdigest()
+
+
+def _literals(jaxpr: jax_core.Jaxpr) -> Iterator[Any]:
+  """The numbers and arrays that stand in a jaxpr."""
+  for equation in jaxpr.eqns:
+    for variable in equation.invars:
+      if isinstance(variable, jax_core.Literal):
+        yield variable.val
+    for inner in inner_jaxprs(equation.params.values()):
+      yield from _literals(inner)
