@@ -20,6 +20,7 @@ from ddi_jax.attacks.stages import (
   Clean,
   Stage,
   attack_and_measure,
+  check_resume,
   classify_batch,
   run_stages,
   start_stages,
@@ -132,6 +133,7 @@ def autoattack(
     after_batch: AfterBatch | None = None,
     resume: AutoAttackResult | None = None,
   ) -> AutoAttackResult:
+    check_resume(resume, AutoAttackResult, "a function made by ddi_jax.autoattack")
     batches = Batches(
       logits_fn, inputs, labels, batch_size, bounds, randomised=randomised
     )

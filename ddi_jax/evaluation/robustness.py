@@ -21,6 +21,7 @@ from ddi_jax.attacks.stages import (
   Progress,
   Stage,
   attack_and_measure,
+  check_resume,
   classify_batch,
   run_stages,
   start_stages,
@@ -180,6 +181,7 @@ def evaluate(
       "randomised.  Use ddi_jax.autoattack."
     )
   check_key(key)
+  check_resume(resume, RobustnessEvaluation, "ddi_jax.evaluate")
   check_threat_model(threat_model)
   attacks = attacks_of(threat_model, version, bounds=bounds)
   check_positive_int("batch_size", batch_size)
