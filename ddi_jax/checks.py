@@ -11,6 +11,8 @@ from jax.experimental import checkify
 import jax.numpy as jnp
 import numpy as np
 
+ARRAYS = (np.ndarray, np.generic, jax.Array)
+
 
 def missing_extra(extra: str, error: ModuleNotFoundError) -> ImportError:
   """The error that says which extra of this package holds a missing module."""
@@ -72,7 +74,7 @@ def check_number(
 
 def _real_number(value: Any) -> float:
   """The value as a float; NaN, which is in no interval, if it is no real number."""
-  if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+  if isinstance(value, ARRAYS):
     kinds = (jnp.integer, jnp.floating)
     is_real = any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
     return float(value) if is_real and value.ndim == 0 else float("nan")
@@ -87,6 +89,15 @@ def _real_number(value: Any) -> float:
 def check_positive(name: str, value: Any) -> None:
   """Raise ValueError unless the value is a finite number > 0; a tracer passes."""
   check_number(name, value, "(0, inf)")
+
+
+def check_array(name: str, value: Any) -> None:
+  """Raise ValueError unless the value is an array of numpy or jax, or a tracer."""
+  if not isinstance(value, ARRAYS):
+    raise ValueError(
+      f"{name} must be an array of jax or numpy, got {type(value).__name__}; "
+      "jnp.asarray(...) makes one."
+    )
 
 
 def check_choice(name: str, value: Any, allowed: Any) -> None:
@@ -217,6 +228,7 @@ def check_examples(
     False
   """
   check_bounds(bounds)
+  check_array("inputs", inputs)
   check_inside(inputs, bounds)
   if not is_concrete(inputs) and inputs.size:
     low, high = (-jnp.inf, jnp.inf) if bounds is None else bounds
@@ -232,11 +244,12 @@ def check_examples(
     )
   if labels is None or num_classes is None:
     return
-  is_integer = jnp.issubdtype(jnp.result_type(labels), jnp.integer)
-  if not is_integer or jnp.shape(labels) != inputs.shape[:1]:
+  check_array("labels", labels)
+  is_integer = jnp.issubdtype(labels.dtype, jnp.integer)
+  if not is_integer or labels.shape != inputs.shape[:1]:
     raise ValueError(
       f"labels must be integers of shape {inputs.shape[:1]}, a class per example, got "
-      f"{jnp.result_type(labels)} of shape {jnp.shape(labels)}."
+      f"{labels.dtype} of shape {labels.shape}."
     )
   check_labels(labels, num_classes)
   if not is_concrete(labels) and labels.size:

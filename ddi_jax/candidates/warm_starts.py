@@ -9,7 +9,7 @@ from ddi_jax import losses
 from ddi_jax.attacks import pgd
 from ddi_jax.attacks.classifier import LogitsFn
 from ddi_jax.candidates.source import LossOfLogits, Source
-from ddi_jax.checks import check_key, check_positive_int
+from ddi_jax.checks import check_array, check_key, check_positive_int
 from ddi_jax.numerics import loops
 from ddi_jax.threat_models import Bounds, ThreatModel
 
@@ -55,12 +55,14 @@ def warm_restarts(
     Array([[[0.47, 0.57]]], dtype=float32)
   """
   check_positive_int("at_a_time", at_a_time, optional=True)
+  check_array("perturbations", perturbations)
   pgd(threat_model, bounds=bounds, **settings)  # Checks the settings now.
 
   def source(
     key: jax.Array, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array
   ) -> jax.Array:
     check_key(key)
+    check_array("inputs", inputs)
     if perturbations.shape[1:] != inputs.shape:
       raise ValueError(
         f"perturbations must be [K, *{inputs.shape}], as the inputs; got "
