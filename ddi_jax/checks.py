@@ -1,6 +1,6 @@
 """Arguments: checks that many functions share, and what a factory takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import functools
 import inspect
 import numbers
@@ -260,6 +260,32 @@ def check_examples(
       least=jnp.min(labels),
       greatest=jnp.max(labels),
     )
+
+
+def check_not_passed(
+  factory: Callable[..., Any],
+  settings: Iterable[str],
+  num_positional: int,
+  named: Iterable[str] = (),
+) -> None:
+  """Raise ValueError for a setting that is passed to a factory in another way.
+
+  Args:
+    factory: a function or a class.
+    settings: names of the keyword arguments that a user gives.
+    num_positional: how many positional arguments it is called with.
+    named: other keyword arguments that it is called with.
+  """
+  function: Any = factory.__init__ if isinstance(factory, type) else factory  # type: ignore[misc]
+  parameters = inspect.signature(function).parameters.values()
+  own = [parameter for parameter in parameters if parameter.name != "self"]
+  taken = {p.name for p in own[:num_positional] if p.kind is p.POSITIONAL_OR_KEYWORD}
+  for name in settings:
+    if name in taken.union(named):
+      raise ValueError(
+        f"{name} cannot be set: whoever calls "
+        f"{getattr(factory, '__name__', repr(factory))} passes it; leave it out."
+      )
 
 
 def keyword_parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -36,7 +36,7 @@ def warm_restarts(
     loss: (logits, labels) -> losses `[B]`, to be increased.
     at_a_time: see `ddi_jax.restart_candidates`.
     bounds: the box `(low, high)` that holds the inputs, or None.
-    **settings: steps, step_size and so on, of `ddi_jax.pgd`.
+    **settings: steps, step_size and so on, of `ddi_jax.pgd`; not `random_start`.
 
   Returns:
     A `Source` of K candidates.
@@ -56,6 +56,11 @@ def warm_restarts(
   """
   check_positive_int("at_a_time", at_a_time, optional=True)
   check_array("perturbations", perturbations)
+  if "random_start" in settings:
+    raise ValueError(
+      "random_start cannot be set: warm_restarts starts where perturbations ends, and "
+      "at random where these are 0; leave it out."
+    )
   pgd(threat_model, bounds=bounds, **settings)  # Checks the settings now.
 
   def source(

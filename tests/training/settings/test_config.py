@@ -4,6 +4,7 @@ import inspect
 from pathlib import Path
 import runpy
 
+import jax.numpy as jnp
 import pytest
 
 import ddi_jax
@@ -377,6 +378,34 @@ def test_own_settings_of_a_piece_that_is_not_there_are_an_error():
   with pytest.raises(training.ConfigError, match=r"config\.model_settings\.width is 3"):
     check_config(config)
   assert not training.drop_unused(config).model_settings
+
+
+def own_source(count, size=1.0):
+  return lambda key, logits_fn, inputs, labels: jnp.stack([inputs] * count)
+
+
+def own_model(image_shape, num_classes, *, mean, rngs):
+  raise AssertionError
+
+
+@pytest.mark.parametrize(
+  ("changes", "field"),
+  [
+    ({"sources": (f"{__name__}:own_source:2",)}, "source_settings.count"),
+    ({"model.name": f"{__name__}:own_model"}, "model_settings.rngs"),
+    ({"model.name": f"{__name__}:own_model"}, "model_settings.num_classes"),
+    ({"model.name": f"{__name__}:own_model"}, "model_settings.mean"),
+  ],
+)
+def test_a_setting_that_the_program_passes_itself_is_refused(changes, field):
+  config = training.default_config()
+  config.update_from_flattened_dict(changes)
+  group, name = field.split(".")
+  config[group][name] = 3
+  with pytest.raises(
+    training.ConfigError, match=rf"^config\.{field} cannot be set: .* leave it out\.$"
+  ):
+    training.check_config(config)
 
 
 @pytest.mark.parametrize(
