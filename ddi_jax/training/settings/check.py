@@ -63,6 +63,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   values.check_plain_values(check)
   values.check_choices(check)
   values.check_types(check)
+  values.check_loops(check)
   _check_sources(config, check)
   _check_unused(config)
   _check_pieces(config)

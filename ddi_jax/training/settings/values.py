@@ -18,6 +18,12 @@ ATTACK_DTYPES = ("float32", "bfloat16")
 BATCH_NORM_MODES = ("train", "eval")
 INT_END = 2**31
 MOST_ENTRIES = 1000  # of a tuple: each is a layer, a source or a step of a schedule
+# Turns of a loop inside a step: more would take days, and no signal ends a step.
+MOST_TURNS = 10**6
+LOOPS = (
+  *("attack.steps", "warm.steps", "evaluation.steps", "evaluation.restarts"),
+  *("danskin.max_iterations", "proximal.iterations"),
+)
 EPOCHS = ("num_epochs", "attack.warmup_epochs", "evaluation.every_epochs")
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 _TYPES: dict[type, Any] = {
@@ -135,6 +141,12 @@ def check_types(check: Checker) -> None:
       check(field, f"{_ALLOWED[kind]} or None", functools.partial(_is_or_none, kind))
     else:
       check(field, _ALLOWED[kind], functools.partial(_is, kind))
+
+
+def check_loops(check: Checker) -> None:
+  """Check that no loop inside a step has more turns than anybody waits for."""
+  for field in LOOPS:
+    check(field, f"<= {MOST_TURNS}", lambda value: value is None or value <= MOST_TURNS)
 
 
 def _is_or_none(kind: type, value: Any) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import ddi_jax
 from ddi_jax import data, training
 from ddi_jax.training.run import program
+from ddi_jax.training.settings import values
 from ddi_jax.training.settings.check import (
   check_against_data,
   check_config,
@@ -163,15 +164,8 @@ def kinds():
 NUMBERS = [field for field, kind, _ in kinds() if kind in (int, float)]
 # Of any size that an int32 can hold: they take time only, or limit something.
 COUNTS = {
-  *(
-    "seed",
-    "num_epochs",
-    "attack.steps",
-    "evaluation.steps",
-    "evaluation.every_epochs",
-  ),
-  *("warm.steps", "warm.reset_epochs", "proximal.iterations", "proximal.memory"),
-  *("danskin.max_iterations", "data.split_seed", "data.validation_size"),
+  *("seed", "num_epochs", "evaluation.every_epochs", "warm.reset_epochs"),
+  *("proximal.memory", "data.split_seed", "data.validation_size"),
   *("data.limit", "evaluation.validation_limit", "evaluation.test_limit"),
   *("restarts_at_a_time", "gradients_at_a_time"),
 }
@@ -198,10 +192,18 @@ def test_impossible_sizes_are_refused_before_the_data_are_read(
     with pytest.raises(training.ConfigError, match=rf"config\.{field} must be"):
       training.train(changed(field, value), tmp_path / "run")
   if not is_float and field not in COUNTS:
-    last = field.rpartition(".")[2]
-    with pytest.raises(training.ConfigError, match=rf"{field}|config.{last}"):
+    with pytest.raises(training.ConfigError, match=rf"config\.{field}\b"):
       training.train(changed(field, 10**9 + 8), tmp_path / "run")
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("field", values.LOOPS)
+def test_a_loop_that_would_take_years_is_refused(field):
+  check_config(changed(field, 10**6))
+  with pytest.raises(
+    training.ConfigError, match=rf"config\.{field} must be <= 1000000, got 1000001"
+  ):
+    check_config(changed(field, 10**6 + 1))
 
 
 @pytest.mark.parametrize(
