@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 import functools
+import importlib.util
 import inspect
 import numbers
 from typing import Any
@@ -20,6 +21,13 @@ def missing_extra(extra: str, error: ModuleNotFoundError) -> ImportError:
     f"{error.name} is not installed: pip install 'ddi_jax[{extra}]' (in a clone of the "
     f"repository: pip install -e '.[{extra}]')."
   )
+
+
+def check_installed(*modules: str) -> None:
+  """Raise ModuleNotFoundError for a missing module, without importing any."""
+  for name in modules:
+    if importlib.util.find_spec(name) is None:
+      raise ModuleNotFoundError(name=name)
 
 
 def is_concrete(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+import subprocess
 import sys
 
 from absl import flags
@@ -116,3 +117,26 @@ def test_a_variant_that_is_not_there(launch, monkeypatch):
 )
 def test_a_misspelt_setting(launch, monkeypatch, flag, message):
   assert message in refusal(launch, monkeypatch, "--config=configs/digits.py", flag)
+
+
+def test_a_refusal_waits_for_no_heavy_module(tmp_path):
+  """What only training needs is imported after the settings are checked."""
+  code = f"""
+import runpy, sys
+sys.argv = [
+  "launch.py", "--config=configs/digits.py", "--config.num_restarts=1000000",
+  "--workdir={tmp_path}"
+]
+try:
+  runpy.run_path("launch.py", run_name="__main__")
+except SystemExit as error:
+  print(error)
+heavy = "matplotlib grain orbax.checkpoint tensorstore sklearn.datasets PIL scipy"
+print([name for name in heavy.split() if name in sys.modules])
+"""
+  result = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+  )
+  message, imported = result.stdout.splitlines()
+  assert message.startswith("launch.py: a training step needs at least"), result.stderr
+  assert imported == "[]"
