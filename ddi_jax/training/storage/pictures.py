@@ -14,15 +14,13 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def saved_figure(
-  path: Path, size: tuple[float, float], style: dict[str, Any]
-) -> Iterator[Figure]:
+def saved_figure(path: Path, size: tuple[float, float], style: Any) -> Iterator[Figure]:
   """A figure to be drawn, which is saved as `path` if nothing fails.
 
   Args:
     path: of the picture.
     size: in inches.
-    style: of matplotlib (its rcParams).
+    style: of matplotlib, some of its rcParams by name.
   """
   # Half a second, for which a config that is refused does not wait.
   import matplotlib  # noqa: PLC0415
