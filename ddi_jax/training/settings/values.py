@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 
 from ddi_jax.data import STREAMING
+from ddi_jax.gradients.per_candidate import LOSS_KEYS
 from ddi_jax.training.settings.config import default_config, flatten
 from ddi_jax.training.settings.optimizers import OPTIMIZERS, SCHEDULES
 from ddi_jax.training.settings.pieces import ConfigError
@@ -114,6 +115,7 @@ def check_choices(check: Checker) -> None:
   check.one_of("attack.dtype", ATTACK_DTYPES)
   check.one_of("attack.batch_norm", BATCH_NORM_MODES)
   check.one_of("gradient.batch_norm", BATCH_NORM_MODES)
+  check.one_of("gradient.loss_keys", LOSS_KEYS)
   check.one_of("optimizer.name", OPTIMIZERS)
   check.one_of("optimizer.schedule", SCHEDULES)
   check(
