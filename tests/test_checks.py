@@ -252,6 +252,20 @@ def array_calls():
     "kl_divergence": (lambda v: losses.kl_divergence(logits, v), "reference_logits"),
     "targeted_dlr": (lambda v: losses.targeted_dlr(logits, y, v), "targets"),
   }
+  for ball in (BALL, ddi_jax.l2(0.1), ddi_jax.l1(0.1)):
+    calls |= {
+      f"{ball.norm}, size": (ball.size, "perturbations"),
+      f"{ball.norm}, project": (lambda v, b=ball: b.project(v, x, None), "points"),
+      f"{ball.norm}, centers": (lambda v, b=ball: b.project(x, v, None), "centers"),
+      f"{ball.norm}, start": (
+        lambda v, b=ball: b.random_start(KEY, v, None),
+        "centers",
+      ),
+      f"{ball.norm}, ascent": (
+        lambda v, b=ball: b.steepest_ascent(v, x, None),
+        "gradients",
+      ),
+    }
   for name, source in sources.items():
     images = x[:, None, :, None] if name == "spatial" else x
     calls[f"{name}, inputs"] = (
