@@ -291,8 +291,8 @@ def check_not_passed(
   for name in settings:
     if name in taken.union(named):
       raise ValueError(
-        f"{name} cannot be set: whoever calls "
-        f"{getattr(factory, '__name__', repr(factory))} passes it; leave it out."
+        f"{name} cannot be set: ddi_jax passes it to "
+        f"{getattr(factory, '__name__', repr(factory))} itself; leave it out."
       )
 
 
