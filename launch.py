@@ -16,27 +16,46 @@ from pathlib import Path
 import re
 import signal
 import sys
-from typing import Any
+from typing import Any, NoReturn
+
+
+def _leave(*_: Any) -> None:
+  print("\nlaunch.py: stopped before anything was begun.", file=sys.stderr, flush=True)
+  os._exit(128 + signal.SIGINT)
+
+
+# During the imports: there a KeyboardInterrupt can abort in C++, or be lost.  Where
+# SIGINT is ignored, as in the background of a script, it stays ignored.
+_STOPS = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+if __name__ == "__main__" and _STOPS:
+  signal.signal(signal.SIGINT, _leave)
 
 try:  # First of all, since it says which extra is not installed.
-  from ddi_jax import training
+  from ddi_jax import training  # isort: skip
+  from absl import app, flags, logging
+  import ml_collections
+  from ml_collections import config_flags
+
+  from ddi_jax.data import DataError
+  from ddi_jax.training.devices import processes
+  from ddi_jax.training.run.restore import CHECKPOINTS
+  from ddi_jax.training.settings import config_file
+  from ddi_jax.training.settings.check import CHOICES
+  from ddi_jax.training.storage.workdir import default_workdir
 except ImportError as error:
   sys.exit(f"launch.py: {error}")
 
-from absl import app, flags, logging
-import ml_collections
-from ml_collections import config_flags
-
-from ddi_jax.data import DataError
-from ddi_jax.training.devices import processes
-from ddi_jax.training.run.restore import CHECKPOINTS
-from ddi_jax.training.settings import config_file
-from ddi_jax.training.settings.check import CHOICES
-from ddi_jax.training.storage.workdir import default_workdir
-
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", help_string="An experiment, configs/NAME.py or configs/NAME.py:debug."
-)
+try:
+  _CONFIG = config_flags.DEFINE_config_file(  # Reads the files of --flagfile already.
+    "config", help_string="An experiment, configs/NAME.py or configs/NAME.py:debug."
+  )
+except (flags.Error, UnicodeDecodeError) as error:
+  print(
+    "launch.py: --flagfile must be a text file with a flag on each line "
+    f"({str(error).removeprefix('ERROR:: ')}).",
+    file=sys.stderr,
+  )
+  sys.exit(2)
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run's folder; by default made from the config, under runs/."
 )
@@ -123,10 +142,14 @@ def _run(config: ml_collections.ConfigDict, workdir: Path) -> None:
   ) as error:
     sys.exit(f"launch.py: {error}")
   except KeyboardInterrupt:
-    print(_STOPPED, file=sys.stderr)
-    sys.exit(128 + signal.SIGINT)
+    _stop()
   if result is None:
     sys.exit(_INTERRUPTED)
+
+
+def _stop() -> NoReturn:
+  print(_STOPPED, file=sys.stderr)
+  sys.exit(128 + signal.SIGINT)
 
 
 def _refuse_evaluate_flags() -> None:
@@ -215,4 +238,9 @@ def _check_field(field: str) -> None:
 
 if __name__ == "__main__":
   sys.path.insert(0, "")  # Your own pieces are found in the current folder.
-  app.run(main, flags_parser=_parse_flags)
+  if _STOPS:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    app.run(main, flags_parser=_parse_flags)
+  except KeyboardInterrupt:  # Before the run: in the config file, for example.
+    _stop()

@@ -1,7 +1,8 @@
 """Arguments: checks that many functions share, and what a factory takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import functools
+import importlib.util
 import inspect
 import numbers
 from typing import Any
@@ -11,6 +12,8 @@ from jax.experimental import checkify
 import jax.numpy as jnp
 import numpy as np
 
+ARRAYS = (np.ndarray, np.generic, jax.Array)
+
 
 def missing_extra(extra: str, error: ModuleNotFoundError) -> ImportError:
   """The error that says which extra of this package holds a missing module."""
@@ -18,6 +21,13 @@ def missing_extra(extra: str, error: ModuleNotFoundError) -> ImportError:
     f"{error.name} is not installed: pip install 'ddi_jax[{extra}]' (in a clone of the "
     f"repository: pip install -e '.[{extra}]')."
   )
+
+
+def check_installed(*modules: str) -> None:
+  """Raise ModuleNotFoundError for a missing module, without importing any."""
+  for name in modules:
+    if importlib.util.find_spec(name) is None:
+      raise ModuleNotFoundError(name=name)
 
 
 def is_concrete(value: Any) -> bool:
@@ -72,7 +82,7 @@ def check_number(
 
 def _real_number(value: Any) -> float:
   """The value as a float; NaN, which is in no interval, if it is no real number."""
-  if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+  if isinstance(value, ARRAYS):
     kinds = (jnp.integer, jnp.floating)
     is_real = any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
     return float(value) if is_real and value.ndim == 0 else float("nan")
@@ -87,6 +97,15 @@ def _real_number(value: Any) -> float:
 def check_positive(name: str, value: Any) -> None:
   """Raise ValueError unless the value is a finite number > 0; a tracer passes."""
   check_number(name, value, "(0, inf)")
+
+
+def check_array(name: str, value: Any) -> None:
+  """Raise ValueError unless the value is an array of numpy or jax, or a tracer."""
+  if not isinstance(value, ARRAYS):
+    raise ValueError(
+      f"{name} must be an array of jax or numpy, got {type(value).__name__}; "
+      "jnp.asarray(...) makes one."
+    )
 
 
 def check_choice(name: str, value: Any, allowed: Any) -> None:
@@ -217,6 +236,7 @@ def check_examples(
     False
   """
   check_bounds(bounds)
+  check_array("inputs", inputs)
   check_inside(inputs, bounds)
   if not is_concrete(inputs) and inputs.size:
     low, high = (-jnp.inf, jnp.inf) if bounds is None else bounds
@@ -232,11 +252,12 @@ def check_examples(
     )
   if labels is None or num_classes is None:
     return
-  is_integer = jnp.issubdtype(jnp.result_type(labels), jnp.integer)
-  if not is_integer or jnp.shape(labels) != inputs.shape[:1]:
+  check_array("labels", labels)
+  is_integer = jnp.issubdtype(labels.dtype, jnp.integer)
+  if not is_integer or labels.shape != inputs.shape[:1]:
     raise ValueError(
       f"labels must be integers of shape {inputs.shape[:1]}, a class per example, got "
-      f"{jnp.result_type(labels)} of shape {jnp.shape(labels)}."
+      f"{labels.dtype} of shape {labels.shape}."
     )
   check_labels(labels, num_classes)
   if not is_concrete(labels) and labels.size:
@@ -247,6 +268,32 @@ def check_examples(
       least=jnp.min(labels),
       greatest=jnp.max(labels),
     )
+
+
+def check_not_passed(
+  factory: Callable[..., Any],
+  settings: Iterable[str],
+  num_positional: int,
+  named: Iterable[str] = (),
+) -> None:
+  """Raise ValueError for a setting that is passed to a factory in another way.
+
+  Args:
+    factory: a function or a class.
+    settings: names of the keyword arguments that a user gives.
+    num_positional: how many positional arguments it is called with.
+    named: other keyword arguments that it is called with.
+  """
+  function: Any = factory.__init__ if isinstance(factory, type) else factory  # type: ignore[misc]
+  parameters = inspect.signature(function).parameters.values()
+  own = [parameter for parameter in parameters if parameter.name != "self"]
+  taken = {p.name for p in own[:num_positional] if p.kind is p.POSITIONAL_OR_KEYWORD}
+  for name in settings:
+    if name in taken.union(named):
+      raise ValueError(
+        f"{name} cannot be set: ddi_jax passes it to "
+        f"{getattr(factory, '__name__', repr(factory))} itself; leave it out."
+      )
 
 
 def keyword_parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from ddi_jax.checks import ONE_LOGIT, check_labels
+from ddi_jax.checks import ONE_LOGIT, check_array, check_labels
 from ddi_jax.numerics.precision import at_least_float32
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ def targeted_dlr(
     -0.667
   """
   logits = _check(logits, labels, min_classes=4)
+  check_array("targets", targets)
   top = jax.lax.top_k(logits, 4)[0]
   difference = _pick(logits, targets) - _pick(logits, labels)
   spread = top[..., 0] - (top[..., 2] + top[..., 3]) / 2
@@ -156,6 +157,8 @@ def kl_divergence(
     >>> ddi_jax.losses.kl_divergence(logits, logits)
     Array([0.], dtype=float32)
   """
+  check_array("logits", logits)
+  check_array("reference_logits", reference_logits)
   if logits.shape != reference_logits.shape:
     raise ValueError(
       "logits and reference_logits must have the same shape, got "
@@ -167,6 +170,8 @@ def kl_divergence(
 
 
 def _check(logits: jax.Array, labels: jax.Array, *, min_classes: int) -> jax.Array:
+  check_array("logits", logits)
+  check_array("labels", labels)
   if logits.ndim < 1 or logits.shape[:-1] != labels.shape:
     raise ValueError(
       "logits must be [..., C] and labels [...], one class per row of logits, got "

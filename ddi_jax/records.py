@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from ddi_jax.checks import ARRAYS
+
 Record = dict[str, Any]
 
-_ARRAYS = (np.ndarray, np.generic, jax.Array)
 _PLAIN = (str, int, float, NoneType)
 
 
@@ -51,7 +52,7 @@ def _entries(
   name: str, value: Any, holders: tuple[int, ...]
 ) -> Iterator[tuple[str, Any]]:
   """(name, what is compared) of a value and of all that it holds."""
-  if isinstance(value, _ARRAYS):
+  if isinstance(value, ARRAYS):
     yield name, _of_array(value)
   elif isinstance(value, _PLAIN):
     yield name, value
@@ -65,7 +66,7 @@ def _entries(
       yield name, _name_of(value)
       parts = _parts(value)
     for part, held in parts.items():
-      inner = f"{name}.{part}" if name else str(part)
+      inner = f"{name}.{part}" if name and part != "" else name or str(part)
       yield from _entries(inner, held, (*holders, id(value)))
 
 
@@ -107,7 +108,7 @@ def _parts(value: Any) -> Mapping[str, Any]:
     variables |= {f"default {name}": part for name, part in defaults.items()}
     if not _is_of_library(value):
       found = {n: value.__globals__.get(n) for n in value.__code__.co_names}
-      plain = (*_ARRAYS, str, int, float)
+      plain = (*ARRAYS, str, int, float)
       variables |= {n: part for n, part in found.items() if isinstance(part, plain)}
     return variables
   if hasattr(value, "__wrapped__"):  # Of jax.jit.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddi_jax.checks import check_number, is_concrete
+from ddi_jax.checks import check_array, check_number, is_concrete
 from ddi_jax.numerics.draws import draw_flat
 from ddi_jax.numerics.thresholds import kth_largest
 from ddi_jax.reuse import reused
@@ -65,18 +65,22 @@ def linf(epsilon: float | jax.Array) -> ThreatModel:
   check_number("epsilon", epsilon, "[0, inf)")
 
   def size(perturbations: jax.Array) -> jax.Array:
+    check_array("perturbations", perturbations)
     return jnp.max(jnp.abs(_flat(perturbations)), axis=1, initial=0.0)
 
   def project(points: jax.Array, centers: jax.Array, bounds: Bounds) -> jax.Array:
+    _check_points(points, centers)
     return _clip(jnp.clip(points, centers - epsilon, centers + epsilon), bounds)
 
   def random_start(key: jax.Array, centers: jax.Array, bounds: Bounds) -> jax.Array:
+    check_array("centers", centers)
     noise = draw_flat(jax.random.uniform, key, centers, minval=-1.0, maxval=1.0)
     return _clip(centers + epsilon * noise, bounds)
 
   def steepest_ascent(
     gradients: jax.Array, points: jax.Array, bounds: Bounds
   ) -> jax.Array:
+    check_array("gradients", gradients)
     del points, bounds
     return jnp.sign(gradients)
 
@@ -109,15 +113,18 @@ def l2(epsilon: float | jax.Array) -> ThreatModel:
   check_number("epsilon", epsilon, "[0, inf)")
 
   def size(perturbations: jax.Array) -> jax.Array:
+    check_array("perturbations", perturbations)
     return jnp.linalg.norm(_flat(perturbations), axis=1)
 
   def project(points: jax.Array, centers: jax.Array, bounds: Bounds) -> jax.Array:
+    _check_points(points, centers)
     flat_centers = _flat(centers)
     offsets = _flat(points) - flat_centers
     scale = _l2_scale(offsets, flat_centers, epsilon, bounds)
     return _clip(flat_centers + scale * offsets, bounds).reshape(centers.shape)
 
   def random_start(key: jax.Array, centers: jax.Array, bounds: Bounds) -> jax.Array:
+    check_array("centers", centers)
     direction_key, radius_key = jax.random.split(key)
     noise = _flat(draw_flat(jax.random.normal, direction_key, centers))
     uniform = jax.random.uniform(radius_key, (len(noise), 1), centers.dtype)
@@ -128,6 +135,7 @@ def l2(epsilon: float | jax.Array) -> ThreatModel:
   def steepest_ascent(
     gradients: jax.Array, points: jax.Array, bounds: Bounds
   ) -> jax.Array:
+    check_array("gradients", gradients)
     del points, bounds
     flat = _flat(gradients)
     # Scaled first: the squares of a saturated network's gradients underflow.
@@ -169,9 +177,12 @@ def l1(epsilon: float | jax.Array, *, top_fraction: float = 0.01) -> ThreatModel
   check_number("top_fraction", top_fraction, "[0, 1]")
 
   def size(perturbations: jax.Array) -> jax.Array:
+    check_array("perturbations", perturbations)
     return jnp.sum(jnp.abs(_flat(perturbations)), axis=1)
 
   def project(points: jax.Array, centers: jax.Array, bounds: Bounds) -> jax.Array:
+    _check_points(points, centers)
+
     def shrink(lengths: jax.Array, rooms: jax.Array) -> jax.Array:
       thresholds = _l1_threshold(lengths, rooms, epsilon)
       return jnp.clip(lengths - thresholds, 0, rooms)
@@ -179,6 +190,7 @@ def l1(epsilon: float | jax.Array, *, top_fraction: float = 0.01) -> ThreatModel
     return _project_by_coordinate(shrink, points, centers, bounds)
 
   def random_start(key: jax.Array, centers: jax.Array, bounds: Bounds) -> jax.Array:
+    check_array("centers", centers)
     sign_key, length_key, slack_key = jax.random.split(key, 3)
     flat = _flat(centers)
     signs = jax.random.rademacher(sign_key, flat.shape, centers.dtype)
@@ -191,6 +203,8 @@ def l1(epsilon: float | jax.Array, *, top_fraction: float = 0.01) -> ThreatModel
   def steepest_ascent(
     gradients: jax.Array, points: jax.Array, bounds: Bounds
   ) -> jax.Array:
+    check_array("gradients", gradients)
+    check_array("points", points)
     flat = _flat(gradients)
     if bounds is not None:
       low, high = bounds
@@ -235,6 +249,11 @@ def check_radius(threat_model: ThreatModel, bounds: Bounds, size: int | None) ->
       f"{diameter:g}, got {float(epsilon):g}.  It is in the units of the inputs: "
       "8 / 255 for images in [0, 1]."
     )
+
+
+def _check_points(points: Any, centers: Any) -> None:
+  check_array("points", points)
+  check_array("centers", centers)
 
 
 def _flat(array: jax.Array) -> jax.Array:

@@ -193,6 +193,154 @@ def evaluation_calls():
 CALLS = training_calls() | evaluation_calls()
 
 
+def array_calls():
+  """(fn(value), argument): what each public function takes as an array."""
+  p = problem()
+  x, y, logits = p.inputs, p.labels, p.logits_fn(p.inputs)
+  pgd = ddi_jax.pgd(BALL, steps=1, step_size=0.1)
+  ordinary = ddi_jax.restart_gradients(loss_fn, pgd, 2)
+  sources = {
+    "restarts": candidates.restarts(pgd, 2),
+    "targeted": candidates.targeted(pgd, 2),
+    "msd": candidates.msd([BALL], steps=1, step_sizes=[0.1]),
+    "combine": candidates.combine(candidates.restarts(pgd, 1)),
+    "warm": candidates.warm_restarts(BALL, x[None] * 0, steps=1, step_size=0.1),
+    "spatial": candidates.spatial(1, tries=2),
+    "apgd": attacks.apgd(BALL, steps=1),
+    "fab": attacks.fab(BALL, steps=1),
+    "square": attacks.square(BALL, queries=1),
+    "classifier_attack": attacks.classifier_attack(pgd),
+    "multi_targeted": attacks.multi_targeted_pgd(BALL, steps=1, step_size=0.1),
+  }
+  calls = {
+    "pgd": (lambda v: pgd(KEY, lambda z: z.sum(axis=1), v), "inputs"),
+    "pgd's objective": (lambda v: pgd(KEY, lambda z: v, x), "the value of the obj"),
+    "restart_candidates": (
+      lambda v: ddi_jax.restart_candidates(pgd, lambda z, _: z.sum(1), v, y, KEY, 2),
+      "inputs",
+    ),
+    "restart_gradients": (lambda v: ordinary(p.weights, v, y, KEY), "inputs"),
+    "its labels": (lambda v: ordinary(p.weights, x, v, KEY), "labels"),
+    "candidate_gradients": (
+      lambda v: ddi_jax.candidate_gradients(loss_fn, p.weights, v, y),
+      "candidates",
+    ),
+    "its loss_fn": (
+      lambda v: ddi_jax.candidate_gradients(lambda *_: v, p.weights, x[None], y),
+      "the losses of loss_fn",
+    ),
+    "recomputed_gradients": (
+      lambda v: ddi_jax.recomputed_gradients(loss_fn, p.weights, v, y),
+      "candidates",
+    ),
+    "proximal": (
+      lambda v: ddi_jax.proximal_danskin_gradient(loss_fn, p.weights, v, y, step=0.1),
+      "candidates",
+    ),
+    "worst_candidate": (lambda v: ddi_jax.worst_candidate(v, x[None, :, 0]), "cand"),
+    "its losses": (lambda v: ddi_jax.worst_candidate(x[None], v), "losses"),
+    "warm_restarts": (
+      lambda v: candidates.warm_restarts(BALL, v, steps=1, step_size=0.1),
+      "perturbations",
+    ),
+    "a user's source": (
+      lambda v: candidates.combine(lambda *_: v)(KEY, p.logits_fn, x, y),
+      "the candidates of source 0",
+    ),
+    "temperature": (lambda v: ddi_jax.calibrate_temperature(v, y), "logits"),
+    "check_examples": (ddi_jax.check_examples, "inputs"),
+    "kl_divergence": (lambda v: losses.kl_divergence(logits, v), "reference_logits"),
+    "targeted_dlr": (lambda v: losses.targeted_dlr(logits, y, v), "targets"),
+  }
+  for ball in (BALL, ddi_jax.l2(0.1), ddi_jax.l1(0.1)):
+    calls |= {
+      f"{ball.norm}, size": (ball.size, "perturbations"),
+      f"{ball.norm}, project": (lambda v, b=ball: b.project(v, x, None), "points"),
+      f"{ball.norm}, centers": (lambda v, b=ball: b.project(x, v, None), "centers"),
+      f"{ball.norm}, start": (
+        lambda v, b=ball: b.random_start(KEY, v, None),
+        "centers",
+      ),
+      f"{ball.norm}, ascent": (
+        lambda v, b=ball: b.steepest_ascent(v, x, None),
+        "gradients",
+      ),
+    }
+  for name, source in sources.items():
+    images = x[:, None, :, None] if name == "spatial" else x
+    calls[f"{name}, inputs"] = (
+      lambda v, source=source: source(KEY, p.logits_fn, v, y),
+      "inputs",
+    )
+    calls[f"{name}, labels"] = (
+      lambda v, source=source, images=images: source(KEY, p.logits_fn, images, v),
+      "labels",
+    )
+  for loss in (losses.cross_entropy, losses.margin, losses.dlr):
+    calls[f"{loss.__name__}, logits"] = (lambda v, loss=loss: loss(v, y), "logits")
+    calls[f"{loss.__name__}, labels"] = (lambda v, loss=loss: loss(logits, v), "labels")
+  return calls
+
+
+ARRAY_CALLS = array_calls()
+
+
+@pytest.mark.parametrize("name", ARRAY_CALLS)
+def test_a_list_in_place_of_an_array_is_refused_by_name(name):
+  call, argument = ARRAY_CALLS[name]
+  # jax.jit, of calibrate_temperature, refuses strings itself; None is its empty tree.
+  others = [] if name == "temperature" else ["x", ([0.5], [0.5])]
+  for value in ([[0.5] * 10] * 16, None, *others):
+    kind = type(value).__name__
+    expected = rf"^{argument}.* must be an array of jax or numpy, got {kind}; jnp.asarr"
+    if isinstance(value, tuple) and name in ("pgd's objective", "its loss_fn"):
+      expected = "got .*2"  # Of (losses, aux) it says what to do.
+    with pytest.raises(ValueError, match=expected):
+      call(value)
+
+
+def test_candidates_of_another_shape_are_named():
+  p = problem()
+  y = p.labels
+  for gradients_of in (
+    ddi_jax.candidate_gradients,
+    ddi_jax.recomputed_gradients,
+    functools.partial(ddi_jax.proximal_danskin_gradient, step=0.1),
+  ):
+    for points in (p.inputs, p.inputs[None, :3], p.inputs[:0, None], p.inputs[0]):
+      with pytest.raises(
+        ValueError,
+        match=r"^candidates must be \[K, 16, \.\.\.\], K >= 1 copies of the ba",
+      ):
+        gradients_of(loss_fn, p.weights, points, y)
+    gradients_of(loss_fn, p.weights, p.inputs[None], y)
+    # What is no class of each example is the loss's own affair.
+    gradients_of(
+      lambda params, x, y: ((x @ params - y[None]) ** 2).sum(1),
+      p.weights,
+      p.inputs[None],
+      jnp.zeros(5),
+    )
+
+
+def test_an_example_without_a_candidate_is_named():
+  p = problem()
+  valid = np.ones((2, 16), bool)
+  valid[:, [3, 7]] = False
+  with pytest.raises(
+    ValueError, match="got none for example 3, the first of 2 such examples"
+  ):
+    ddi_jax.proximal_danskin_gradient(
+      loss_fn, p.weights, jnp.stack([p.inputs] * 2), p.labels, step=0.1, valid=valid
+    )
+
+
+def test_an_objective_of_the_best_iterate_is_checked_like_another():
+  attack = ddi_jax.pgd(BALL, steps=1, step_size=0.1, iterate="best")
+  with pytest.raises(ValueError, match=r"objective must return losses \[B\]"):
+    attack(KEY, lambda x: (x.sum(axis=1), None), problem().inputs)
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_inputs_outside_the_box_are_refused(name):
   p, call = problem(), CALLS[name]

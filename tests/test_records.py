@@ -58,7 +58,7 @@ CASES = {
   ),
   "bounds": (lambda: (0.0, 1.0), lambda: (0.0, 2.0), "made.1 is 2.0"),
   "attack": (lambda: apgd(steps=9), lambda: apgd(steps=5), "made.ascend.steps is 5"),
-  "loss": (apgd, lambda: apgd(loss="dlr"), "made.loss is 'dlr'"),
+  "loss": (apgd, lambda: apgd(loss="dlr"), "made.runs.loss is 1"),
   "wrapped attack": (
     lambda: custom_pgd(0.1, 3),
     lambda: custom_pgd(0.1, 4),

@@ -12,7 +12,12 @@ from ddi_jax import losses
 from ddi_jax.attacks import classifier
 from ddi_jax.attacks.auto_pgd_l1 import ascend_l1
 from ddi_jax.attacks.classifier import BestPoints, ClassifierAttack, LogitsFn
-from ddi_jax.checks import check_number, check_positive_int, is_concrete
+from ddi_jax.checks import (
+  check_array,
+  check_number,
+  check_positive_int,
+  is_concrete,
+)
 from ddi_jax.numerics.finite import finite_or
 from ddi_jax.reuse import reused
 from ddi_jax.threat_models import Bounds, ThreatModel, check_radius
@@ -168,6 +173,7 @@ def _any_apgd(
     *,
     runs: _Runs,
   ) -> jax.Array:
+    check_array("inputs", inputs)
     check_radius(threat_model, bounds, math.prod(inputs.shape[1:]))
     keys = classifier.example_keys(key, inputs)
     clean_logits_fn = logits_fn

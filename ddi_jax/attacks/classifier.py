@@ -14,6 +14,7 @@ from ddi_jax.attacks.projected_gradient import Attack, check_attack
 from ddi_jax.attacks.remaining import expand, group_size, run_on_remaining, select
 from ddi_jax.checks import (
   ONE_LOGIT,
+  check_array,
   check_bounds,
   check_inside,
   check_key,
@@ -149,8 +150,8 @@ def repeated(
   def attack(
     key: jax.Array, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array
   ) -> jax.Array:
-    keys = example_keys(key, inputs)
     clean_logits = check_call(logits_fn, inputs, labels, bounds)
+    keys = example_keys(key, inputs)
 
     def run_and_compare(
       index: Any, arguments: Any, best_points: BestPoints
@@ -238,6 +239,8 @@ def check_call(
   logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array, bounds: Bounds
 ) -> jax.Array:
   """The logits of the inputs, after a check of all of them."""
+  check_array("inputs", inputs)
+  check_array("labels", labels)
   if not jnp.issubdtype(inputs.dtype, jnp.floating):
     raise ValueError(f"inputs must be floating point, got {inputs.dtype}.")
   if not len(inputs):

@@ -19,6 +19,7 @@ from ddi_jax.attacks.stages import (
   Batches,
   Clean,
   Stage,
+  check_resume,
   run_stages,
   start_stages,
 )
@@ -126,6 +127,7 @@ def autoattack(
     after_batch: AfterBatch | None = None,
     resume: AutoAttackResult | None = None,
   ) -> AutoAttackResult:
+    check_resume(resume, AutoAttackResult, "a function made by ddi_jax.autoattack")
     batches = Batches(
       logits_fn, inputs, labels, batch_size, bounds, randomised=randomised
     )

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ddi_jax.checks import (
+  check_array,
   check_bounds,
   check_choice,
   check_inside,
@@ -133,6 +134,7 @@ def pgd(
   def attack(
     key: jax.Array | None, objective: Objective, inputs: jax.Array
   ) -> jax.Array:
+    check_array("inputs", inputs)
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
       raise ValueError(f"inputs must be floating point, got {inputs.dtype}.")
     check_inside(inputs, bounds)
@@ -141,7 +143,9 @@ def pgd(
       check_key(key)
     some_key: Any = key
     if callable(random_start):
-      start = threat_model.project(random_start(some_key, inputs), inputs, bounds)
+      proposed = random_start(some_key, inputs)
+      check_array("the points of random_start", proposed)
+      start = threat_model.project(proposed, inputs, bounds)
     elif random_start:
       start = threat_model.random_start(some_key, inputs, bounds)
     else:
@@ -154,6 +158,7 @@ def pgd(
           f"the objective must return losses [B], one array, got {len(losses)} values; "
           "of (losses, aux) return the first."
         )
+      check_array("the value of the objective", losses)
       is_floating = jnp.issubdtype(losses.dtype, jnp.floating)
       if losses.shape != inputs.shape[:1] or not is_floating:
         raise ValueError(
@@ -177,7 +182,7 @@ def pgd(
     start = finite_or(start, inputs).astype(inputs.dtype)
     state: Any = (start, None, None)
     if iterate == "best":
-      losses = jax.eval_shape(objective, start)
+      _, losses = jax.eval_shape(total, start)
       state = (start, start, jnp.full(losses.shape, -jnp.inf, losses.dtype))
     if stop_below is not None:
       state = _while_moving(step, state, steps, stop_below)

@@ -21,6 +21,7 @@ from ddi_jax.threat_models import Bounds, ThreatModel
 # the largest, with the device and its rounding.
 _RECORDED_EXAMPLES = 4
 _SAME_LOGITS = 0.01
+_OF_BALL = ("threat_model", "bounds")  # Settings, which one phrase describes.
 _MOST_DIFFERENCES = 3  # That an error names.
 
 
@@ -392,9 +393,49 @@ def _check_shapes(
     )
 
 
+def check_resume(resume: Any, kind: type, function: str) -> None:
+  """Raise ValueError unless it is None or a result of the named function."""
+  if resume is not None and not isinstance(resume, kind):
+    raise ValueError(
+      f"resume must be None or a result of {function} ({kind.__name__}), got "
+      f"{type(resume).__name__}."
+    )
+
+
+def _differing_settings(theirs: Record, ours: Record) -> list[str]:
+  """What differs between two records of `start_stages`, a phrase each."""
+  balls = [_describe_ball(record) for record in (theirs, ours)]
+  phrases = []
+  if balls[0] != balls[1]:
+    phrases.append(
+      f"it was made with the threat model {balls[0]}, this call has {balls[1]}"
+    )
+    # The attacks differ as well: they are made for the threat model.
+    theirs, ours = (
+      {
+        name: value
+        for name, value in record.items()
+        if name.split(".")[0] not in (*_OF_BALL, "attacks", "pgd_attack")
+      }
+      for record in (theirs, ours)
+    )
+  rest = differences(ours, theirs)
+  # The names of functions say least.
+  return phrases + sorted(rest, key=lambda phrase: "<locals>" in phrase)
+
+
+def _describe_ball(record: Record) -> str:
+  norm, epsilon = record.get("threat_model.norm"), record.get("threat_model.epsilon")
+  radius = f"{epsilon:g}" if isinstance(epsilon, int | float) else epsilon
+  if "bounds.0" not in record:
+    return f"{norm}({radius}) without bounds"
+  low, high = (record.get(f"bounds.{index}") for index in range(2))
+  return f"{norm}({radius}) in bounds ({low:g}, {high:g})"
+
+
 def _check_origin(theirs: Record, ours: Record) -> None:
   """Raises ResumeError, which names what differs, if a result is of something else."""
-  differing = differences(ours | {"logits": None}, theirs | {"logits": None})
+  differing = _differing_settings(theirs | {"logits": None}, ours | {"logits": None})
   if not differing:
     before, now = (np.asarray(record.get("logits", [])) for record in (theirs, ours))
     finite = np.abs(before[np.isfinite(before)])

@@ -13,7 +13,7 @@ from ddi_jax.attacks import Attack
 from ddi_jax.attacks.classifier import LogitsFn
 from ddi_jax.attacks.projected_gradient import check_attack
 from ddi_jax.candidates.source import LossOfLogits, Source
-from ddi_jax.checks import check_key, check_positive_int
+from ddi_jax.checks import check_array, check_key, check_positive_int
 from ddi_jax.numerics import loops
 from ddi_jax.numerics.finite import finite_or
 
@@ -63,6 +63,7 @@ def restart_candidates(
   check_positive_int("num_restarts", num_restarts)
   check_key(key, single=False)
   check_attack(attack)
+  check_array("inputs", inputs)
   check_positive_int("at_a_time", at_a_time, optional=True)
   are_keys = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim > 0
   if are_keys and key.shape != (num_restarts,):
@@ -112,6 +113,8 @@ def worst_candidate(
     Array([[0.1],
            [0.4]], dtype=float32)
   """
+  check_array("candidates", candidates)
+  check_array("losses", losses)
   return chosen_candidates(candidates, worst_indices(losses))
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ddi_jax.attacks.classifier import LogitsFn
-from ddi_jax.checks import check_key
+from ddi_jax.checks import check_array, check_key
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Float, Int
@@ -79,9 +79,11 @@ def combine(*sources: Source) -> Source:
     key: jax.Array, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array
   ) -> jax.Array:
     check_key(key)
+    check_array("inputs", inputs)
     parts = []
     for index, part in enumerate(sources):
       points = part(jax.random.fold_in(key, index), logits_fn, inputs, labels)
+      check_array(f"the candidates of source {index}", points)
       if points.shape[1:] != inputs.shape or points.dtype != inputs.dtype:
         raise ValueError(
           f"source {index} must return candidates [K, *{inputs.shape}] of "

@@ -12,6 +12,7 @@ from ddi_jax.attacks.classifier import LogitsFn
 from ddi_jax.candidates.repeated_attacks import worst_candidate
 from ddi_jax.candidates.source import LossOfLogits, Source
 from ddi_jax.checks import (
+  check_array,
   check_bounds,
   check_inside,
   check_positive,
@@ -82,6 +83,7 @@ def msd(
     key: jax.Array | None, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array
   ) -> jax.Array:
     del key
+    check_array("inputs", inputs)
     check_inside(inputs, bounds)
     for threat_model in threat_models:
       check_radius(threat_model, bounds, math.prod(inputs.shape[1:]))

@@ -9,7 +9,7 @@ from jax.scipy.ndimage import map_coordinates
 from ddi_jax import losses
 from ddi_jax.attacks.classifier import LogitsFn
 from ddi_jax.candidates.source import LossOfLogits, Source
-from ddi_jax.checks import check_key, check_number, check_positive_int
+from ddi_jax.checks import check_array, check_key, check_number, check_positive_int
 
 _MOST_TRIES = 10**6  # All their keys are in memory at once, 24 bytes each.
 
@@ -60,6 +60,7 @@ def spatial(
     key: jax.Array, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array
   ) -> jax.Array:
     check_key(key)
+    check_array("inputs", inputs)
     if inputs.ndim != 4:
       raise ValueError(f"spatial needs inputs [B, H, W, C], got {inputs.shape}.")
 

@@ -9,7 +9,7 @@ from ddi_jax import losses
 from ddi_jax.attacks import pgd
 from ddi_jax.attacks.classifier import LogitsFn
 from ddi_jax.candidates.source import LossOfLogits, Source
-from ddi_jax.checks import check_key, check_positive_int
+from ddi_jax.checks import check_array, check_key, check_positive_int
 from ddi_jax.numerics import loops
 from ddi_jax.threat_models import Bounds, ThreatModel
 
@@ -36,7 +36,7 @@ def warm_restarts(
     loss: (logits, labels) -> losses `[B]`, to be increased.
     at_a_time: see `ddi_jax.restart_candidates`.
     bounds: the box `(low, high)` that holds the inputs, or None.
-    **settings: steps, step_size and so on, of `ddi_jax.pgd`.
+    **settings: steps, step_size and so on, of `ddi_jax.pgd`; not `random_start`.
 
   Returns:
     A `Source` of K candidates.
@@ -55,12 +55,19 @@ def warm_restarts(
     Array([[[0.47, 0.57]]], dtype=float32)
   """
   check_positive_int("at_a_time", at_a_time, optional=True)
+  check_array("perturbations", perturbations)
+  if "random_start" in settings:
+    raise ValueError(
+      "random_start cannot be set: warm_restarts starts where perturbations ends, and "
+      "at random where these are 0; leave it out."
+    )
   pgd(threat_model, bounds=bounds, **settings)  # Checks the settings now.
 
   def source(
     key: jax.Array, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array
   ) -> jax.Array:
     check_key(key)
+    check_array("inputs", inputs)
     if perturbations.shape[1:] != inputs.shape:
       raise ValueError(
         f"perturbations must be [K, *{inputs.shape}], as the inputs; got "

@@ -1,6 +1,6 @@
 """Image data sets, in memory or streamed, and the batches drawn from them."""
 
-from ddi_jax.checks import missing_extra
+from ddi_jax.checks import check_installed, missing_extra
 
 try:
   from ddi_jax.data.augmentation import pad_crop_flip, undo_pad_crop_flip
@@ -16,6 +16,8 @@ try:
   )
   from ddi_jax.data.errors import DataError
   from ddi_jax.data.examples import Dataset, Examples, StreamedDataset
+
+  check_installed("grain")
 except ModuleNotFoundError as error:
   raise missing_extra("training", error) from error
 

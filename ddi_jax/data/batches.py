@@ -1,11 +1,19 @@
 """Batches of examples, in memory or streamed, read ahead by grain."""
 
-from collections.abc import Iterator
+from __future__ import annotations
 
-import grain
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ddi_jax.data.examples import Batch, Examples
+
+if TYPE_CHECKING:
+  import grain
+
+# grain is imported by the functions that use it: a config that is refused does not wait
+# for it and orbax, which it imports.
 
 
 def training_batches(
@@ -55,6 +63,8 @@ def training_batches(
       f"batch_size must be in [1, {len(dataset)}], the number of training "
       f"images; got {batch_size}."
     )
+  import grain  # noqa: PLC0415
+
   part = _part(batch_size, shard, num_shards)
 
   def draw(
@@ -101,6 +111,8 @@ def evaluation_batches(
     >>> [int(batch["valid"].sum()) for batch in data.evaluation_batches(dataset, 4)]
     [4, 4, 2]
   """
+  import grain  # noqa: PLC0415
+
   part = _part(batch_size, shard, num_shards)
 
   def read(number: int) -> Batch:
@@ -115,6 +127,8 @@ def evaluation_batches(
 
 def _read_options(dataset: Examples) -> grain.ReadOptions:
   """A few batches ahead: grain's own 500 of them could be many gigabytes."""
+  import grain  # noqa: PLC0415
+
   threads = dataset.num_threads
   return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
 

@@ -12,15 +12,22 @@ import numpy as np
 
 from ddi_jax.candidates.repeated_attacks import chosen_candidates
 from ddi_jax.checks import (
+  check_array,
   check_choice,
   check_non_negative_int,
   check_number,
   check_positive,
   check_positive_int,
+  is_concrete,
 )
 from ddi_jax.directions.min_norm import solve
 from ddi_jax.gradients.gram import KeptGradients
-from ddi_jax.gradients.per_candidate import LossFn, checked_losses, widened
+from ddi_jax.gradients.per_candidate import (
+  LossFn,
+  check_candidates,
+  checked_losses,
+  widened,
+)
 from ddi_jax.numerics import loops
 from ddi_jax.numerics.precision import at_least_float32
 from ddi_jax.tables import printed_as_table
@@ -169,6 +176,7 @@ def proximal_danskin_gradient(
   check_settings(step, per, iterations, tolerance, memory)
   check_positive_int("at_a_time", at_a_time, optional=True)
   params = widened(params)
+  check_candidates(candidates, labels)
   num_candidates, batch = candidates.shape[:2]
   _check_valid(valid, per, (num_candidates, batch))
 
@@ -364,10 +372,17 @@ def _check_valid(valid: jax.Array | None, per: str, shape: tuple[int, ...]) -> N
     return
   if per == "batch":
     raise ValueError('valid must be None with per="batch", got a mask.')
+  check_array("valid", valid)
   if valid.shape != shape or valid.dtype != bool:
     raise ValueError(
       f"valid must be bool of shape [K, B] = {shape}, got {valid.dtype} of shape "
       f"{valid.shape}."
     )
-  if not isinstance(valid, jax.core.Tracer) and not np.asarray(valid).any(0).all():
-    raise ValueError("valid must hold a candidate for each example.")
+  if not is_concrete(valid):
+    return
+  without = np.flatnonzero(~np.asarray(valid).any(axis=0))
+  if len(without):
+    raise ValueError(
+      f"valid must be True at one candidate of each example at least, got none for "
+      f"example {without[0]}, the first of {len(without)} such examples."
+    )

@@ -13,7 +13,9 @@ from ddi_jax.attacks.stages import (
   AfterBatch,
   AutoAttackResult,
   Batches,
+  ResumeError,
   Stage,
+  check_resume,
   run_stages,
   start_stages,
 )
@@ -125,6 +127,7 @@ def robustness_curve(
   largest = make_threat_model(radii[-1])
   known_attacks = named_attacks(largest, attacks, bounds=bounds)
   names = tuple(known_attacks)
+  _check_resume(resume, radii, names)
   batches = Batches(logits_fn, inputs, labels, batch_size, bounds)
   messages = check_batches(key, batches, known_attacks)
   for message in messages:
@@ -179,6 +182,24 @@ def _attack_at_radius(
     return attack(key, logits_fn, inputs, labels)
 
   return run
+
+
+def _check_resume(
+  resume: Any, radii: tuple[float, ...], names: tuple[str, ...]
+) -> None:
+  """Raises ValueError for what is no curve, or one of other radii or attacks."""
+  check_resume(resume, RobustnessCurve, "ddi_jax.robustness_curve")
+  if resume is None:
+    return
+  for name, theirs, ours in (
+    ("epsilons", resume.epsilons, radii),
+    ("attacks", resume.attacks, names),
+  ):
+    if tuple(theirs) != ours:
+      raise ResumeError(
+        f"resume has the {name} {list(theirs)}, this call has {list(ours)}: only a "
+        "curve with the same can be resumed."
+      )
 
 
 def stage_names(epsilons: Sequence[float], attacks: Sequence[str]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from ddi_jax.attacks.stages import (
   Clean,
   Progress,
   Stage,
+  check_resume,
   run_stages,
   start_stages,
 )
@@ -177,6 +178,7 @@ def evaluate(
       "randomised.  Use ddi_jax.autoattack."
     )
   check_key(key)
+  check_resume(resume, RobustnessEvaluation, "ddi_jax.evaluate")
   check_threat_model(threat_model)
   attacks = attacks_of(threat_model, version, bounds=bounds)
   check_positive_int("batch_size", batch_size)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ddi_jax import losses
+from ddi_jax.checks import check_array
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Float, Int
@@ -46,6 +47,8 @@ def calibrate_temperature(
     >>> bool(temperature > 30)  # but once wrong.
     True
   """
+  check_array("logits", logits)
+  check_array("labels", labels)
   logits = logits - jnp.max(logits, axis=1, keepdims=True)
   logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
   spread = -jnp.min(logits)

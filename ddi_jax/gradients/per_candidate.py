@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ddi_jax.attacks import Attack
 from ddi_jax.candidates import restart_candidates
-from ddi_jax.checks import check_choice, check_positive_int
+from ddi_jax.checks import ARRAYS, check_array, check_choice, check_positive_int
 from ddi_jax.numerics import loops
 from ddi_jax.numerics.precision import at_least_float32
 from ddi_jax.tables import printed_as_table
@@ -83,6 +83,7 @@ def candidate_gradients(
            [0., 2.]], dtype=float32)
   """
   check_positive_int("at_a_time", at_a_time, optional=True)
+  check_candidates(candidates, labels)
   params = widened(params)
 
   def gradient(point: Any) -> tuple[chex.ArrayTree, tuple[jax.Array, Any]]:
@@ -186,6 +187,23 @@ def restart_gradients(
   return gradients_fn
 
 
+def check_candidates(candidates: Any, labels: Any) -> None:
+  """Raise ValueError for candidates that are not `[K, B, ...]`, K >= 1.
+
+  B is known from the labels where these are classes, integers `[B]`.
+  """
+  check_array("candidates", candidates)
+  is_array = isinstance(labels, ARRAYS) and labels.ndim == 1
+  are_classes = is_array and jnp.issubdtype(labels.dtype, jnp.integer)
+  batch = len(labels) if are_classes else "B"
+  is_batch = candidates.ndim >= 2 and batch in ("B", candidates.shape[1])
+  if not is_batch or not len(candidates):
+    raise ValueError(
+      f"candidates must be [K, {batch}, ...], K >= 1 copies of the batch, got shape "
+      f"{candidates.shape}.  Of one copy of the inputs pass inputs[None]."
+    )
+
+
 def points_of(candidates: jax.Array, keys: jax.Array | None) -> Any:
   """What a loss is taken at: leaves `[K, ...]` of (candidates,) or (candidates, keys).
 
@@ -194,6 +212,7 @@ def points_of(candidates: jax.Array, keys: jax.Array | None) -> Any:
   """
   if keys is None:
     return (candidates,)
+  check_array("keys", keys)
   if keys.shape != candidates.shape[:1]:
     raise ValueError(
       f"keys must have shape {candidates.shape[:1]}, one for each candidate; got "
@@ -240,11 +259,12 @@ def checked_losses(
       "has_aux=True where it returns (losses, aux)."
     )
   losses, aux = result if has_aux else (result, None)
-  is_floating = jnp.issubdtype(jnp.result_type(losses), jnp.floating)
-  if jnp.shape(losses) != inputs.shape[:1] or not is_floating:
+  check_array("the losses of loss_fn", losses)
+  is_floating = jnp.issubdtype(losses.dtype, jnp.floating)
+  if losses.shape != inputs.shape[:1] or not is_floating:
     raise ValueError(
       f"loss_fn must return losses of shape {inputs.shape[:1]}, one per example, "
-      f"floating point; got {jnp.result_type(losses)} of shape {jnp.shape(losses)}."
+      f"floating point; got {losses.dtype} of shape {losses.shape}."
     )
   return losses, aux
 

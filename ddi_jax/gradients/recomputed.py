@@ -14,6 +14,7 @@ from ddi_jax.gradients.gram import ShiftedGram
 from ddi_jax.gradients.per_candidate import (
   LossFn,
   RestartInfo,
+  check_candidates,
   mean_gradient,
   points_of,
   widened,
@@ -133,6 +134,7 @@ def recomputed_gradients(
     [0.8, 1.6]
   """
   check_positive_int("at_a_time", at_a_time)
+  check_candidates(candidates, labels)
   params = widened(params)
 
   def rows_of(point: Any) -> tuple[list[jax.Array], tuple[jax.Array, Any]]:

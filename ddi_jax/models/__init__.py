@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from ddi_jax.checks import keyword_parameters, missing_extra
+from ddi_jax.checks import check_not_passed, keyword_parameters, missing_extra
 
 try:
   from flax import nnx
@@ -79,7 +79,9 @@ def create_model(
   arguments = dict(settings)
   moments = {"mean": tuple(mean), "std": tuple(std)}
   accepted = keyword_parameters(factory)
-  arguments |= {name: value for name, value in moments.items() if name in accepted}
+  moments = {name: value for name, value in moments.items() if name in accepted}
+  check_not_passed(factory, settings, 2, ("rngs", *moments))
+  arguments |= moments
 
   def build() -> nnx.Module:
     # By default for Dropout, which `functional` gives a key whenever it draws.

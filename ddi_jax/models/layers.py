@@ -7,7 +7,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from ddi_jax.checks import check_choice, check_positive_int
+from ddi_jax.checks import check_array, check_choice, check_positive_int
 from ddi_jax.models.convolution import conv_general_dilated
 from ddi_jax.numerics.precision import at_least_float32
 
@@ -74,6 +74,7 @@ class Standardize(nnx.Module):
     Raises:
       ValueError: for inputs whose last axis is not that of the channels.
     """
+    check_array("inputs", inputs)
     channels = len(self.mean)
     is_first = channels == 1 and inputs.shape[1:2] == (1,)
     wrong = inputs.shape[-1] != channels and (channels > 1 or is_first)

@@ -1,6 +1,6 @@
 """The training program: from a config to a trained, evaluated network."""
 
-from ddi_jax.checks import missing_extra
+from ddi_jax.checks import check_installed, missing_extra
 
 try:
   from ddi_jax.training.audit.plan import AuditSettings
@@ -14,6 +14,8 @@ try:
   from ddi_jax.training.settings.config import default_config, select_variant
   from ddi_jax.training.settings.pieces import ConfigError
   from ddi_jax.training.storage.checkpoints import CheckpointError
+
+  check_installed("matplotlib", "orbax.checkpoint")
 except ModuleNotFoundError as error:
   raise missing_extra("training", error) from error
 

@@ -266,11 +266,17 @@ def resumed(
   ("change", "said"),
   [
     ({"key": jax.random.key(1)}, "key is 'threefry2x32 [0, 0]' there and 'threefry"),
-    ({"threat_model": ddi_jax.linf(0.7)}, "threat_model.epsilon is 0.1 there and 0.7"),
-    ({"threat_model": ddi_jax.l2(0.5)}, "threat_model.norm is 'linf' there and 'l2'"),
+    (
+      {"threat_model": ddi_jax.linf(0.7)},
+      "made with the threat model linf(0.1) in bounds (0, 1), this call has linf(0.7)",
+    ),
+    (
+      {"threat_model": ddi_jax.l2(0.5), "bounds": None},
+      "linf(0.1) in bounds (0, 1), this call has l2(0.5) without bounds.",
+    ),
     ({"probability": 0.5}, "attacks.some.probability is 0.4 there and 0.5 here"),
-    ({"bounds": (0.0, 2.0)}, "bounds.1 is 1.0 there and 2.0 here"),
-    ({"bounds": None}, "bounds.0 is 0.0 there and None here"),
+    ({"bounds": (0.0, 2.0)}, "bounds (0, 1), this call has linf(0.1) in bounds (0, 2)"),
+    ({"bounds": None}, "bounds (0, 1), this call has linf(0.1) without bounds."),
     ({"factor": 1.1}, "the model has other logits on the first examples"),
     ({"shift": 1e-3}, "inputs is 'float32[8, 10] "),
     ({"label": 1}, "labels is 'int64[8] "),

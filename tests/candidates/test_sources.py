@@ -237,3 +237,10 @@ def test_what_does_not_fit_the_batch(source, message):
 def test_spatial_needs_images():
   with pytest.raises(ValueError, match="spatial needs inputs"):
     sources.spatial(1)(KEY, logits_fn, jnp.ones((3, 12)), LABELS)
+
+
+def test_warm_restarts_choose_their_start_themselves():
+  with pytest.raises(ValueError, match="random_start cannot be set: warm_restarts sta"):
+    sources.warm_restarts(
+      LINF, INPUTS[None] * 0, steps=1, step_size=0.1, random_start=False
+    )

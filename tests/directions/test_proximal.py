@@ -283,7 +283,7 @@ def test_a_traced_step_does_not_recompile_and_nan_shows():
     ({"tolerance": -1.0}, "tolerance must be a finite number >= 0, got -1.0"),
     ({"at_a_time": 0}, "at_a_time must be None or an integer >= 1, got 0"),
     ({"valid": jnp.ones((2, 2), bool)}, "valid must be bool of shape"),
-    ({"valid": jnp.zeros((COUNT, BATCH), bool)}, "must hold a candidate for each"),
+    ({"valid": jnp.zeros((COUNT, BATCH), bool)}, "got none for example 0"),
     (
       {"valid": jnp.ones((COUNT, BATCH), bool), "per": "batch"},
       'must be None with per="batch"',

@@ -83,15 +83,22 @@ def test_stopped_and_resumed_is_the_same_as_never_stopped():
 def test_a_curve_of_something_else_is_not_resumed():
   p = problem(batch=4)
 
-  def curve(key=KEY, make=ddi_jax.linf, p=p, **settings):
+  def curve(
+    key=KEY,
+    make=ddi_jax.linf,
+    p=p,
+    epsilons=(0.0, 1e-6),
+    names=("apgd-ce",),
+    **settings,
+  ):
     return ddi_jax.robustness_curve(
       key,
       p.logits_fn,
       p.inputs,
       p.labels,
       make,
-      [0.0, 1e-6],
-      attacks=["apgd-ce"],
+      epsilons,
+      attacks=names,
       **settings,
     )
 
@@ -99,8 +106,16 @@ def test_a_curve_of_something_else_is_not_resumed():
   assert curve(resume=whole).accuracies == whole.accuracies
   for change, said in (
     ({"key": jax.random.key(1)}, "key is"),
-    ({"make": ddi_jax.l2}, "threat_model.norm is 'linf' there and 'l2' here"),
-    ({"bounds": None}, "bounds"),
+    (
+      {"make": ddi_jax.l2},
+      r"threat model linf\(1e-06\) in bounds \(0, 1\), this call has l2\(1e-06\) in",
+    ),
+    ({"bounds": None}, r"in bounds \(0, 1\), this call has .* without bounds"),
+    (
+      {"epsilons": [0.0, 1e-6, 2e-6]},
+      r"epsilons \[0.0, 1e-06\], this call has \[0.0, 1e-06, 2e-06\]",
+    ),
+    ({"names": ["apgd-t"]}, r"attacks \['apgd-ce'\], this call has \['apgd-t'\]"),
     ({"p": problem(batch=4, seed=1)}, "inputs is"),
     ({"p": p._replace(weights=2 * p.weights)}, "the model has other logits"),
   ):

@@ -87,7 +87,7 @@ def test_clean_inputs_are_classified_once(monkeypatch):
 def test_programs_are_kept():
   """The second evaluation of a model compiles nothing; of a changed one, everything."""
   p = problem(batch=8)
-  weights = np.ones(p.inputs.shape[-1], np.float32)
+  weights = np.ones((1, *p.inputs.shape[1:]), np.float32)
 
   def logits_fn(inputs):
     return p.logits_fn(inputs * weights)
@@ -216,7 +216,7 @@ def whole():
 @pytest.mark.parametrize(
   ("change", "said"),
   [
-    ({"epsilon": 0.2}, "threat_model.epsilon is 0.0265 there and 0.2 here"),
+    ({"epsilon": 0.2}, "linf(0.0265) in bounds (0, 1), this call has linf(0.2)"),
     ({"pgd_restarts": 2}, "pgd_restarts is 1 there and 2 here"),
     ({"steps": 3}, "pgd_attack.steps is 2 there and 3 here"),
     ({"key": jax.random.key(1)}, "key is 'threefry2x32 "),
@@ -226,3 +226,32 @@ def whole():
 def test_a_result_of_something_else_is_not_resumed(whole, change, said):
   with pytest.raises(attacks.ResumeError, match=re.escape(said)):
     briefly(resume=whole, **change)
+
+
+@pytest.mark.parametrize("given", ["AutoAttackResult", "RobustnessCurve", "dict"])
+def test_each_function_resumes_its_own_kind_of_result(whole, given):
+  p = problem(batch=6)
+  ball = ddi_jax.linf(EPSILON)
+  others = {
+    "AutoAttackResult": whole.autoattack,
+    "RobustnessEvaluation": whole,
+    "RobustnessCurve": ddi_jax.RobustnessCurve((0.1,), ("fab",), whole.autoattack),
+    "dict": {},
+  }
+  arguments = (KEY, p.logits_fn, p.inputs, p.labels)
+  calls = {
+    "AutoAttackResult": lambda resume: ddi_jax.autoattack(ball)(
+      *arguments, resume=resume
+    ),
+    "RobustnessEvaluation": lambda resume: briefly(resume=resume),
+    "RobustnessCurve": lambda resume: ddi_jax.robustness_curve(
+      *arguments, ddi_jax.linf, [0.1], resume=resume
+    ),
+  }
+  for kind, call in calls.items():
+    other = "RobustnessEvaluation" if kind == given else given
+    with pytest.raises(
+      ValueError,
+      match=rf"^resume must be .* result of .*ddi_jax\.\w+ \({kind}\), got {other}",
+    ):
+      call(others[other])

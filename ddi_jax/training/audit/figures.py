@@ -4,12 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 import numpy as np
 
-from ddi_jax.training.storage import files
+from ddi_jax.training.storage import pictures
 
 
 class AdversarialExample(NamedTuple):
@@ -42,9 +39,8 @@ def save_curve(path: Path, result: Mapping[str, Any], title: str) -> None:
   """
   curve, pgd = result["curve"], result["pgd"]
   epsilon = result["epsilon"]
-  with matplotlib.rc_context({"axes.grid": True, "grid.alpha": 0.3, "font.size": 9}):
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+  style = {"axes.grid": True, "grid.alpha": 0.3, "font.size": 9}
+  with pictures.saved_figure(path, (6, 4), style) as figure:
     axes = figure.subplots()
     low, high = np.transpose(curve["intervals"])
     axes.fill_between(curve["epsilons"], low, high, alpha=0.2, lw=0)
@@ -79,8 +75,6 @@ def save_curve(path: Path, result: Mapping[str, Any], title: str) -> None:
     axes.set_ylabel("robust accuracy, 95 % interval")
     axes.set_title(title, fontsize=10)
     axes.legend(fontsize=8)
-    with files.replacing(path) as temporary:
-      figure.savefig(temporary, dpi=120)
 
 
 def save_examples(path: Path, examples: Sequence[AdversarialExample]) -> None:
@@ -93,9 +87,8 @@ def save_examples(path: Path, examples: Sequence[AdversarialExample]) -> None:
   changes = [example.adversarial - example.clean for example in examples]
   scale = max(float(np.max(np.abs(change))) for change in changes)
   count = len(examples)
-  with matplotlib.rc_context({"font.size": 8}):
-    figure = Figure(figsize=(1.8 + 1.1 * count, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
+  size = (1.8 + 1.1 * count, 4.4)
+  with pictures.saved_figure(path, size, {"font.size": 8}) as figure:
     rows = figure.subplots(3, count, squeeze=False)
     for axes in rows.flat:
       axes.set(xticks=[], yticks=[])
@@ -118,5 +111,3 @@ def save_examples(path: Path, examples: Sequence[AdversarialExample]) -> None:
         f"{example.wrong_label} ({example.confidence:.0%})\n{example.attack}",
         fontsize=8,
       )
-    with files.replacing(path) as temporary:
-      figure.savefig(temporary, dpi=120)

@@ -4,12 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 import numpy as np
 
-from ddi_jax.training.storage import files
+from ddi_jax.training.storage import pictures
 from ddi_jax.training.storage.logs import read_metrics
 
 
@@ -26,9 +23,9 @@ def save_curves(workdir: Path, title: str) -> Path:
   records = list(read_metrics(workdir))
   train = [record for record in records if record["split"] == "train"]
   validation = [record for record in records if record["split"] == "validation"]
-  with matplotlib.rc_context({"axes.grid": True, "grid.alpha": 0.3, "font.size": 9}):
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+  path = workdir / "curves.png"
+  style = {"axes.grid": True, "grid.alpha": 0.3, "font.size": 9}
+  with pictures.saved_figure(path, (12, 3.6), style) as figure:
     figure.suptitle(title, fontsize=10)
     loss, accuracy, gradients = figure.subplots(1, 3)
     attacked = any("robust_accuracy" in record for record in train)
@@ -72,9 +69,6 @@ def save_curves(workdir: Path, title: str) -> Path:
       axes.set_xlabel("step")
       if axes.lines:
         axes.legend(fontsize=8)
-    path = workdir / "curves.png"
-    with files.replacing(path) as temporary:
-      figure.savefig(temporary, dpi=120)
   return path
 
 

@@ -63,6 +63,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   values.check_plain_values(check)
   values.check_choices(check)
   values.check_types(check)
+  values.check_loops(check)
   _check_sources(config, check)
   _check_unused(config)
   _check_pieces(config)
@@ -296,7 +297,7 @@ def used_fields(config: ml_collections.ConfigDict) -> set[str]:
   The name of a group stands for all that is in it.
   """
   return (
-    {*CHOICES, "seed", "batch_size", "num_epochs", "mesh", "gradient"}
+    {*CHOICES, "seed", "batch_size", "num_epochs", "mesh", "gradient.batch_norm"}
     | {"restarts_at_a_time", "optimizer.learning_rate"}
     | _method_fields(config)
     | _source_fields(config)
@@ -317,7 +318,7 @@ def _method_fields(config: ml_collections.ConfigDict) -> set[str]:
   if method.restarts and not config.sources:
     fields.add("num_restarts")
   if method.restarts and not method.proximal and not method.select_worst:
-    fields.add("gradients_at_a_time")
+    fields |= {"gradients_at_a_time", "gradient.loss_keys"}
   if method.attacked:
     fields |= {"attack.warmup_epochs", "attack.dtype", "attack.batch_norm"}
     if not config.sources:

@@ -113,6 +113,8 @@ def _add_attack(config: ml_collections.ConfigDict) -> None:
   config.attack.batch_norm = "train"  # BatchNorm's mode during the attack
   config.gradient = ml_collections.ConfigDict()
   config.gradient.batch_norm = "train"  # its mode in the gradient for the parameters
+  # What the network draws there (Dropout): "per_candidate", or "shared" by all K.
+  config.gradient.loss_keys = "per_candidate"
 
 
 def _add_optimizer(config: ml_collections.ConfigDict) -> None:

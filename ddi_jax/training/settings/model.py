@@ -45,7 +45,10 @@ def known_images(config: ml_collections.ConfigDict) -> ImageKind | None:
   description = DATASETS.get(config.data.name)
   if description is None:
     return None
-  shape = pieces.call(image_shape, {}, "data", config.data.name, config.data.resolution)
+  try:
+    shape = image_shape(config.data.name, config.data.resolution)
+  except ValueError as error:
+    raise pieces.ConfigError(f"config.{error}") from error
   return ImageKind(shape, description.num_classes, description.mean, description.std)
 
 

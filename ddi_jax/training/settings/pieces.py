@@ -10,7 +10,7 @@ from typing import Any, get_args
 import ml_collections
 from ml_collections import config_dict
 
-from ddi_jax.checks import keyword_parameters
+from ddi_jax.checks import check_not_passed, keyword_parameters
 
 
 class ConfigError(ValueError):
@@ -125,6 +125,7 @@ def call(
   _check_complete(factory, settings, group_path, len(args))
   check_positional(factory, group_path, *args)
   try:
+    check_not_passed(factory, settings, len(args))
     return factory(*args, **settings)
   except ConfigError:
     raise

@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 
 from ddi_jax.data import STREAMING
+from ddi_jax.gradients.per_candidate import LOSS_KEYS
 from ddi_jax.training.settings.config import default_config, flatten
 from ddi_jax.training.settings.optimizers import OPTIMIZERS, SCHEDULES
 from ddi_jax.training.settings.pieces import ConfigError
@@ -18,6 +19,12 @@ ATTACK_DTYPES = ("float32", "bfloat16")
 BATCH_NORM_MODES = ("train", "eval")
 INT_END = 2**31
 MOST_ENTRIES = 1000  # of a tuple: each is a layer, a source or a step of a schedule
+# Turns of a loop inside a step: more would take days, and no signal ends a step.
+MOST_TURNS = 10**6
+LOOPS = (
+  *("attack.steps", "warm.steps", "evaluation.steps", "evaluation.restarts"),
+  *("danskin.max_iterations", "proximal.iterations"),
+)
 EPOCHS = ("num_epochs", "attack.warmup_epochs", "evaluation.every_epochs")
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 _TYPES: dict[type, Any] = {
@@ -108,6 +115,7 @@ def check_choices(check: Checker) -> None:
   check.one_of("attack.dtype", ATTACK_DTYPES)
   check.one_of("attack.batch_norm", BATCH_NORM_MODES)
   check.one_of("gradient.batch_norm", BATCH_NORM_MODES)
+  check.one_of("gradient.loss_keys", LOSS_KEYS)
   check.one_of("optimizer.name", OPTIMIZERS)
   check.one_of("optimizer.schedule", SCHEDULES)
   check(
@@ -135,6 +143,12 @@ def check_types(check: Checker) -> None:
       check(field, f"{_ALLOWED[kind]} or None", functools.partial(_is_or_none, kind))
     else:
       check(field, _ALLOWED[kind], functools.partial(_is, kind))
+
+
+def check_loops(check: Checker) -> None:
+  """Check that no loop inside a step has more turns than anybody waits for."""
+  for field in LOOPS:
+    check(field, f"<= {MOST_TURNS}", lambda value: value is None or value <= MOST_TURNS)
 
 
 def _is_or_none(kind: type, value: Any) -> bool:

@@ -48,8 +48,9 @@ def create_gradients(
 ) -> GradientsFn:
   """The gradients of `config.method`.
 
-  What a network draws in training mode (Dropout), it draws for each candidate anew;
-  with the method `proximal`, which mixes the candidates, once for all of them.
+  What a network draws in training mode (Dropout), it draws for each candidate anew, or
+  once for all of them: with `config.gradient.loss_keys = "shared"`, and with the method
+  `proximal`, which mixes the candidates.
   """
   train = config.gradient.batch_norm == "train"
 
@@ -119,7 +120,11 @@ def _create_per_candidate(
     key: jax.Array | None = None,
   ) -> StepGradients:
     del learning_rate
-    keys = None if key is None else jax.random.split(key, len(candidates))
+    keys = None
+    if key is not None and config.gradient.loss_keys == "shared":
+      keys = jnp.broadcast_to(key, len(candidates))
+    elif key is not None:
+      keys = jax.random.split(key, len(candidates))
     arguments = ((candidates, keys), state.params, state, labels)
     if mesh is None:
       gradients, candidate_losses, aux = at_candidates(*arguments)

@@ -13,14 +13,13 @@ from typing import Any
 
 from absl import logging
 import jax
-import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from ddi_jax.training.devices import processes
 from ddi_jax.training.step.state import TrainState
 from ddi_jax.training.step.validation import Validation
 from ddi_jax.training.storage import checksums
 
+# orbax is imported where it is used: a config that is refused does not wait for it.
 _FOLDER = "checkpoints"
 _DAMAGED_FOLDER = "damaged_checkpoints"
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of what orbax is writing
@@ -40,6 +39,9 @@ class Checkpoints:
   """
 
   def __init__(self, workdir: Path):
+    import orbax.checkpoint as ocp  # noqa: PLC0415
+    from orbax.checkpoint import checkpoint_managers  # noqa: PLC0415
+
     self.directory = (workdir / _FOLDER).absolute()
     self._links = contextlib.ExitStack()
     policies = [
@@ -82,6 +84,8 @@ class Checkpoints:
     Raises:
       CheckpointError: if it cannot be written; those before are as they were.
     """
+    import orbax.checkpoint as ocp  # noqa: PLC0415
+
     step = int(state.step)
     if step == self.latest_step and validation is None:
       return
@@ -119,6 +123,8 @@ class Checkpoints:
     Raises:
       CheckpointError: if the checkpoint is not as it was saved.
     """
+    import orbax.checkpoint as ocp  # noqa: PLC0415
+
     folder = self.directory / str(step)
     processes.together(lambda: _check_sums(folder) if processes.is_writer() else None)
     restored = self._manager.restore(

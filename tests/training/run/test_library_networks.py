@@ -48,6 +48,7 @@ def test_it_is_trained_resumed_and_loaded(library, tmp_path, monkeypatch):
     {"attack.batch_norm": "train"},
     {"gradient.batch_norm": "eval"},
     {"gradients_at_a_time": 1},
+    {"gradient.loss_keys": "shared"},
     {"method": "proximal"},
     {"method": "worst_restart", "attack.batch_norm": "train"},
     {"sources": ("uniform:2",), "attack.batch_norm": "train"},
@@ -68,15 +69,16 @@ def test_every_way_through_a_step_has_a_key(changes):
   assert step.num_programs() == 1
 
 
-def test_candidates_that_are_the_same_drop_differently():
-  config = config_of("nnx", **{"attack.epsilon": 0.0, "attack.random_start": False})
+@pytest.mark.parametrize(("loss_keys", "count"), [("per_candidate", 3), ("shared", 1)])
+def test_candidates_that_are_the_same_drop_differently_or_alike(loss_keys, count):
+  config = config_of("nnx", **{"attack.epsilon": 0.0, "gradient.loss_keys": loss_keys})
   _, state, step = build(config)
   parts = step.experiment.parts
   candidates = jnp.broadcast_to(IMAGES / 16, (3, *IMAGES.shape))
   arguments = (state, candidates, jnp.asarray(LABELS), 0.1)
   losses = jax.jit(lambda key: parts.gradients(*arguments, key).losses)
   drawn, again, other = (losses(jax.random.key(seed)) for seed in (0, 0, 1))
-  assert len(np.unique(drawn[:, 0])) == 3
+  assert len(np.unique(drawn[:, 0])) == count
   np.testing.assert_array_equal(drawn, again)
   assert not np.allclose(drawn, other)
 

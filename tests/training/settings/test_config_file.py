@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+import subprocess
 import sys
 
 from absl import flags
@@ -116,3 +117,66 @@ def test_a_variant_that_is_not_there(launch, monkeypatch):
 )
 def test_a_misspelt_setting(launch, monkeypatch, flag, message):
   assert message in refusal(launch, monkeypatch, "--config=configs/digits.py", flag)
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "nested", "binary"])
+def test_a_flagfile_that_cannot_be_read(tmp_path, kind):
+  paths = {name: tmp_path / name for name in ("missing", "nested", "binary")}
+  paths["folder"] = tmp_path
+  paths["nested"].write_text(f"--flagfile={paths['missing']}\n")
+  paths["binary"].write_bytes(b"\xff\xfe\x00")
+  result = subprocess.run(
+    [sys.executable, "launch.py", f"--flagfile={paths[kind]}"],
+    capture_output=True,
+    text=True,
+    check=False,
+    cwd=ROOT,
+  )
+  assert result.returncode == 2
+  (line,) = result.stderr.splitlines()
+  assert line.startswith(
+    "launch.py: --flagfile must be a text file with a flag on each"
+  )
+
+
+@pytest.mark.parametrize("module", ["numpy", "jaxlib._jax", "flax", "digits"])
+def test_ctrl_c_before_the_run_is_one_line(module):
+  """While a module is imported, also one in C++; the last is the config file."""
+  code = f"""
+import os, runpy, signal, sys
+def interrupt(event, arguments):
+  if event in ("import", "open") and "{module}" in str(arguments[0]):
+    os.kill(os.getpid(), signal.SIGINT)
+sys.addaudithook(interrupt)
+sys.argv = ["launch.py", "--config=configs/digits.py"]
+runpy.run_path("launch.py", run_name="__main__")
+"""
+  result = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+  )
+  assert result.returncode == 130
+  (line,) = result.stderr.split("\n")[1:-1]
+  assert line.startswith("launch.py: stopped")
+
+
+def test_a_refusal_waits_for_no_heavy_module(tmp_path):
+  """What only training needs is imported after the settings are checked."""
+  code = f"""
+import runpy, sys
+sys.argv = [
+  "launch.py", "--config=configs/digits.py", "--config.num_restarts=1000000",
+  "--workdir={tmp_path}"
+]
+try:
+  runpy.run_path("launch.py", run_name="__main__")
+except SystemExit as error:
+  print(error)
+heavy = "matplotlib grain orbax.checkpoint tensorstore sklearn.datasets PIL scipy"
+print([name for name in heavy.split() if name in sys.modules])
+"""
+  result = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+  )
+  message, imported = result.stdout.splitlines()
+  assert message.startswith("launch.py: a training step needs at least"), result.stderr
+  assert imported == "[]"

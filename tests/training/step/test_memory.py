@@ -30,7 +30,7 @@ def compilations():
     ({"model.width": 100_000}, "parameters"),
     ({"num_restarts": 10**9}, "1000000000 gradient(s) of them"),
     ({"num_restarts": 10**9, "gradients_at_a_time": 1}, "candidate(s) of the batch"),
-    ({"evaluation.restarts": 10**9}, "attacked images"),
+    ({"evaluation.restarts": 10**6, "evaluation.batch_size": 10**6}, "attacked images"),
   ],
 )
 def test_absurd_sizes_stop_before_compilation(tmp_path, compilations, changes, part):

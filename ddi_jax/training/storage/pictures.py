@@ -1,0 +1,35 @@
+"""Pictures that are written whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddi_jax.training.storage import files
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+
+@contextlib.contextmanager
+def saved_figure(path: Path, size: tuple[float, float], style: Any) -> Iterator[Figure]:
+  """A figure to be drawn, which is saved as `path` if nothing fails.
+
+  Args:
+    path: of the picture.
+    size: in inches.
+    style: of matplotlib, some of its rcParams by name.
+  """
+  # Half a second, for which a config that is refused does not wait.
+  import matplotlib  # noqa: PLC0415
+  from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+  from matplotlib.figure import Figure  # noqa: PLC0415
+
+  with matplotlib.rc_context(style):
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    yield figure
+    with files.replacing(path) as temporary:
+      figure.savefig(temporary, dpi=120)
