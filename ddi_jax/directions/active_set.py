@@ -170,23 +170,23 @@ def _minimize(
       best_violation=jnp.where(improved, violation, state.best_violation),
     )
 
-  gradient, violation, entering, enters, curved, solved = choose(
-    weights, support, tableau
-  )
-  none = jnp.zeros((), jnp.int32)
+  # The first turn changes nothing and assesses the start: a second copy of the
+  # assessment would take as long to compile as the loop.
+  none, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+  first = jnp.zeros_like(indices[0])
   state = _State(
     weights=weights,
     support=support,
     tableau=tableau,
-    gradient=gradient,
-    pivot=entering,
-    pivots=enters & curved,
-    growing=entering,
-    grows=enters & ~curved,
-    corrections=jnp.where(solved, _MAX_CORRECTIONS, none),
-    iterations=none,
+    gradient=jnp.zeros_like(weights),
+    pivot=first,
+    pivots=no,
+    growing=first,
+    grows=no,
+    corrections=none - 1,
+    iterations=none - 1,
     best_weights=weights,
-    best_violation=violation,
+    best_violation=jnp.full_like(floor, jnp.inf),
   )
   state = jax.lax.while_loop(unfinished, body, state)
   # Pivots on what is rounding, where many gradients meet at the origin, can undo what
