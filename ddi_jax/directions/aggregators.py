@@ -119,7 +119,7 @@ def upgrad_direction(
 
     return jax.vmap(project)(jnp.eye(size, dtype=gram.dtype)).mean(axis=0)
 
-  return weighted_direction(weighting, normalize=normalize)
+  return weighted_direction(jax.jit(weighting), normalize=normalize)
 
 
 def cagrad_direction(
@@ -195,7 +195,7 @@ def cagrad_direction(
     extra += again - jax.lax.stop_gradient(again)
     return mean + extra * weights
 
-  return weighted_direction(weighting, normalize=normalize)
+  return weighted_direction(jax.jit(weighting), normalize=normalize)
 
 
 def _cagrad_gradient(weights: jax.Array, problem: tuple[Any, Any]) -> jax.Array:
@@ -270,4 +270,4 @@ def pcgrad_direction(
     keys = jax.random.split(inputs.key, size)
     return jax.vmap(project)(jnp.arange(size), keys).mean(axis=0)
 
-  return weighted_direction(weighting, normalize=normalize)
+  return weighted_direction(jax.jit(weighting), normalize=normalize)

@@ -128,7 +128,7 @@ def danskin_direction(
     )
     return Weights(solution.weights, slacks)
 
-  return weighted_direction(weighting, normalize=normalize)
+  return weighted_direction(jax.jit(weighting), normalize=normalize)
 
 
 def average_direction(

@@ -2,6 +2,7 @@
 
 import functools
 
+from compilations import compilations
 from gradient_trees import as_matrix, as_tree, as_vector, combine, random_gradients
 import hypothesis
 from hypothesis import strategies as st
@@ -199,3 +200,26 @@ def test_agrees_with_torchjd(aggregator, x64):
     # TorchJD regularises and stops its solvers at about 1e-4.
     atol = 2e-3 * lengths(matrix).max()
     np.testing.assert_allclose(factor * found["w"], expected, atol=atol)
+
+
+@pytest.mark.parametrize(
+  "make",
+  [
+    ddi_jax.danskin_direction,
+    ddi_jax.mgda_direction,
+    ddi_jax.cagrad_direction,
+    ddi_jax.pcgrad_direction,
+    ddi_jax.upgrad_direction,
+  ],
+)
+def test_outside_of_jit_the_second_update_compiles_nothing(make):
+  """A solver's loop, traced anew, would be compiled anew: a second for each update."""
+  direction = make()
+  gradients = random_gradients(3)
+  params = jax.tree.map(lambda leaf: leaf[0], gradients)
+  state = direction.init(params)
+  settings = {"losses": jnp.ones(4), "key": jax.random.key(0)}
+  for _ in range(2):  # At first all that surrounds the solver is compiled as well.
+    with compilations() as compiled:
+      direction.update(gradients, state, params, **settings)
+  assert compiled == []

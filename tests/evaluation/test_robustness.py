@@ -3,6 +3,7 @@
 import re
 import warnings
 
+from compilations import compilations
 import jax
 import jax.numpy as jnp
 from linear_model import KEY, linear, problem
@@ -92,21 +93,12 @@ def test_programs_are_kept():
   def logits_fn(inputs):
     return p.logits_fn(inputs * weights)
 
-  compiled = []
-
-  def listen(event, *_, **__):
-    if event == "/jax/core/compile/backend_compile_duration":
-      compiled.append(event)
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  try:
+  with compilations() as compiled:
     first = evaluate(logits_fn, p)
     assert compiled
     compiled.clear()
     again = evaluate(logits_fn, p)
     assert compiled == []
-  finally:
-    jax.monitoring.unregister_event_duration_listener(listen)
   jax.tree.map(np.testing.assert_array_equal, again, first)
   weights *= 0  # In place: all logits are equal.
   changed = evaluate(logits_fn, p)
