@@ -26,6 +26,8 @@ from absl import app, flags
 import jax
 import jax.numpy as jnp
 from machine import describe_machine
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 from minimax_problems import PROBLEMS
 from minimax_tasks import Task, tasks
 import numpy as np
@@ -38,6 +40,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder that receives minimax.csv.
 _ONLY = flags.DEFINE_string("only", "", "Regular expression: problems by name.")
 _SOLVERS = flags.DEFINE_string("solvers", "", "Regular expression: others by name.")
 _SECONDS = flags.DEFINE_float("seconds", 5, "Per solver and problem, at least.")
+_PICTURE = flags.DEFINE_string("picture", None, "A PNG of the last problem's runs.")
 
 OURS = "minimize_max"
 SINGLE = "minimize_max, float32"
@@ -108,6 +111,8 @@ def _rows(task: Task, optimum: float | None) -> list[dict[str, Any]]:
   least = min(run.values[-1] for name, run in runs.items() if name != SINGLE)
   reference = least if optimum is None else min(least, optimum)
   scale = abs(reference) if optimum != 0 else 1.0
+  if _PICTURE.value:
+    _draw(runs, reference, scale)
   return [
     {
       "problem": task.name,
@@ -132,6 +137,39 @@ def _rows(task: Task, optimum: float | None) -> list[dict[str, Any]]:
     }
     for name, run in runs.items()
   ]
+
+
+def _draw(runs: dict[str, Run], reference: float, scale: float) -> None:
+  """The error after every evaluation; the names at the ends of the lines."""
+  mpl.use("Agg")
+  figure, axis = plt.subplots(figsize=(9, 4.5), layout="tight")
+  ends = {}
+  for name, run in runs.items():
+    if name == SINGLE:
+      continue
+    errors = np.maximum((run.values - reference) / scale, 1e-10)
+    is_ours = name == OURS
+    style = {"color": "black", "linewidth": 2.5} if is_ours else {"linewidth": 1.2}
+    (line,) = axis.loglog(np.arange(len(errors)) + 1, errors, **style)
+    ends[name] = (len(errors), np.log10(errors[-1]), line.get_color())
+  # Names below one another, from the greatest error down.
+  height = np.inf
+  for name, (last, error, color) in sorted(ends.items(), key=lambda e: -e[1][1]):
+    height = min(error, height - 0.55)
+    axis.annotate(
+      name,
+      (last, 10**error),
+      (1.02, 10**height),
+      textcoords=axis.get_yaxis_transform(),
+      color=color,
+      va="center",
+      arrowprops={"arrowstyle": "-", "color": color, "alpha": 0.4, "linewidth": 0.7},
+    )
+  axis.set_xlabel("evaluations of all losses")
+  axis.set_ylabel("greatest loss above the least found, relative")
+  axis.grid(alpha=0.3)
+  figure.savefig(_PICTURE.value, dpi=120)
+  plt.close(figure)
 
 
 def _first(values: np.ndarray, goal: float) -> int | str:
