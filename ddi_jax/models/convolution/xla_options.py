@@ -3,6 +3,9 @@
 import functools
 
 import jax
+from jax.sharding import Mesh
+
+from ddi_jax.numerics import platform
 
 _WIDE = 64
 # XLA's own choice but for LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION: YNNPACK runs
@@ -14,12 +17,18 @@ _WITHOUT_YNNPACK_CONVOLUTIONS = {
 }
 
 
-def compiler_options(width: int | None) -> dict[str, str] | None:
+def compiler_options(
+  width: int | None, mesh: Mesh | None = None
+) -> dict[str, str] | None:
   """The `compiler_options` of `jax.jit` for a network of this many channels.
 
   Something for wide networks on a CPU, else nothing.
+
+  Args:
+    width: of the network, None if it has none.
+    mesh: of the devices that the program is for; None for one device.
   """
-  if jax.default_backend() != "cpu" or (width or 0) < _WIDE:
+  if platform.target(mesh) != "cpu" or (width or 0) < _WIDE:
     return None
   return _WITHOUT_YNNPACK_CONVOLUTIONS if _is_known_option() else None
 

@@ -176,7 +176,7 @@ def jit_step(
     The `jax.jit` of the step.  The state is donated.
   """
   settings: dict[str, Any] = {"donate_argnums": 0}
-  settings["compiler_options"] = compiler_options(width(config))
+  settings["compiler_options"] = compiler_options(width(config), mesh)
   if mesh is None:
     return jax.jit(step, **settings)
 
