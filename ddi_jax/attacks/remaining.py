@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ddi_jax.numerics import platform
+
 _AT_A_TIME_ON_A_CPU = 50
 
 
@@ -15,7 +17,7 @@ def group_size(batch: int) -> int:
   On a CPU so few that their arrays stay in the cache and that hardly any examples are
   computed in vain; elsewhere all of them, which a GPU computes side by side.
   """
-  if jax.default_backend() != "cpu":
+  if platform.target() != "cpu":
     return batch
   return -(-batch // max(1, round(batch / _AT_A_TIME_ON_A_CPU)))
 

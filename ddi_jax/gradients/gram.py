@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import chex
 import jax
+from jax.experimental.layout import Layout, with_layout_constraint
 import jax.numpy as jnp
 
+from ddi_jax.numerics import platform
 from ddi_jax.numerics.finite import square_root
 from ddi_jax.numerics.precision import accumulation_dtype
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Float, PyTree
+
+
+_FEW = 16  # Gradients, so that a program with an operation for each stays small.
 
 
 class ShiftedGram(NamedTuple):
@@ -76,8 +82,10 @@ def shifted_gram(gradients: chex.ArrayTree) -> tuple[ShiftedGram, jax.Array]:
   """(Inner products of gradients / scale, scale): scale is their largest entry.
 
   Squared norms of gradients of 1e-20 or 1e+20 leave the range of float32; those of the
-  scaled gradients do not.  The reference is the shortest gradient where all lie within
-  half its norm of it, and the origin otherwise: there a shift would only add rounding.
+  scaled gradients do not.  The products are taken relative to the shortest gradient.
+  Where the others do not lie within half its norm of it, they are converted to those
+  relative to the origin: the shift has gained nothing there, and costs a small multiple
+  of the rounding of a product, since no gradient is shorter.
 
   Leaves keep their shapes, so that where their coordinates are split over devices
   nothing but sums passes between these.
@@ -93,38 +101,39 @@ def shifted_gram(gradients: chex.ArrayTree) -> tuple[ShiftedGram, jax.Array]:
   """
   check_gradients(gradients)
   leaves = jax.tree.leaves(gradients)
-  largest = jnp.stack([_wide(jnp.max(jnp.abs(leaf), initial=0)) for leaf in leaves])
-  maximum = largest.max()
+  largest = [
+    _of_each(lambda g: jnp.max(jnp.abs(g), initial=0), leaf) for leaf in leaves
+  ]
+  maximum = _wide(jnp.stack(largest)).max()
   scale = jnp.where(maximum > 0, maximum, 1)
 
-  def squared_norms(wide_leaves: Iterable[jax.Array]) -> jax.Array:
-    squares = [
-      jnp.sum(jnp.square(leaf / scale), axis=range(1, leaf.ndim))
-      for leaf in wide_leaves
-    ]
-    return jnp.stack(squares).sum(axis=0)
+  squares = [
+    _of_each(lambda g: jnp.sum(jnp.square(_wide(g) / scale)), leaf) for leaf in leaves
+  ]
+  shortest = jnp.argmin(jnp.stack(squares).sum(axis=0))
+  is_shortest = jnp.arange(len(leaves[0])) == shortest
 
-  squares = squared_norms(map(_wide, leaves))
-  shortest = jnp.argmin(squares)
-  distances = squared_norms(
-    _wide(leaf) - _wide(leaf[shortest])[None] for leaf in leaves
+  def products(leaf: jax.Array) -> jax.Array:
+    reference = _wide(leaf[shortest])[None]
+    shifted = _wide(leaf) - reference  # Before the division: that is exact.
+    # The reference's own row would be zero.  The reference stands there instead, so
+    # that one product of matrices gives the offsets too.
+    own = is_shortest.reshape(-1, *(1,) * (leaf.ndim - 1))
+    rows = jnp.where(own, reference, shifted) / scale
+    return _inner(rows, rows)
+
+  total = functools.reduce(jnp.add, map(products, leaves))
+  inner = ShiftedGram(
+    differences=jnp.where(is_shortest[:, None] | is_shortest[None, :], 0, total),
+    offsets=jnp.where(is_shortest, 0, total[shortest]),
+    squared_norm=total[shortest, shortest],
   )
-  near = jnp.max(distances) <= squares[shortest] / 4
-
-  def of_leaf(leaf: jax.Array) -> ShiftedGram:
-    reference = jnp.where(near, _wide(leaf[shortest]), 0)
-    shifted = (
-      _wide(leaf) - reference[None]
-    ) / scale  # Subtracted first: that is exact.
-    reference = reference / scale
-    return ShiftedGram(
-      differences=_inner(shifted, shifted),
-      offsets=_inner(shifted, reference[None])[:, 0],
-      squared_norm=_inner(reference[None], reference[None])[0, 0],
-    )
-
-  parts = [of_leaf(leaf) for leaf in leaves]
-  return jax.tree.map(lambda *terms: sum(terms[1:], terms[0]), *parts), scale
+  near = jnp.max(jnp.diagonal(inner.differences)) <= inner.squared_norm / 4
+  zeros = jnp.zeros_like(inner.offsets)
+  from_origin = ShiftedGram(inner.matrix(), zeros, zeros[0])
+  return jax.tree.map(
+    lambda shifted, plain: jnp.where(near, shifted, plain), inner, from_origin
+  ), scale
 
 
 def check_gradients(gradients: chex.ArrayTree) -> int:
@@ -180,15 +189,18 @@ class KeptGradients:
     Raises:
       ValueError: see `gram_matrix`; also if shapes do not fit the parameters'.
     """
-    self.inner = shifted_gram(gradients)
+    check_gradients(gradients)
     if params is not None:
       jax.tree_util.tree_map_with_path(_check_against_param, gradients, params)
-    self._gradients = gradients
+    self._gradients = jax.tree.map(_one_after_another, gradients)
+    self.inner = shifted_gram(self._gradients)
 
   def combine(self, weights: jax.Array) -> chex.ArrayTree:
     """sum_k weights_k gradients_k, leaves `[*param]`, float32 at least."""
 
     def combine_leaf(leaf: jax.Array) -> jax.Array:
+      if _stand_alone(leaf):
+        return sum(w * _wide(g) for w, g in zip(weights, leaf, strict=True))
       return jnp.tensordot(weights, _wide(leaf), 1, precision="highest")
 
     return jax.tree.map(combine_leaf, self._gradients)
@@ -202,6 +214,8 @@ class KeptGradients:
     _, scale = self.inner
 
     def product(leaf: jax.Array, part: jax.Array) -> jax.Array:
+      if _stand_alone(leaf):
+        return _of_each(lambda g: jnp.sum(_wide(g) / scale * (part / scale)), leaf)
       return _inner(_wide(leaf) / scale, part[None] / scale)[:, 0]
 
     products = jax.tree.map(product, self._gradients, combination)
@@ -246,6 +260,33 @@ def _inner(first: jax.Array, second: jax.Array) -> jax.Array:
   """`[N, *param]` and `[M, *param]` -> inner products `[N, M]`."""
   axes = tuple(range(1, first.ndim))
   return jnp.tensordot(first, second, (axes, axes), precision="highest")
+
+
+def _one_after_another(gradients: jax.Array) -> jax.Array:
+  """The same `[K, *param]`, for TPUs laid out as K whole gradients in memory.
+
+  For a product of matrices XLA would pad K to 16, the rows of a tile, and copy every
+  gradient into that form as it is computed (docs/benchmarks.md).
+  """
+  if platform.target() != "tpu":
+    return gradients
+  order = Layout(tuple(range(jnp.ndim(gradients))))
+  return with_layout_constraint(gradients, order)
+
+
+def _stand_alone(gradients: jax.Array) -> bool:
+  """Whether each of the K `[*param]` is best read as an array of its own.
+
+  XLA for TPUs then makes one pass over the memory of what depends on all K.
+  """
+  return platform.target() == "tpu" and len(gradients) <= _FEW
+
+
+def _of_each(fn: Callable[[jax.Array], jax.Array], gradients: jax.Array) -> jax.Array:
+  """A function of each of the K gradients `[*param]`, stacked."""
+  if _stand_alone(gradients):
+    return jnp.stack([fn(gradient) for gradient in gradients])
+  return jax.vmap(fn)(gradients)
 
 
 def _wide(array: Any) -> jax.Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ddi_jax.models import other_libraries
 from ddi_jax.models.other_libraries import Apply, Functional, mode_arguments
+from ddi_jax.numerics import platform
 
 _STATISTICS = nnx.Not(nnx.Any(nnx.Param, nnx.RngState))
 
@@ -232,7 +233,7 @@ def in_bfloat16(apply: Apply) -> Apply:
     inputs: jax.Array,
     **mode: Any,
   ) -> tuple[jax.Array, Any]:
-    if jax.default_backend() == "cpu":
+    if platform.target() == "cpu":
       with jax.default_matmul_precision("bfloat16"):
         return apply(params, model_state, inputs, **mode)
     logits, new_state = apply(half(params), model_state, half(inputs), **mode)

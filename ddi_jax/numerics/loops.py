@@ -9,6 +9,8 @@ import jax.custom_batching
 from jax.extend import core as jax_core
 import jax.numpy as jnp
 
+from ddi_jax.numerics import platform
+
 
 class Arrangement(NamedTuple):
   """How `count` repetitions of a function are computed.
@@ -29,7 +31,7 @@ class Arrangement(NamedTuple):
 def arrange(
   count: int, at_a_time: int | None, fn: Callable[..., Any], *args: Any
 ) -> Arrangement:
-  """Decides how to repeat `fn(*args)`, from what it contains and from the backend.
+  """Decides how to repeat `fn(*args)`, from what it contains and from the platform.
 
   Without convolutions, all repetitions are one batched program.  With convolutions
   they follow one another, which is small to compile: one at a time on an accelerator,
@@ -46,7 +48,7 @@ def arrange(
     *args: examples of its arguments.
   """
   kinds = _convolutions(jax.make_jaxpr(fn)(*args).jaxpr)
-  on_cpu = jax.default_backend() == "cpu"
+  on_cpu = platform.target() == "cpu"
   canonical = False not in kinds
   if at_a_time is None:
     at_a_time = count
@@ -135,7 +137,7 @@ def scan(
 
 
 def _loops_well(fn: Callable[..., Any], *args: Any) -> bool:
-  return jax.default_backend() != "cpu" or arrange(1, None, fn, *args).canonical
+  return platform.target() != "cpu" or arrange(1, None, fn, *args).canonical
 
 
 def _side_by_side(fn: Callable[..., Any], xs: Any) -> Any:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from platforms import compiling_for
 import pytest
 
 from ddi_jax.attacks.remaining import group_size, run_on_remaining
@@ -48,8 +49,8 @@ def test_nothing_runs_when_nothing_remains():
   assert count_runs(3, 0)[2] == []
 
 
-def test_groups_divide_a_batch_evenly_on_a_cpu(monkeypatch):
+def test_groups_divide_a_batch_evenly_on_a_cpu():
   sizes = [group_size(batch) for batch in (1, 49, 60, 100, 250, 256, 1000)]
   assert sizes == [1, 49, 60, 50, 50, 52, 50]
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  assert group_size(250) == 250
+  with compiling_for("gpu"):
+    assert group_size(250) == 250

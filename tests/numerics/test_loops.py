@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from platforms import compiling_for
 import pytest
 
 from ddi_jax.models.convolution import conv_general_dilated
@@ -48,29 +49,28 @@ def nested(fn):
 
 @pytest.mark.parametrize("wrap", [lambda fn: fn, nested])
 def test_convolutions_follow_one_another_and_only_canonical_ones_are_looped_on_a_cpu(
-  wrap, monkeypatch
+  wrap,
 ):
   functions = {name: wrap(fn) for name, fn in FUNCTIONS.items()}
 
   def arrange(name, at_a_time=None):
     return loops.arrange(6, at_a_time, functions[name], KERNEL, INPUTS)
 
-  monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
   assert arrange("dense") == (True, 6, True)
   assert arrange("canonical") == (False, 2, True)
   # All six in one program: there is no loop to slow them down.
   assert arrange("lax") == (False, 6, False)
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  assert arrange("dense") == (True, 6, True)
-  assert arrange("lax") == (False, 1, False)
+  with compiling_for("gpu"):
+    assert arrange("dense") == (True, 6, True)
+    assert arrange("lax") == (False, 1, False)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_stated_number_at_a_time_is_kept(name, backend, monkeypatch):
-  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+def test_a_stated_number_at_a_time_is_kept(name, backend):
   for at_a_time, expected in ((1, 1), (2, 2), (3, 3), (4, 3), (5, 3), (6, 6), (99, 6)):
-    arrangement = loops.arrange(6, at_a_time, FUNCTIONS[name], KERNEL, INPUTS)
+    with compiling_for(backend):
+      arrangement = loops.arrange(6, at_a_time, FUNCTIONS[name], KERNEL, INPUTS)
     assert arrangement.group_size == expected
 
 
@@ -127,7 +127,7 @@ def loops_of(fn, *args):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_repeat_and_scan_unroll_ordinary_convolutions_on_a_cpu(name, monkeypatch):
+def test_repeat_and_scan_unroll_ordinary_convolutions_on_a_cpu(name):
   def gained(inputs):
     return FUNCTIONS[name](KERNEL, inputs)[1]
 
@@ -152,8 +152,8 @@ def test_repeat_and_scan_unroll_ordinary_convolutions_on_a_cpu(name, monkeypatch
     chex.assert_trees_all_close(jax.jit(fn)(INPUTS), expected, rtol=1e-4, atol=1e-3)
   inside = loops_of(gained, INPUTS)  # A convolution of ours has loops of its own.
   assert (loops_of(repeated, INPUTS) > inside) == (name != "lax")
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  assert loops_of(repeated, INPUTS) > 0
+  with compiling_for("gpu"):
+    assert loops_of(repeated, INPUTS) > 0
 
 
 @pytest.mark.parametrize("name", ["lax", "canonical"])

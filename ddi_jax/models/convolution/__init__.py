@@ -18,6 +18,7 @@ import numpy as np
 
 from ddi_jax.models.convolution.primitive import loop_friendly_conv
 from ddi_jax.models.convolution.products import CANONICAL
+from ddi_jax.numerics import platform
 
 
 def conv_general_dilated(
@@ -48,7 +49,7 @@ def conv_general_dilated(
     (2, 4, 4, 4)
   """
   plain = (
-    jax.default_backend() == "cpu"
+    platform.target() == "cpu"
     and lhs.ndim == 4
     and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     == lax.conv_dimension_numbers(lhs.shape, rhs.shape, CANONICAL)

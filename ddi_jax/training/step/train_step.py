@@ -101,7 +101,18 @@ def create_optimizer(
     direction = optax.stateless(lambda updates, params: unit_norm(updates))
   else:
     direction = optax.identity()
-  return optax.with_extra_args_support(optax.chain(direction, create_rule(config)))
+  rule = create_rule(config)
+  return optax.chain(_named("direction", direction), _named("optimizer", rule))
+
+
+def _named(
+  name: str, part: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+  """The same transformation, whose operations carry a name in the compiled program."""
+  part = optax.with_extra_args_support(part)
+  return optax.GradientTransformationExtraArgs(
+    part.init, jax.named_scope(name)(part.update)
+  )
 
 
 def create_train_step(parts: StepParts) -> StepFn:
@@ -124,13 +135,16 @@ def create_train_step(parts: StepParts) -> StepFn:
     learning_rate = hyperparameters.learning_rate * parts.schedule(state.step)
     inputs, labels = parts.augment(augment_key, batch["image"]), batch["label"]
 
-    candidates = parts.candidates(
-      state, inputs, labels, batch.get("index"), attack_key, augment_key
-    )
+    # The names of the parts stand in profiles and in the compiled program.
+    with jax.named_scope("attack"):
+      candidates = parts.candidates(
+        state, inputs, labels, batch.get("index"), attack_key, augment_key
+      )
     dropout_key = random_key(hyperparameters.seed, "dropout", state.step)
-    gradients = parts.gradients(
-      state, candidates.points, labels, learning_rate, dropout_key
-    )
+    with jax.named_scope("gradients"):
+      gradients = parts.gradients(
+        state, candidates.points, labels, learning_rate, dropout_key
+      )
     directions, opt_state = parts.optimizer.update(
       gradients.updates,
       state.opt_state,
@@ -138,8 +152,9 @@ def create_train_step(parts: StepParts) -> StepFn:
       losses=gradients.losses.mean(axis=1),
       key=random_key(hyperparameters.seed, "direction", state.step),
     )
-    updates = jax.tree.map(lambda leaf: -learning_rate * leaf, directions)
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope("optimizer"):
+      updates = jax.tree.map(lambda leaf: -learning_rate * leaf, directions)
+      params = optax.apply_updates(state.params, updates)
 
     metrics = {
       "loss": gradients.losses.max(axis=0).mean(),
@@ -176,7 +191,7 @@ def jit_step(
     The `jax.jit` of the step.  The state is donated.
   """
   settings: dict[str, Any] = {"donate_argnums": 0}
-  settings["compiler_options"] = compiler_options(width(config))
+  settings["compiler_options"] = compiler_options(width(config), mesh)
   if mesh is None:
     return jax.jit(step, **settings)
 

@@ -121,7 +121,7 @@ def create_validate(
     )
     return jax.tree.map(lambda x: jnp.sum(x, where=batch["valid"]), averages)
 
-  options = compiler_options(width(config))
+  options = compiler_options(width(config), mesh)
   everywhere = None if mesh is None else meshes.replicated(mesh)
   compiled: Any = jax.jit(
     sums_of_batch, out_shardings=everywhere, compiler_options=options

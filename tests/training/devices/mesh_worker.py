@@ -120,13 +120,13 @@ def distance(result, reference):
 def sent(changes):
   """The collectives of the compiled step: [kind, bytes of the result, group size]."""
   sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))
-  import collectives  # noqa: PLC0415  (a folder of scripts, not a package)
+  import compiled_program  # noqa: PLC0415  (a folder of scripts, not a package)
 
   built = build(changes, np.float32)
   program = built.experiment.train_step.lower(
     built.state, batch_for(built.mesh), built.experiment.hyperparameters
   )
-  found = collectives.find_collectives(program.compile().as_text())
+  found = compiled_program.find_collectives(program.compile().as_text())
   return {
     "collectives": [[c.name, c.result_bytes, c.group_size] for c in found],
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(built.state.params)),
