@@ -37,6 +37,23 @@ def test_a_notebook_keeps_the_outputs_of_one_run_from_top_to_bottom(path):
   assert not code[0]["outputs"]  # Nothing to install where it ran.
 
 
+def test_the_changelog_names_the_version_and_its_date():
+  changelog = (ROOT / "CHANGELOG.md").read_text()
+  version = re.escape(ddi_jax.__version__)
+  assert re.search(rf"^## {version} - \d{{4}}-\d\d-\d\d$", changelog, re.MULTILINE)
+  # The version stands in one place.
+  assert not re.search("^version:", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+
+
+def test_pre_commit_runs_the_linters_of_ci():
+  hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+  entries = re.findall("entry: (.*)", hooks)
+  commands = (ROOT / ".ci" / "run").read_text().splitlines()
+  assert entries == [
+    line for line in commands if line.split()[:1] in (["ruff"], ["mypy"])
+  ]
+
+
 @pytest.mark.slow
 def test_the_several_devices_how_to_on_four(monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")

@@ -1,10 +1,13 @@
 """The loop-friendly convolution against a plain sum, in value and gradients."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from platforms import compiling_for
 import pytest
+from rounding import assert_sums_agree
 
 from ddi_jax.models import conv_general_dilated
 from ddi_jax.models.convolution import kernel_gradient
@@ -40,9 +43,15 @@ def reference_conv(inputs, kernel, strides, padding, dimension_numbers):
 
 
 def value_and_gradients(conv, inputs, kernel, strides, padding, **options):
+  """The output, and the gradients of its sum with weights between -1 and 1.
+
+  Each is one sum of products, so that its rounding is known.
+  """
+
   def loss(inputs, kernel):
     out = conv(inputs, kernel, strides, padding, dimension_numbers=NUMBERS, **options)
-    return jnp.sum(jnp.sin(out)), out
+    weights = jnp.cos(jnp.arange(out.size)).reshape(out.shape)
+    return jnp.sum(weights * out), out
 
   compute = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
   (_, out), gradients = compute(inputs, kernel)
@@ -55,8 +64,12 @@ def assert_right(inputs_shape, kernel_shape, strides, padding):
   arguments = (inputs, kernel, strides, padding)
   found = value_and_gradients(conv_general_dilated, *arguments)
   expected = value_and_gradients(reference_conv, *arguments)
-  for ours, theirs in zip(found, expected, strict=True):
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+  *window, in_channels, out_channels = kernel_shape
+  window = math.prod(window)
+  positions = math.prod(expected[0].shape[:3])
+  terms = (window * in_channels, window * out_channels, positions)
+  for ours, theirs, count in zip(found, expected, terms, strict=True):
+    assert_sums_agree(ours, theirs, count)
 
 
 @pytest.mark.parametrize("channels", [2, 9])
@@ -84,23 +97,19 @@ def test_forward_mode_and_its_gradient():
 
   def slope(conv, inputs, kernel):
     def out(inputs, kernel):
-      return jnp.sin(conv(inputs, kernel, (2, 1), "SAME", dimension_numbers=NUMBERS))
+      return conv(inputs, kernel, (2, 1), "SAME", dimension_numbers=NUMBERS) ** 2
 
     tangents = (tangent, kernel_tangent)
     return jnp.sum(jax.jvp(out, (inputs, kernel), tangents)[1] ** 2)
 
-  for ours, theirs in zip(
-    *(
-      jax.jit(jax.value_and_grad(lambda x, k, c=conv: slope(c, x, k), (0, 1)))(
-        inputs, kernel
-      )
-      for conv in (conv_general_dilated, reference_conv)
-    ),
-    strict=True,
-  ):
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-2), ours, theirs
+  found, expected = (
+    jax.jit(jax.value_and_grad(lambda x, k, c=conv: slope(c, x, k), (0, 1)))(
+      inputs, kernel
     )
+    for conv in (conv_general_dilated, reference_conv)
+  )
+  # The output and its tangent (3 x 3 x 3 terms each), then the sum of 2 x 3 x 5 x 4.
+  assert_sums_agree(found, expected, 27 + 27 + 120)
 
 
 @pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
@@ -121,10 +130,9 @@ def test_vmap_is_one_after_the_other(axes):
         array[index] if axis == 0 else array
         for array, axis in zip(arguments, axes, strict=True)
       ]
-      for ours, theirs in zip(
-        jax.tree.leaves(found), jax.tree.leaves(fn(*one)), strict=True
-      ):
-        np.testing.assert_allclose(ours[index], theirs, rtol=1e-4, atol=1e-3)
+      ours = jax.tree.map(lambda leaf, index=index: leaf[index], found)
+      # The output has 3 x 3 x 3 terms, its transposes 3 x 3 x 4 and 2 x 3 x 5.
+      assert_sums_agree(ours, fn(*one), 27 + 36)
 
 
 @pytest.mark.parametrize(

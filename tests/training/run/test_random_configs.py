@@ -19,6 +19,7 @@ FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_co
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2 * int(os.environ.get("RANDOM_CONFIGS", "200")))
 def test_each_trains_or_is_refused_by_name():
   environment = os.environ | {"XLA_FLAGS": FLAGS}
   result = subprocess.run([sys.executable, str(WORKER)], env=environment, check=False)
