@@ -146,6 +146,12 @@ def minimize_worst_case(
     found = attack(attack_key, lambda points: losses_at(params, points), starts)
     return found, losses_at(params, found)
 
+  def excess_of(losses: jax.Array, found: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(How far what was found lies above the pool, whether within the tolerance)."""
+    value = jnp.max(losses)
+    excess = jnp.max(found) - value
+    return excess, excess <= tolerance * jnp.abs(value)
+
   def take_round(state: _State) -> _State:
     points = _exchange(state)
     solution = minimize_max(
@@ -155,9 +161,8 @@ def minimize_worst_case(
       memory=memory,
     )
     found, found_losses = look(state.rounds + 1, solution.params)
-    excess = jnp.max(found_losses) - solution.value
+    _, close = excess_of(solution.losses, found_losses)
     rounds = state.rounds + 1
-    close = excess <= tolerance * jnp.abs(solution.value)
     return _State(
       solution.params,
       points,
@@ -187,19 +192,18 @@ def minimize_worst_case(
     done=jnp.zeros((), bool),
   )
   state = jax.lax.while_loop(lambda state: ~state.done, take_round, state)
-  value = jnp.max(state.losses)
-  worst_found = jnp.max(state.found_losses)
+  excess, close = excess_of(state.losses, state.found_losses)
   return WorstCaseSolution(
     params=state.params,
-    value=jnp.maximum(value, worst_found),
-    excess=worst_found - value,
+    value=jnp.maximum(jnp.max(state.losses), jnp.max(state.found_losses)),
+    excess=excess,
     points=state.points,
     losses=state.losses,
     weights=state.weights,
     gap=state.gap,
     rounds=state.rounds,
     evaluations=state.evaluations,
-    converged=worst_found - value <= tolerance * jnp.abs(value),
+    converged=close,
   )
 
 
