@@ -175,8 +175,9 @@ def run(net: str, method: str, setting: Setting, seed: int, budget: int) -> Row:
   row: Row = {"net": net, "method": method, "seed": seed, "budget": budget}
   row |= {"learning_rate": setting[0], "parameter": setting[1], "cost": float(cost)}
   row |= {"train_loss": float(class_losses(params, images).max()), "gap": float(gap)}
-  row["train_worst_class"] = class_accuracies(params, images).min()
-  return row | {"test_worst_class": test.min(), "test_accuracy": test.mean()}
+  row["train_worst_class"] = float(class_accuracies(params, images).min())
+  accuracies = {"test_worst_class": test.min(), "test_accuracy": test.mean()}
+  return row | {name: float(value) for name, value in accuracies.items()}
 
 
 def run_all(net: str, budget: int) -> Iterator[Row]:

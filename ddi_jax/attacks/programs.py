@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core as jax_core
+import numpy as np
 
 from ddi_jax.attacks import classifier
 from ddi_jax.attacks.classifier import LogitsFn
@@ -98,7 +99,11 @@ def _fingerprint(traced: Any) -> str:
   """Of a traced function: of its operations and of the arrays that it holds."""
   # Functions inside, such as rules of derivatives, are printed with their addresses.
   operations = re.sub(r"0x[0-9a-f]+", "", str(traced.jaxpr))
-  arrays = record_of({"": [*traced.consts, *_literals(traced.jaxpr)]})
+  held = [*traced.consts, *_literals(traced.jaxpr)]
+  # jax wraps numpy's arrays, in some versions in a type that is no array.
+  arrays = record_of(
+    {"": [x if isinstance(x, jax.Array) else np.asarray(x) for x in held]}
+  )
   return hashlib.sha256(f"{operations} {arrays}".encode()).hexdigest()
 
 
