@@ -66,7 +66,7 @@ def test_the_quick_start_runs_on_the_wheel(wheel, tmp_path):
   site = tmp_path / "site"
   run("-m", "pip", "install", "--no-deps", "--target", site, wheel)
   readme = (ROOT / "README.md").read_text()
-  own_loop = readme.split("## In your own loop")[1]
+  own_loop = readme.split("## Train a robust network")[1]
   quick_start = re.search(r"```python\n(.*?)```", own_loop, re.DOTALL).group(1)
   # Before the tree's own installation, if there is one.
   program = f"import sys\nsys.path.insert(0, {str(site)!r})\n" + quick_start
