@@ -9,7 +9,7 @@ import numpy as np
 
 from ddi_jax import losses
 from ddi_jax.attacks.classifier import LogitsFn, check_arguments
-from ddi_jax.attacks.programs import programs_of
+from ddi_jax.attacks.programs import as_partial, programs_of
 from ddi_jax.checks import check_positive_int
 from ddi_jax.threat_models import Bounds
 
@@ -57,8 +57,7 @@ def check_model(
   inputs, labels = np.asarray(inputs), np.asarray(labels)
   size = min(batch_size or len(inputs), len(inputs))
 
-  if not isinstance(logits_fn, jax.tree_util.Partial):
-    logits_fn = jax.tree_util.Partial(logits_fn)
+  logits_fn = as_partial(logits_fn)
   programs = programs_of(logits_fn, inputs[:size], randomised=key is not None)
   signs = []
   for start in range(0, len(inputs), size):

@@ -38,6 +38,13 @@ class Programs(NamedTuple):
   num_classes: int
 
 
+def as_partial(function: Callable[..., Any]) -> jax.tree_util.Partial:
+  """A function as a pytree: what it has bound, if anything, are its leaves."""
+  if isinstance(function, jax.tree_util.Partial):
+    return function
+  return jax.tree_util.Partial(function)
+
+
 def programs_of(
   logits_fn: jax.tree_util.Partial, inputs: Any, *, randomised: bool
 ) -> Programs:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ddi_jax.attacks import classifier
 from ddi_jax.attacks.classifier import ClassifierAttack, LogitsFn
-from ddi_jax.attacks.programs import Programs, programs_of
+from ddi_jax.attacks.programs import Programs, as_partial, programs_of
 from ddi_jax.checks import check_inside, check_key
 from ddi_jax.records import Record, differences, record_of
 from ddi_jax.tables import Table, doubts, printed_as_table
@@ -188,12 +188,10 @@ class Batches:
     _check_data(self.inputs, self.labels)
     check_inside(self.inputs, bounds)
     classifier.check_arguments(logits_fn, randomised)
-    if not isinstance(logits_fn, jax.tree_util.Partial):
-      logits_fn = jax.tree_util.Partial(logits_fn)
-    self.logits_fn = logits_fn
+    self.logits_fn = as_partial(logits_fn)
     self.size = min(batch_size, len(self.inputs))
     self.programs = programs_of(
-      logits_fn, self.inputs[: self.size], randomised=randomised
+      self.logits_fn, self.inputs[: self.size], randomised=randomised
     )
 
   def arguments(self, indices: np.ndarray, key: jax.Array) -> tuple[Any, ...]:
@@ -345,9 +343,7 @@ def _run_and_classify(
   labels: Any,
 ) -> tuple[np.ndarray, jax.Array, jax.Array]:
   """(points, sizes of the perturbations, whether each is misclassified)."""
-  attack = stage.attack
-  if not isinstance(attack, jax.tree_util.Partial):
-    attack = jax.tree_util.Partial(attack)
+  attack = as_partial(stage.attack)
   # On the host, like the inputs: classified by the same program.
   points = np.asarray(programs.attack(attack, keys, logits_fn, inputs, labels))
   broken, _ = programs.classify(keys, logits_fn, points, labels)
