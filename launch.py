@@ -8,12 +8,8 @@ python launch.py --config=configs/cifar10.py --config.mesh.data=8
 srun python launch.py --config=configs/cifar10.py --config.mesh.data=64 --distributed
 """
 
-from collections.abc import Sequence
-import difflib
-import itertools
 import os
 from pathlib import Path
-import re
 import signal
 import sys
 from typing import Any, NoReturn
@@ -39,23 +35,15 @@ try:  # First of all, since it says which extra is not installed.
   from ddi_jax.data import DataError
   from ddi_jax.training.devices import processes
   from ddi_jax.training.run.restore import CHECKPOINTS
-  from ddi_jax.training.settings import config_file
+  from ddi_jax.training.settings import command_line
   from ddi_jax.training.settings.check import CHOICES
   from ddi_jax.training.storage.workdir import default_workdir
 except ImportError as error:
   sys.exit(f"launch.py: {error}")
 
-try:
-  _CONFIG = config_flags.DEFINE_config_file(  # Reads the files of --flagfile already.
-    "config", help_string="An experiment, configs/NAME.py or configs/NAME.py:debug."
-  )
-except (flags.Error, UnicodeDecodeError) as error:
-  print(
-    "launch.py: --flagfile must be a text file with a flag on each line "
-    f"({str(error).removeprefix('ERROR:: ')}).",
-    file=sys.stderr,
-  )
-  sys.exit(2)
+_CONFIG = command_line.define_config_flag(
+  "launch.py", "An experiment, configs/NAME.py or configs/NAME.py:debug."
+)
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run's folder; by default made from the config, under runs/."
 )
@@ -93,7 +81,6 @@ _DISTRIBUTED = flags.DEFINE_bool(
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's number, from 0.")
-_EXAMPLES = Path(os.path.relpath(Path(__file__).parent / "configs"))
 _STOPPED = (
   "\nlaunch.py: stopped at once; the same command resumes from the last checkpoint, if "
   "there is one."
@@ -192,48 +179,10 @@ def _join_processes() -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-  """Parses the flags; what is wrong with them is said in one or two sentences."""
-  given = None
-  try:
-    expanded = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
-    given = _config_argument(expanded)
-    if given is not None:
-      config_file.check_exists(given, _EXAMPLES)
-    for argument in expanded[1:]:
-      if field := re.match(r"--?(?:no)?config\.([^=]*)", argument):
-        _check_field(field[1])
-    rest = flags.FLAGS(argv)
-    config_file.check_exists(given, _EXAMPLES)
-    _CONFIG.value.items()  # Fails if the file could not be loaded.
-    return rest
-  except training.ConfigError as error:
-    sys.exit(f"launch.py: {error}")
-  except Exception as error:  # A config file is Python and can raise anything.
-    of_flags = isinstance(error, flags.Error | KeyError)
-    if given is None or (of_flags and "whilst parsing config file" not in str(error)):
-      sys.exit(f"launch.py: {str(error).strip().splitlines()[-1].strip()}")
-    sys.exit(f"launch.py: {config_file.describe_fault(given, error)}")
-
-
-def _config_argument(argv: Sequence[str]) -> str | None:
-  """What --config is given, None if it is not there."""
-  for argument, following in itertools.pairwise([*argv, None]):
-    if match := re.fullmatch(r"--?config(=(.*))?", str(argument), re.DOTALL):
-      return following if match[1] is None else match[2]
-  return None
-
-
-def _check_field(field: str) -> None:
-  section: Any = training.default_config()
-  path = "config"
-  for name in field.split("."):
-    known = sorted(section) if isinstance(section, ml_collections.ConfigDict) else []
-    if name not in known:
-      has = f"it has {', '.join(known)}" if known else "it has no fields"
-      like = difflib.get_close_matches(name, known, 1)
-      hint = f"  Did you mean --{path}.{like[0]}?" if like else ""
-      raise training.ConfigError(f"{path} has no {name!r}; {has}.{hint}")
-    section, path = section.get(name), f"{path}.{name}"
+  configs = Path(__file__).parent / "configs"
+  return command_line.parse_flags(
+    argv, "launch.py", configs, lambda _: training.default_config()
+  )
 
 
 if __name__ == "__main__":

@@ -11,20 +11,22 @@ or, spread over a cluster's array or several shells that see the same folder:
 from collections.abc import Callable, Iterator
 import json
 from pathlib import Path
+import runpy
 import sys
 from typing import Any
 
 from absl import app, flags
 import ml_collections
-from ml_collections import config_flags
 import pandas as pd
 
 from ddi_jax import training
 from ddi_jax.training.run import report
+from ddi_jax.training.settings import command_line
 from experiments import sweep
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", help_string="experiments/configs/NAME.py or .../NAME.py:BUDGET."
+_PROGRAM = Path(sys.argv[0]).name
+_CONFIG = command_line.define_config_flag(
+  _PROGRAM, "experiments/configs/NAME.py or .../NAME.py:BUDGET."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS' data sets are.")
 _FOLDER = flags.DEFINE_string("folder", "runs/experiments", "Of the runs' folders.")
@@ -48,7 +50,6 @@ def main(task: sweep.Task, stages: Stages, tables: Tables) -> None:
     stages: the runs; of several stages, each is made when those before are finished.
     tables: written as CSV files to `--output`, whose names start with `config.name`.
   """
-  flags.mark_flag_as_required("config")
 
   def run(argv: list[str]) -> None:
     if len(argv) > 1:
@@ -92,7 +93,19 @@ def main(task: sweep.Task, stages: Stages, tables: Tables) -> None:
     except KeyboardInterrupt:
       sys.exit("Interrupted; the same command goes on from here.")
 
-  app.run(run_until_interrupted)
+  app.run(run_until_interrupted, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  configs = Path(__file__).parent / "configs"
+  return command_line.parse_flags(argv, _PROGRAM, configs, _execute)
+
+
+def _execute(given: str) -> ml_collections.ConfigDict:
+  """The config of FILE or FILE:BUDGET."""
+  path, *budget = given.split(":", maxsplit=1)
+  config: ml_collections.ConfigDict = runpy.run_path(path)["get_config"](*budget)
+  return config
 
 
 def write_tables(tables: dict[str, pd.DataFrame], name: str, output: Path) -> None:

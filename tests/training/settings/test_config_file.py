@@ -1,6 +1,7 @@
 """What is wrong with --config is said in one or two sentences, not in a traceback."""
 
 import importlib.util
+import os
 from pathlib import Path
 import subprocess
 import sys
@@ -119,24 +120,30 @@ def test_a_misspelt_setting(launch, monkeypatch, flag, message):
   assert message in refusal(launch, monkeypatch, "--config=configs/digits.py", flag)
 
 
-@pytest.mark.parametrize("kind", ["missing", "folder", "nested", "binary"])
-def test_a_flagfile_that_cannot_be_read(tmp_path, kind):
+@pytest.mark.parametrize(
+  ("program", "kind"),
+  [
+    *(("launch.py", kind) for kind in ("missing", "folder", "nested", "binary")),
+    ("experiments/worst_class.py", "missing"),
+  ],
+)
+def test_a_flagfile_that_cannot_be_read(tmp_path, program, kind):
   paths = {name: tmp_path / name for name in ("missing", "nested", "binary")}
   paths["folder"] = tmp_path
   paths["nested"].write_text(f"--flagfile={paths['missing']}\n")
   paths["binary"].write_bytes(b"\xff\xfe\x00")
   result = subprocess.run(
-    [sys.executable, "launch.py", f"--flagfile={paths[kind]}"],
+    [sys.executable, program, f"--flagfile={paths[kind]}"],
     capture_output=True,
     text=True,
     check=False,
     cwd=ROOT,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
   )
   assert result.returncode == 2
   (line,) = result.stderr.splitlines()
-  assert line.startswith(
-    "launch.py: --flagfile must be a text file with a flag on each"
-  )
+  name = Path(program).name
+  assert line.startswith(f"{name}: --flagfile must be a text file with a flag on each")
 
 
 @pytest.mark.parametrize("module", ["numpy", "jaxlib._jax", "flax", "digits"])
