@@ -1,6 +1,7 @@
 """The documents are complete; their examples are run by the conftest.py at the root."""
 
 import json
+import os
 from pathlib import Path
 import re
 import subprocess
@@ -56,7 +57,8 @@ def test_pre_commit_runs_the_linters_of_ci():
 
 @pytest.mark.slow
 def test_the_several_devices_how_to_on_four(monkeypatch):
-  monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+  flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+  monkeypatch.setenv("XLA_FLAGS", flags)
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
   page = "docs/howto/devices.md"
   command = [sys.executable, "-m", "pytest", "-q", "--numprocesses=0", page]

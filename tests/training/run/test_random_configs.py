@@ -14,13 +14,10 @@ import sys
 import pytest
 
 WORKER = Path(__file__).with_name("random_configs.py")
-# XLA compiles these programs in a third of the time.
-FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2 * int(os.environ.get("RANDOM_CONFIGS", "200")))
 def test_each_trains_or_is_refused_by_name():
-  environment = os.environ | {"XLA_FLAGS": FLAGS}
-  result = subprocess.run([sys.executable, str(WORKER)], env=environment, check=False)
+  result = subprocess.run([sys.executable, str(WORKER)], check=False)
   assert result.returncode == 0
