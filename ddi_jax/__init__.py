@@ -13,9 +13,16 @@ from ddi_jax.candidates import restart_candidates, worst_candidate
 from ddi_jax.checks import check_examples
 from ddi_jax.directions.aggregators import (
   cagrad_direction,
+  dual_projection_direction,
   mgda_direction,
   pcgrad_direction,
   upgrad_direction,
+)
+from ddi_jax.directions.balanced import (
+  aligned_mtl_direction,
+  conflict_free_direction,
+  imtl_g_direction,
+  nash_mtl_direction,
 )
 from ddi_jax.directions.danskin import (
   average_direction,
@@ -77,6 +84,7 @@ __all__ = [
   "WeightingInput",
   "Weights",
   "WorstCaseSolution",
+  "aligned_mtl_direction",
   "attacks",
   "autoattack",
   "average_direction",
@@ -85,10 +93,13 @@ __all__ = [
   "candidate_gradients",
   "candidates",
   "check_examples",
+  "conflict_free_direction",
   "danskin_direction",
+  "dual_projection_direction",
   "evaluate",
   "first_restart_direction",
   "gram_matrix",
+  "imtl_g_direction",
   "l1",
   "l2",
   "linf",
@@ -98,6 +109,7 @@ __all__ = [
   "minimax_lbfgs",
   "minimize_max",
   "minimize_worst_case",
+  "nash_mtl_direction",
   "pcgrad_direction",
   "pgd",
   "proximal_danskin_gradient",

@@ -20,6 +20,11 @@ DIRECTIONS = {
   "upgrad": ddi_jax.upgrad_direction,
   "cagrad": ddi_jax.cagrad_direction,
   "pcgrad": ddi_jax.pcgrad_direction,
+  "dual projection": ddi_jax.dual_projection_direction,
+  "aligned mtl": ddi_jax.aligned_mtl_direction,
+  "imtl-g": ddi_jax.imtl_g_direction,
+  "conflict free": ddi_jax.conflict_free_direction,
+  "nash mtl": ddi_jax.nash_mtl_direction,
 }
 
 

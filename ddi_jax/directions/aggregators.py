@@ -92,34 +92,71 @@ def upgrad_direction(
     [0.25, 0.75]
   """
 
-  def weighting(inputs: WeightingInput) -> jax.Array | Weights:
+  def weighting(inputs: WeightingInput) -> jax.Array:
     size = len(inputs.gram)
-    scale = jnp.max(jnp.diagonal(inputs.gram))
-    scale = jax.lax.stop_gradient(jnp.where(scale > 0, scale, 1))
-    scaled = inputs.gram / scale
-    gram = jax.lax.stop_gradient(scaled)
-    rounding = 4 * size * jnp.finfo(gram.dtype).eps * jnp.abs(gram)
-
-    def project(unit: jax.Array) -> jax.Array:
-      # argmin ||sum_j v_j g_j|| over v >= unit, as v = unit + (something >= 0).
-      def assess(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-        total = weights + unit
-        gradient = matmul(gram, total)
-        violation = jnp.where(gradient < -matmul(rounding, total), -gradient, 0)
-        return gradient, violation
-
-      limit = 50 + 8 * size
-      weights, _ = active_set.minimize_on_orthant(gram, assess, limit)
-      return unit + differentiable_weights(
-        weights,
-        lambda weights, data: matmul(data[0], weights + data[1]),
-        (scaled, unit),
-        on_simplex=False,
-      )
-
-    return jax.vmap(project)(jnp.eye(size, dtype=gram.dtype)).mean(axis=0)
+    return _onto_dual_cone(inputs.gram, jnp.eye(size)).mean(axis=0)
 
   return weighted_direction(jax.jit(weighting), normalize=normalize)
+
+
+def dual_projection_direction(
+  *, normalize: bool = False
+) -> optax.GradientTransformationExtraArgs:
+  """DualProj: the mean of the gradients, projected onto the dual cone.
+
+  It is the vector nearest to the mean among those that conflict with no gradient,
+  {x: <x, g_k> >= 0 for all k} (Lopez-Paz and Ranzato, 2017, "Gradient episodic memory
+  for continual learning", section 3, with the mean as the gradient that is projected).
+
+  Args:
+    normalize: whether to scale the result to unit norm.
+
+  Returns:
+    A transformation like `danskin_direction`, with the same state.
+
+  Example:
+    >>> import jax.numpy as jnp, ddi_jax
+    >>> direction = ddi_jax.dual_projection_direction()
+    >>> gradients = jnp.array([[4.0, 0.0], [-2.0, 1.0]])  # in conflict
+    >>> out, state = direction.update(gradients, direction.init(None))
+    >>> [round(float(part), 3) for part in out]
+    [0.4, 0.8]
+  """
+
+  def weighting(inputs: WeightingInput) -> jax.Array:
+    size = len(inputs.gram)
+    return _onto_dual_cone(inputs.gram, jnp.full((1, size), 1 / size))[0]
+
+  return weighted_direction(jax.jit(weighting), normalize=normalize)
+
+
+def _onto_dual_cone(gram: jax.Array, combinations: jax.Array) -> jax.Array:
+  """Weights `[N, K]` of combinations of the gradients, projected onto the dual cone."""
+  size = len(gram)
+  scale = jnp.max(jnp.diagonal(gram))
+  scale = jax.lax.stop_gradient(jnp.where(scale > 0, scale, 1))
+  scaled = gram / scale
+  fixed = jax.lax.stop_gradient(scaled)
+  rounding = 4 * size * jnp.finfo(gram.dtype).eps * jnp.abs(fixed)
+
+  def project(start: jax.Array) -> jax.Array:
+    # argmin ||sum_j v_j g_j|| over v >= start, as v = start + (something >= 0).
+    def assess(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+      total = weights + start
+      gradient = matmul(fixed, total)
+      violation = jnp.where(gradient < -matmul(rounding, total), -gradient, 0)
+      return gradient, violation
+
+    limit = 50 + 8 * size
+    weights, _ = active_set.minimize_on_orthant(fixed, assess, limit)
+    return start + differentiable_weights(
+      weights,
+      lambda weights, data: matmul(data[0], weights + data[1]),
+      (scaled, start),
+      on_simplex=False,
+    )
+
+  return jax.vmap(project)(combinations.astype(gram.dtype))
 
 
 def cagrad_direction(

@@ -89,6 +89,83 @@ def test_gradients_without_conflict_are_averaged(aggregator):
   np.testing.assert_allclose(as_vector(direction), flat.mean(0), rtol=1e-5)
 
 
+@seeds
+def test_dual_projection_is_the_nearest_to_the_mean_without_conflict(seed):
+  gradients = random_gradients(seed)
+  matrix = as_matrix(gradients)
+  multipliers, _ = scipy.optimize.nnls(matrix.T, -matrix.mean(0))
+  expected = matrix.mean(0) + multipliers @ matrix
+  z = as_vector(jitted("dual_projection_direction")(gradients))
+  np.testing.assert_allclose(z, expected, atol=1e-3 * lengths(matrix).max())
+
+
+@seeds
+def test_aligned_mtl_is_the_mean_of_orthogonal_gradients_of_one_length(seed):
+  gradients = random_gradients(seed)
+  matrix = as_matrix(gradients)
+  left, values, right = np.linalg.svd(matrix, full_matrices=False)
+  expected = values.min() * (left @ right).mean(0)
+  z = as_vector(jitted("aligned_mtl_direction")(gradients))
+  # The least singular value is a difference of squares as large as the greatest.
+  atol = 100 * np.finfo(np.float32).eps * values.max() ** 2 / values.min()
+  np.testing.assert_allclose(z, expected, atol=atol)
+
+
+@pytest.mark.parametrize("aggregator", ["imtl_g_direction", "conflict_free_direction"])
+@seeds
+def test_cosines_with_all_gradients_are_equal(aggregator, seed):
+  gradients = random_gradients(seed)
+  matrix = as_matrix(gradients)
+  units = matrix / lengths(matrix)[:, None]
+  z = as_vector(jitted(aggregator)(gradients))
+  weights = np.linalg.lstsq(units.T, z)[0]
+  np.testing.assert_allclose(weights @ units, z, atol=1e-3 * lengths(matrix).max())
+  # A combination of them whose products with all are equal is unique up to a factor.
+  products = units @ z
+  rounding = 1e-3 * np.abs(weights).sum()
+  np.testing.assert_allclose(products, products.mean(), atol=rounding)
+  factors = {
+    "imtl_g_direction": np.sum(weights / lengths(matrix)),  # The sum of the weights.
+    "conflict_free_direction": np.linalg.norm(z) / np.sum(matrix @ z / (z @ z) ** 0.5),
+  }
+  np.testing.assert_allclose(factors[aggregator], 1, rtol=2e-2)
+
+
+@seeds
+def test_nash_mtl_maximises_the_product_of_descents(seed):
+  gradients = random_gradients(seed)
+  matrix = as_matrix(gradients)
+  z = as_vector(jitted("nash_mtl_direction")(gradients))
+  weights = 1 / (matrix @ z)
+  assert np.all(weights > 0)
+  # Optimality (Navon et al., 2022): z is the combination with weights 1 / <g_k, z>.
+  np.testing.assert_allclose(weights @ matrix, z, atol=2e-3 * 2)
+  np.testing.assert_allclose(np.linalg.norm(z), 2, rtol=1e-3)  # sqrt(K)
+
+
+def test_nash_mtl_where_the_hull_holds_the_origin():
+  for rows in ([[1.0, 0.0], [-1.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]]):
+    direction, state = combine(ddi_jax.nash_mtl_direction(), {"w": jnp.array(rows)})
+    np.testing.assert_array_equal(direction["w"], [0.0, 0.0])
+    assert state.norm == 0
+
+
+@pytest.mark.parametrize(
+  "aggregator", ["aligned_mtl", "imtl_g", "conflict_free", "nash_mtl"]
+)
+def test_twice_the_same_gradient(aggregator):
+  """The Gram matrix is singular."""
+  gradients = {"w": jnp.array([[3.0, 0.0], [3.0, 0.0], [0.0, 1.0]])}
+  make = getattr(ddi_jax, f"{aggregator}_direction")
+  direction, _ = combine(make(normalize=True), gradients)
+  expected = {"aligned_mtl": [2, 1], "nash_mtl": [np.sqrt(2), 1]}
+  expected = np.array(expected.get(aggregator, [1, 1]), float)
+  if aggregator == "aligned_mtl":  # Twice the same counts as sqrt(2) times it.
+    expected[0] /= np.sqrt(2)
+  expected /= np.linalg.norm(expected)
+  np.testing.assert_allclose(direction["w"], expected, atol=1e-3)
+
+
 def cagrad_dual(matrix, radius):
   """The least of <g_w, g_0> + radius ||g_0|| ||g_w||, by SLSQP from several starts."""
   size = len(matrix)
@@ -178,6 +255,10 @@ TORCHJD = {
   "upgrad_direction": ("UPGrad", {}, 1, {}),
   "cagrad_direction": ("CAGrad", {"c": 0.4, "norm_eps": 1e-9}, 1, {"radius": 0.4}),
   "pcgrad_direction": ("PCGrad", {}, 2, {}),
+  "dual_projection_direction": ("DualProj", {}, 1, {}),
+  "aligned_mtl_direction": ("AlignedMTL", {}, 1, {}),
+  "imtl_g_direction": ("IMTLG", {}, 1, {}),
+  "conflict_free_direction": ("ConFIG", {}, 1, {}),
 }
 
 
@@ -210,6 +291,11 @@ def test_agrees_with_torchjd(aggregator, x64):
     ddi_jax.cagrad_direction,
     ddi_jax.pcgrad_direction,
     ddi_jax.upgrad_direction,
+    ddi_jax.dual_projection_direction,
+    ddi_jax.aligned_mtl_direction,
+    ddi_jax.imtl_g_direction,
+    ddi_jax.conflict_free_direction,
+    ddi_jax.nash_mtl_direction,
   ],
 )
 def test_outside_of_jit_the_second_update_compiles_nothing(make):

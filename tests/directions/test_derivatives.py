@@ -61,6 +61,8 @@ DIRECTIONS = {
   "mgda": ddi_jax.mgda_direction(),
   "cagrad": ddi_jax.cagrad_direction(radius=0.4),
   "upgrad": ddi_jax.upgrad_direction(),
+  "dual projection": ddi_jax.dual_projection_direction(),
+  "nash mtl": ddi_jax.nash_mtl_direction(),
 }
 
 

@@ -60,6 +60,11 @@ METHODS = {
   "upgrad": Method(True, True, False, ddi_jax.upgrad_direction),
   "cagrad": Method(True, True, False, ddi_jax.cagrad_direction, "cagrad"),
   "pcgrad": Method(True, True, False, ddi_jax.pcgrad_direction),
+  "dual_projection": Method(True, True, False, ddi_jax.dual_projection_direction),
+  "aligned_mtl": Method(True, True, False, ddi_jax.aligned_mtl_direction),
+  "imtl_g": Method(True, True, False, ddi_jax.imtl_g_direction),
+  "conflict_free": Method(True, True, False, ddi_jax.conflict_free_direction),
+  "nash_mtl": Method(True, True, False, ddi_jax.nash_mtl_direction),
 }
 
 
