@@ -97,7 +97,7 @@ def conflict_free_direction(
 
   Its length is the sum of the gradients' projections on it, so that it is short where
   they disagree (Liu, Chu and Thuerey, 2025, "ConFIG: Towards conflict-free training of
-  physics informed neural networks", equation 2).  If the gradients are linearly
+  physics informed neural networks").  If the gradients are linearly
   dependent, the cosines are equal only as nearly as least squares makes them.
 
   Args:
@@ -130,7 +130,7 @@ def nash_mtl_direction(
   """Nash-MTL: the direction that maximises the product of the K descents.
 
   The weights solve <g_k, z> = 1 / weights_k for z = sum_k weights_k g_k, with positive
-  weights (Navon et al., 2022, "Multi-task learning as a bargaining game", section 3.2).
+  weights (Navon et al., 2022, "Multi-task learning as a bargaining game").
   So z descends on all K, has the norm sqrt(K), and its direction does not depend on the
   gradients' lengths.  The paper approximates the weights by a sequence of convex
   problems.  They are also the unique minimiser of 1/2 ||z||^2 - sum_k log(weights_k),
