@@ -32,11 +32,11 @@ class MinNormSolution(NamedTuple):
   Attributes:
     weights: `[K]`, non-negative, with sum 1 to rounding.
     squared_norm: ||z||^2 of the returned point z.
-    gap: the relative duality gap >= 0 of the returned weights: max_k (value - <z, g_k>
-      - e_k), as a fraction of the value or, if the value is 0 up to rounding, of the
-      largest squared norm of a vector.  The least possible value is at least (1 - 2
-      gap) times the returned one.  The gap is computed in the precision of the weights,
-      and has their rounding error.
+    gap: the relative duality gap >= 0 of the returned weights, that is, max_k (value -
+      <z, g_k> - e_k) as a fraction of the value or, if the value is 0 up to rounding,
+      of the largest squared norm of a vector.  The least possible value is at least (1
+      - 2 gap) times the returned one.  The gap is computed in the precision of the
+      weights, and has their rounding error.
     iterations: number of iterations of the solver.
     converged: whether `gap` is at most the tolerance.
   """
