@@ -40,8 +40,8 @@ class Schedule(NamedTuple):
 def schedule(steps: int) -> Schedule:
   """The schedule: 30 % of the steps at radius 3, 30 % at 2 and 40 % at 1.
 
-  Fractions of a step are rounded in favour of the later radii.  Updates follow every 4
-  % (at least one) of the steps at a radius.
+  Rounding favours the later radii.  Updates follow every 4 % (at least one) of the
+  steps at a radius.
   """
   radii, ends, updates = [], [], []
   turns = np.array([0, 3 * steps // 10, 6 * steps // 10, steps])

@@ -105,7 +105,7 @@ def _programs(
 
 def _fingerprint(traced: Any) -> str:
   """A digest of a traced function's operations and of the arrays that it holds."""
-  # Functions in it, such as derivative rules, are printed with their addresses.
+  # A jaxpr's functions, such as derivative rules, are printed with their addresses.
   operations = re.sub(r"0x[0-9a-f]+", "", str(traced.jaxpr))
   held = [*traced.consts, *_literals(traced.jaxpr)]
   # JAX wraps numpy's arrays, in some versions in a type that is not an array.

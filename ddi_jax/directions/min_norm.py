@@ -34,8 +34,8 @@ class MinNormSolution(NamedTuple):
     squared_norm: ||z||^2 of the returned point z.
     gap: the relative duality gap >= 0 of the returned weights, that is, max_k (value -
       <z, g_k> - e_k) as a fraction of the value or, if the value is 0 up to rounding,
-      of the largest squared norm of a vector.  The least possible value is at least (1
-      - 2 gap) times the returned one.  The gap is computed in the precision of the
+      of the largest squared norm of a vector.  The least possible value is at least 1 -
+      2 gap times the returned one.  The gap is computed in the precision of the
       weights, and has their rounding error.
     iterations: number of iterations of the solver.
     converged: whether `gap` is at most the tolerance.

@@ -26,8 +26,8 @@ def minimize_on_simplex(
 ) -> tuple[jax.Array, jax.Array]:
   """Argmin over the simplex of 1/2 w' hessian w + linear' w.
 
-  The accelerated method of Beck and Teboulle (2009) with the adaptive restart of
-  O'Donoghue and Candes (2015).  Adding a constant to all entries of the gradient
+  This is the accelerated method of Beck and Teboulle (2009) with the adaptive restart
+  of O'Donoghue and Candes (2015).  Adding a constant to all entries of the gradient
   changes nothing on the simplex, so the step length comes from the centred matrix P
   hessian P, P = I - 11'/K.  For nearly equal gradients it is far longer than 1 /
   ||hessian||.

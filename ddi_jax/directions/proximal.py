@@ -116,9 +116,9 @@ def proximal_danskin_gradient(
     min over d of (1/B) sum_b max_k [l_bk + <g_bk, d>] + ||d||^2 / (2 t)
 
   Its dual is over A, a point of the simplex for each example: minimise t/2 ||z||^2 -
-  (1/B) sum_bk A_bk l_bk, with z = (1/B) sum_bk A_bk g_bk; then d = -t z.
-  For t -> 0 this gives the gradient at each example's worst candidate; for t -> infinity
-  it gives the minimum-norm point of the hull of the gradients of all K^B batches that
+  (1/B) sum_bk A_bk l_bk, with z = (1/B) sum_bk A_bk g_bk; then d = -t z.  As
+  t -> 0, z becomes the gradient at each example's worst candidate.  As t -> infinity,
+  it becomes the minimum-norm point of the hull of the gradients of all K^B batches that
   can be formed from the candidates.  With `per="batch"`, one weight vector is shared by
   all examples, and the model is that of `ddi_jax.danskin_direction` with `bundle_step`.
   (Prox-linear and bundle methods: Lemarechal, 1975; Kiwiel, 1990.  Model-based
@@ -157,7 +157,7 @@ def proximal_danskin_gradient(
       of a gradient.
     mixes_examples: whether an example's loss depends on the rest of its batch, as with
       BatchNorm in training mode.  If so, a vertex' gradient is summed over the K
-      unmixed batches of candidates, at K times the cost.
+      batches of candidates as they are, at K times the cost.
     has_aux: whether `loss_fn` returns (losses, aux).
     at_a_time: compute at most this many candidates at once, see
       `ddi_jax.restart_candidates`.

@@ -13,7 +13,7 @@ CELLS = ("accuracy", "95 % interval")
 
 
 class Accuracy(NamedTuple):
-  """How many of a number of examples are classified correctly.
+  """A number of correctly classified examples, out of a total.
 
   Attributes:
     correct: number of correctly classified examples.

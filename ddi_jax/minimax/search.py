@@ -135,7 +135,7 @@ def find_step(
   greatest loss, so that a later trial descends.
 
   Args:
-    model: at the current point.
+    model: the model at the current point.
     losses_of_step: step -> the losses after it.
     first: `propose(model, 1, model.losses)`.
     reference: a value that is at least the greatest of the model's losses.
