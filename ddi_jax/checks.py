@@ -1,4 +1,4 @@
-"""Arguments: checks that many functions share, and what a factory takes."""
+"""Checks of arguments that many functions share, and of functions' signatures."""
 
 from collections.abc import Callable, Iterable
 import functools
@@ -16,7 +16,7 @@ ARRAYS = (np.ndarray, np.generic, jax.Array)
 
 
 def missing_extra(extra: str, error: ModuleNotFoundError) -> ImportError:
-  """The error that says which extra of this package holds a missing module."""
+  """An error that names the extra of this package that holds a missing module."""
   return ImportError(
     f"{error.name} is not installed: pip install 'ddi_jax[{extra}]' (in a clone of the "
     f"repository: pip install -e '.[{extra}]')."
@@ -31,7 +31,7 @@ def check_installed(*modules: str) -> None:
 
 
 def is_concrete(value: Any) -> bool:
-  """Whether the value is known: no tracer of `jax.jit`, say."""
+  """Whether the value is known now, that is, not a tracer (of `jax.jit`, say)."""
   return not isinstance(value, jax.core.Tracer)
 
 
@@ -59,10 +59,10 @@ def check_number(
   """Raise ValueError unless the value is a real number in the interval.
 
   Args:
-    name: of the argument.
-    value: a Python number, or a numpy or jax scalar.  A tracer passes: its value is
-      not known yet.
-    interval: "[0, 1)", "(0, inf)" and so on.
+    name: the argument's name, for the message.
+    value: a Python number, or a numpy or jax scalar.  A tracer passes, because its
+      value is not known yet.
+    interval: the allowed values: "[0, 1)", "(0, inf)" and so on.
     optional: whether None passes too.
   """
   if not is_concrete(value) or (optional and value is None):
@@ -81,7 +81,7 @@ def check_number(
 
 
 def _real_number(value: Any) -> float:
-  """The value as a float; NaN, which is in no interval, if it is no real number."""
+  """The value as a float, or NaN (which is in no interval) if it is not real."""
   if isinstance(value, ARRAYS):
     kinds = (jnp.integer, jnp.floating)
     is_real = any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
@@ -128,7 +128,7 @@ def check_bounds(bounds: Any) -> None:
 
 
 def check_key(key: Any, *, single: bool = True) -> None:
-  """Raise ValueError unless it is a key of `jax.random` (or an array of them)."""
+  """Raise ValueError unless `key` is a `jax.random` key (or keys, if not `single`)."""
   dtype = getattr(key, "dtype", None)
   is_typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
   is_raw = dtype == jnp.uint32 and key.ndim >= 1
@@ -140,18 +140,18 @@ def check_key(key: Any, *, single: bool = True) -> None:
 
 
 def takes(function: Callable[..., Any], *arguments: str) -> bool:
-  """Whether a function can be called with so many positional arguments."""
+  """Whether a function can be called with these positional arguments."""
   try:
     inspect.signature(function).bind(*arguments)
   except TypeError:
     return False
-  except ValueError:  # Some functions of C have no signature.
+  except ValueError:  # Some functions written in C have no signature.
     return True
   return True
 
 
 def _is_readable(array: Any) -> bool:
-  """Whether there are values, and all of them are known to this process."""
+  """Whether the array is not empty and this process knows all its values."""
   if not is_concrete(array):
     return False
   return getattr(array, "is_fully_addressable", True) and np.size(array) > 0
@@ -206,19 +206,20 @@ def check_examples(
 ) -> None:
   """Check a batch's values: finite inputs in the box, labels that name a class.
 
-  Attacks and losses check the same where values are known, that is outside `jax.jit`.
-  Under jit nothing is known when the program is traced, and a wrong batch would pass in
-  silence: call this on a batch before the jitted step; or inside it, and transform the
-  step with `jax.experimental.checkify.checkify`.
+  Outside `jax.jit`, attacks and losses make these checks themselves.  Under `jax.jit`
+  the values are unknown while the program is traced, so a wrong batch would pass
+  silently.  Either call this function on each batch before the jitted step, or call it
+  inside the step and transform the step with `jax.experimental.checkify.checkify`.
 
   Args:
     inputs: `[B, ...]`.
     labels: integers `[B]`, or None.
     bounds: the box `(low, high)` of the inputs, or None.
-    num_classes: C; None leaves the labels alone.
+    num_classes: C, or None to leave the labels unchecked.
 
   Raises:
-    ValueError: for values outside; under jit, where `checkify` throws, its error.
+    ValueError: if a value is out of range.  In a jitted function that `checkify`
+      transforms, the error that `checkify` returns reports it instead.
 
   Example:
     >>> import jax, jax.numpy as jnp, ddi_jax
@@ -276,13 +277,13 @@ def check_not_passed(
   num_positional: int,
   named: Iterable[str] = (),
 ) -> None:
-  """Raise ValueError for a setting that is passed to a factory in another way.
+  """Raise ValueError for a user's setting that ddi_jax passes to a factory itself.
 
   Args:
     factory: a function or a class.
-    settings: names of the keyword arguments that a user gives.
-    num_positional: how many positional arguments it is called with.
-    named: other keyword arguments that it is called with.
+    settings: names of the keyword arguments that the user gives.
+    num_positional: number of positional arguments that ddi_jax passes.
+    named: names of the keyword arguments that ddi_jax passes.
   """
   function: Any = factory.__init__ if isinstance(factory, type) else factory  # type: ignore[misc]
   parameters = inspect.signature(function).parameters.values()
@@ -299,12 +300,13 @@ def check_not_passed(
 def keyword_parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
   """The keyword arguments that a function or a class takes, by name.
 
-  Of a `functools.partial`, those that it has not set.
+  For a `functools.partial`, only those that it has not set.
   """
   if isinstance(factory, functools.partial):
     parameters = keyword_parameters(factory.func)
     return {name: p for name, p in parameters.items() if name not in factory.keywords}
-  # Not of a metaclass' __call__, which flax modules have.
+  # The signature of the class itself would be that of its metaclass' __call__, which
+  # flax modules have.
   function: Any = factory.__init__ if isinstance(factory, type) else factory  # type: ignore[misc]
   kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
   return {

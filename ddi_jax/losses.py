@@ -1,9 +1,9 @@
-"""Per-example losses of logits: to train with, and for attacks to increase.
+"""Per-example losses of logits, for training and for attacks to increase.
 
 Every function takes logits `[..., C]` and returns losses `[...]`, in float32 at least.
-Labels outside [0, C) are a ValueError where their values are known; under `jax.jit`,
-where they are not, they make the loss NaN or that of another class: check them before,
-with `ddi_jax.check_examples`.
+Labels outside [0, C) raise a ValueError if their values are known.  Under `jax.jit`
+they are unknown, and such labels make the loss NaN or that of another class: check them
+beforehand with `ddi_jax.check_examples`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def cross_entropy(
 def margin(
   logits: Float[Array, "*batch C"], labels: Int[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
-  """Largest wrong logit minus the right one: positive where misclassified.
+  """Largest wrong logit minus the label's logit: positive if misclassified.
 
   The loss of Carlini and Wagner (2017, section V-A, f_6) without its clamp.
 
@@ -76,15 +76,15 @@ def dlr(
 ) -> Float[Array, "*batch"]:
   """Difference-of-logits ratio: the margin over the spread of the top three logits.
 
-  Unchanged when the logits are shifted or scaled, so over-confidence cannot hide a
-  model from it (Croce and Hein, 2020, equation 6).
+  Shifting or scaling the logits does not change it, so over-confidence cannot hide a
+  model's weakness from it (Croce and Hein, 2020, equation 6).
 
   Args:
     logits: `[..., C]`, C >= 3.
     labels: integers `[...]` in [0, C).
 
   Returns:
-    Losses `[...]`; positive where misclassified, at least -1.
+    Losses `[...]`, at least -1; positive if misclassified.
 
   Raises:
     ValueError: if C < 3.
@@ -116,7 +116,7 @@ def targeted_dlr(
     targets: integers `[...]` in [0, C), the classes to be reached.
 
   Returns:
-    Losses `[...]`; positive where the target's logit is above the true class's.
+    Losses `[...]`; positive if the target's logit is above the true class's.
 
   Raises:
     ValueError: if C < 4.
@@ -142,8 +142,8 @@ def kl_divergence(
   """KL(reference || model) in nats, TRADES' inner loss (Zhang et al., 2019, eq. 5).
 
   Args:
-    logits: `[..., C]`, the model's output, at the perturbed inputs say.
-    reference_logits: `[..., C]`, at the clean inputs say.
+    logits: `[..., C]`, the model's output, for example at the perturbed inputs.
+    reference_logits: `[..., C]`, for example at the clean inputs.
 
   Returns:
     Losses `[...]`, >= 0 up to rounding.

@@ -1,4 +1,4 @@
-"""Records of what made a result, to be compared with what is asked for."""
+"""Records of the settings behind a result, to compare with another call's."""
 
 from collections.abc import Iterator, Mapping
 import functools
@@ -17,17 +17,19 @@ _PLAIN = (str, int, float, NoneType)
 
 
 def record_of(settings: Mapping[str, Any]) -> Record:
-  """Settings of any kind as a flat dictionary that can be compared and written as JSON.
+  """Settings as a flat dictionary that can be compared and written as JSON.
 
-  Functions are recorded by their name and by the variables that they hold (closure,
-  defaults, arguments of a `functools.partial`, attributes of an object), those of users
-  also by their code and by global numbers and arrays; arrays by a digest.
+  Settings may be of any kind.  A function is recorded by its name and by the variables
+  that it holds (closure, defaults, arguments of a `functools.partial`, attributes of an
+  object).  A user's function is also recorded by its code and by the global numbers,
+  strings and arrays that it uses.  Arrays are recorded by a digest of their values, or,
+  if they lie on several hosts, by dtype and shape.
 
   Args:
-    settings: by name.
+    settings: values by name.
 
   Returns:
-    Strings, numbers, booleans and None by dotted names.
+    A dictionary from dotted names to strings, numbers, booleans and None.
 
   Example:
     >>> from ddi_jax.records import differences, record_of
@@ -40,7 +42,7 @@ def record_of(settings: Mapping[str, Any]) -> Record:
 
 
 def differences(ours: Record, theirs: Record, prefix: str = "") -> list[str]:
-  """The entries that two records do not share, a phrase each."""
+  """The entries in which two records differ, as one phrase each."""
   return [
     f"{prefix}{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
     for name in dict.fromkeys([*ours, *theirs])
@@ -51,7 +53,7 @@ def differences(ours: Record, theirs: Record, prefix: str = "") -> list[str]:
 def _entries(
   name: str, value: Any, holders: tuple[int, ...]
 ) -> Iterator[tuple[str, Any]]:
-  """(name, what is compared) of a value and of all that it holds."""
+  """Yield (name, recorded value) for a value and for everything that it holds."""
   if isinstance(value, ARRAYS):
     yield name, _of_array(value)
   elif isinstance(value, _PLAIN):
@@ -74,7 +76,7 @@ def _of_array(array: Any) -> Any:
   if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
     numbers = np.asarray(jax.random.key_data(array)).tolist()
     return f"{jax.random.key_impl(array)} {numbers}"
-  if not getattr(array, "is_fully_addressable", True):  # Partly on other hosts.
+  if not getattr(array, "is_fully_addressable", True):  # Part of it is on other hosts.
     return f"{array.dtype}{list(array.shape)}"
   array = np.ascontiguousarray(array)
   if array.size == 1:
@@ -95,7 +97,7 @@ def _is_of_library(value: Any) -> bool:
 
 
 def _parts(value: Any) -> Mapping[str, Any]:
-  """What a function or an object holds, by name."""
+  """The values that a function or an object holds, by name."""
   if isinstance(value, functools.partial):
     arguments = dict(enumerate(value.args)) | value.keywords
     return {"": value.func} | {str(name): part for name, part in arguments.items()}
@@ -111,7 +113,7 @@ def _parts(value: Any) -> Mapping[str, Any]:
       plain = (*ARRAYS, str, int, float)
       variables |= {n: part for n, part in found.items() if isinstance(part, plain)}
     return variables
-  if hasattr(value, "__wrapped__"):  # Of jax.jit.
+  if hasattr(value, "__wrapped__"):  # Made by jax.jit.
     return {"": value.__wrapped__}
   return {} if isinstance(value, type | ModuleType) else getattr(value, "__dict__", {})
 

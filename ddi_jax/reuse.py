@@ -1,4 +1,4 @@
-"""Objects that are made once for the same arguments."""
+"""A decorator that makes equal calls return the same object."""
 
 from collections.abc import Callable
 import functools
@@ -9,11 +9,12 @@ _MOST_KEPT = 256
 
 
 def reused(make: _Make) -> _Make:
-  """The same function, which returns the same object for the same arguments.
+  """Make a function return the same object for the same arguments.
 
-  JAX finds a compiled program by the functions that it is made of.  What this returns
-  is found again; its closures must not change.  Arguments that cannot be hashed, such
-  as arrays, make a new object each time.
+  JAX looks up a compiled program by the identity of the functions in it, so a function
+  that is made again would be compiled again.  The closures of the returned object must
+  not change.  Arguments that cannot be hashed, such as arrays, make a new object each
+  time.
   """
   kept = functools.lru_cache(maxsize=_MOST_KEPT, typed=True)(make)
 

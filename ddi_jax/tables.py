@@ -1,4 +1,4 @@
-"""How results are printed: as small tables, whatever arrays they hold."""
+"""Print results as small tables, whatever arrays they hold."""
 
 from collections.abc import Callable, Sequence
 import html
@@ -11,14 +11,14 @@ Rows = Sequence[Sequence[str]]
 Table = tuple[Rows, Sequence[str]]
 
 _Class = TypeVar("_Class", bound=type)
-_MOST_VALUES = 8  # Of an array that is printed whole.
+_MOST_VALUES = 8  # A larger array is summarised.
 
 
 def printed_as_table(cls: _Class) -> _Class:
   """Let a named tuple print as a small table, in notebooks as HTML.
 
   The class may have a method `table(self)` that returns (rows of cells, notes).
-  Without one there is a row for each field, in which arrays are summarised.
+  Without this method, the table has a row for each field, with arrays summarised.
   """
   decorated: Any = cls
   table: Callable[[Any], Table] = getattr(cls, "table", table_of_fields)
@@ -47,7 +47,7 @@ def table_of_fields(result: Any) -> Table:
 
 
 def summary(tree: Any) -> str:
-  """What a tree of arrays holds, in a few words: its values where they are few."""
+  """A short description of a tree of arrays, or its values if they are few."""
   leaves = jax.tree.leaves(tree)
   if len(leaves) > 1:
     return f"{len(leaves)} leaves, {sum(map(np.size, leaves)):,} values"
@@ -75,7 +75,7 @@ def _summary_of_leaf(leaf: Any) -> str:
 
 
 def align(rows: Rows) -> list[str]:
-  """Lines of a table: the first column to the left, the others to the right."""
+  """The lines of a table: the first column aligned left, the others right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return [
     "  ".join(
@@ -87,14 +87,17 @@ def align(rows: Rows) -> list[str]:
 
 
 def doubts(warnings: Sequence[str], finished: bool = True) -> tuple[str, list[str]]:
-  """What to print with a robust accuracy, which attacks can only bound from above.
+  """The sign and the notes to print with a robust accuracy.
+
+  Attacks can only bound a robust accuracy from above.
 
   Args:
-    warnings: of the evaluation: reasons to doubt it.
+    warnings: the warnings of the evaluation, that is, reasons to doubt it.
     finished: whether all attacks have been run.
 
   Returns:
-    (what to write before the figure, "<= " where it is to be doubted; notes).
+    (the text before the figure: "<= " if there is a reason to doubt it, else "";
+    notes).
   """
   notes = []
   if not finished:

@@ -1,4 +1,4 @@
-"""Threat models: norm balls inside a box, with what an attack needs of them."""
+"""Threat models: norm balls inside a box, with the operations that attacks need."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -29,8 +29,8 @@ class ThreatModel(NamedTuple):
       the intersection of the ball around its centre and the box.
     random_start: (key, centers, bounds) -> points drawn uniformly from the ball and
       clipped to the box.  Consumes the key.
-    steepest_ascent: (gradients, points, bounds) -> the unit-norm step that increases
-      a linear function with these gradients the most (for l1, nearly: see there).
+    steepest_ascent: (gradients, points, bounds) -> the unit-norm step that increases a
+      linear function with these gradients the most (for l1 only nearly, see `l1`).
   """
 
   norm: str
@@ -98,7 +98,7 @@ def l2(epsilon: float | jax.Array) -> ThreatModel:
     A `ThreatModel`.  Its projection on ball and box together is exact up to rounding:
     the solution is `clip(center + s (point - center))` for one scale s in [0, 1] per
     example, found by a monotone active-set iteration that ends in finitely many steps
-    (for points nearer than 1e18: squares of distances must not overflow).
+    (if the points are nearer than 1e18, so that squared distances do not overflow).
     Its ascent step is the normalised gradient (zero where the gradient is zero).
 
   Raises:
@@ -138,7 +138,7 @@ def l2(epsilon: float | jax.Array) -> ThreatModel:
     check_array("gradients", gradients)
     del points, bounds
     flat = _flat(gradients)
-    # Scaled first: the squares of a saturated network's gradients underflow.
+    # Scale first, because squares of a saturated network's gradients underflow.
     scaled = _unit(flat, jnp.max(jnp.abs(flat), axis=1, keepdims=True))
     steps = _unit(scaled, jnp.linalg.norm(scaled, axis=1, keepdims=True))
     return steps.reshape(gradients.shape)
@@ -152,10 +152,11 @@ def l1(epsilon: float | jax.Array, *, top_fraction: float = 0.01) -> ThreatModel
 
   Args:
     epsilon: radius, >= 0, in the units of the inputs.  A scalar array is allowed.
-    top_fraction: in [0, 1]; the ascent step is shared equally by this fraction of the
-      coordinates (at least one), those with the largest gradients that the box lets
-      move.  0 is steepest ascent proper, one coordinate a step; a small fraction
-      makes faster progress (SLIDE: Tramer and Boneh, 2019, section 3.2).
+    top_fraction: in [0, 1].  The ascent step moves this fraction of the coordinates (at
+      least one) by the same length: those with the largest gradients among the
+      coordinates that the box lets move.  0 is exact steepest ascent, which moves one
+      coordinate a step; a small fraction makes faster progress (SLIDE: Tramer and
+      Boneh, 2019, section 3.2).
 
   Returns:
     A `ThreatModel`.  Its projection on ball and box together is exact up to rounding
@@ -220,7 +221,7 @@ def l1(epsilon: float | jax.Array, *, top_fraction: float = 0.01) -> ThreatModel
 
 
 def check_threat_model(threat_model: Any) -> None:
-  """Raise ValueError for what is no threat model."""
+  """Raise ValueError for an object that is not a threat model."""
   if not all(hasattr(threat_model, field) for field in ThreatModel._fields):
     raise ValueError(
       f"threat_model must be one such as ddi_jax.linf(8 / 255), got {threat_model!r}."
@@ -228,11 +229,11 @@ def check_threat_model(threat_model: Any) -> None:
 
 
 def check_radius(threat_model: ThreatModel, bounds: Bounds, size: int | None) -> None:
-  """Raise ValueError for a radius that exceeds the box's own diameter.
+  """Raise ValueError for a radius that exceeds the diameter of the box.
 
   Args:
-    threat_model: of any norm; only those of this file are checked.
-    bounds: the box, or None, which nothing exceeds.
+    threat_model: a threat model of any norm; only the norms of this file are checked.
+    bounds: the box, or None, which allows every radius.
     size: the number of coordinates of an example; None if it is not known yet.
   """
   epsilon, norm = threat_model.epsilon, threat_model.norm
@@ -271,10 +272,10 @@ def _clip(points: jax.Array, bounds: Bounds) -> jax.Array:
 def _project_by_coordinate(
   shrink: Any, points: jax.Array, centers: jax.Array, bounds: Bounds
 ) -> jax.Array:
-  """Moves each coordinate from its centre by `shrink(lengths, rooms)`, both [B, n].
+  """Move each coordinate from its centre by `shrink(lengths, rooms)`, both [B, n].
 
-  `lengths` are the distances from centre to point, `rooms` those from centre to the
-  box's wall on that side.
+  `lengths` are the distances from the centre to the point, `rooms` those from the
+  centre to the wall of the box on that side.
   """
   displacements = _flat(points - centers)
   lengths = jnp.abs(displacements)
@@ -291,7 +292,7 @@ def _project_by_coordinate(
 def _l2_scale(
   offsets: jax.Array, centers: jax.Array, radius: Any, bounds: Bounds
 ) -> jax.Array:
-  """The largest s <= 1, `[B, 1]`: `clip(centers + s offsets)` is within the radius."""
+  """The largest s <= 1, `[B, 1]`, with `clip(centers + s offsets)` in the ball."""
 
   def fit(square: jax.Array, left: jax.Array) -> jax.Array:
     return jnp.where(
@@ -323,7 +324,7 @@ def _l2_scale(
 
 
 def _l1_threshold(lengths: jax.Array, rooms: jax.Array, radius: Any) -> jax.Array:
-  """The least s >= 0, `[B, 1]`: `clip(lengths - s, 0, rooms)` sums to <= radius."""
+  """The least s >= 0, `[B, 1]`, with sum(clip(lengths - s, 0, rooms)) <= radius."""
   rounding = 8 * jnp.finfo(lengths.dtype).eps
 
   def excess(threshold: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -350,7 +351,7 @@ def _l1_threshold(lengths: jax.Array, rooms: jax.Array, radius: Any) -> jax.Arra
 
   zero = jnp.zeros((len(lengths), 1), lengths.dtype)
   value, slope = excess(zero)
-  # Nothing to do where the box alone brings the point into the ball.
+  # The threshold is 0 if the box alone brings the point into the ball.
   high = jnp.max(lengths, axis=1, keepdims=True, initial=0.0)
   high = jnp.where(value > 0, high, 0)
   init = (zero, high, zero, value, slope)

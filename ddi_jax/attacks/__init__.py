@@ -1,8 +1,8 @@
-"""Attacks.
+"""Adversarial attacks on an objective or on a classifier.
 
-`Attack`, `(key, objective, inputs) -> adversarial inputs`, increases any objective;
-`ClassifierAttack`, `(key, logits_fn, inputs, labels) -> adversarial inputs`, looks for
-misclassified points.
+An `Attack`, `(key, objective, inputs) -> adversarial inputs`, increases any objective.
+A `ClassifierAttack`, `(key, logits_fn, inputs, labels) -> adversarial inputs`, looks
+for misclassified points.
 """
 
 from ddi_jax.attacks.auto_pgd import apgd

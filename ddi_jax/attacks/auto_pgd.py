@@ -51,32 +51,34 @@ def apgd(
 ) -> ClassifierAttack:
   """Auto-PGD: ascent with momentum that chooses its own step size.
 
-  From a random point of the ball's surface with steps of 2 epsilon; at checkpoints that
-  become denser, an example that has made too little progress goes back to its best
-  point with half the step (Croce and Hein, 2020, algorithm 1).  For l1 it is l1-APGD
-  with three shrinking radii, see `ddi_jax.attacks.apgd_l1`.
+  A run starts at a random point on the ball's surface with a step size of 2 epsilon.
+  At checkpoints, which become denser, an example that has made too little progress
+  returns to its best point and halves its step size (Croce and Hein, 2020, algorithm
+  1).  For l1 the attack is l1-APGD, with three shrinking radii, see
+  `ddi_jax.attacks.auto_pgd_l1`.
 
-  A run takes `steps` + 1 gradients (l1: + 3).
+  A run takes `steps` + 1 gradients, or `steps` + 3 for l1.
 
   Args:
     threat_model: `ddi_jax.linf`, `l2` or `l1`.
     loss: "ce" (cross entropy), "dlr" (at least 3 classes), or "targeted_dlr" (at least
-      4), which is APGD-T: a run for each of the first `targets` wrong classes in the
-      order of the clean logits.
-    steps: ascent steps of a run, >= 1.
-    restarts: runs, for each target if targeted, >= 1.
-    targets: of "targeted_dlr", >= 1; at most the number of wrong classes is used.
-    rho: fraction of a checkpoint interval's steps that must increase the loss for the
-      step size to stay, in [0, 1].  l1 has no use for it.
-    eot_samples: for a randomised model, the number of draws, >= 1, whose mean loss,
+      4 classes), which is APGD-T: it makes a run for each of the `targets` wrong
+      classes with the largest clean logits.
+    steps: ascent steps in a run, >= 1.
+    restarts: number of runs (per target, if targeted), >= 1.
+    targets: number of target classes for "targeted_dlr", >= 1; if there are fewer wrong
+      classes, all are used.
+    rho: fraction of the steps between two checkpoints that must increase the loss for
+      the step size to stay, in [0, 1].  Not used for l1.
+    eot_samples: for a randomised model, the number of draws, >= 1.  Their mean loss,
       gradient and logits are used (expectation over transformation, Athalye et al.,
-      2018).  logits_fn then takes (inputs, key).  None: logits_fn takes inputs.
+      2018), and logits_fn takes (inputs, key).  None: logits_fn takes inputs.
     bounds: the box `(low, high)` that holds the inputs, or None.
 
   Returns:
-    A `ClassifierAttack`.  Of all iterates and the input a misclassified one where
-    there is one, else the run's best by loss; of several runs the one of the largest
-    margin.
+    A `ClassifierAttack`.  It returns a misclassified point if the input is one or a run
+    visited one, otherwise the iterate of greatest loss.  If there are several runs and
+    all fail, it returns the point with the largest margin.
 
   Raises:
     ValueError: for an argument outside its range; when the attack runs, for too few
@@ -107,7 +109,7 @@ def apgd(
 
 
 def min_classes(attack: Any) -> int:
-  """The number of classes that an attack needs: 2 for all but some of `apgd`."""
+  """The number of classes that an attack needs: 2, or more for some of `apgd`."""
   runs = getattr(attack, "keywords", {}).get("runs")
   if not isinstance(runs, _Runs):
     return 2
@@ -115,12 +117,12 @@ def min_classes(attack: Any) -> int:
 
 
 class _Runs(NamedTuple):
-  """What one compiled program does for all values of.
+  """Settings that a compiled program takes as arguments.
 
   Attributes:
     loss: index in `_LOSSES`.
-    restarts: runs, for each target if targeted.
-    targets: of the targeted loss.
+    restarts: number of runs (per target, if targeted).
+    targets: number of target classes for the targeted loss.
   """
 
   loss: Any
@@ -231,7 +233,7 @@ def _any_apgd(
 def _loss(
   index: Any, logits: jax.Array, labels: jax.Array, targets: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """The loss of this index `[B]`, and its derivatives by the logits `[B, C]`."""
+  """The loss with this index `[B]`, and its derivatives in the logits `[B, C]`."""
 
   def evaluate(loss: _Loss) -> tuple[jax.Array, jax.Array]:
     def total(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -244,8 +246,9 @@ def _loss(
   known = list(_LOSSES.values())
   if is_concrete(index):
     return evaluate(known[int(index)])
-  # All that so many classes allow: small beside the network, and chosen among after
-  # their derivatives, which one of another loss that is not finite does not touch.
+  # Compute every loss that this number of classes allows, which is cheap beside the
+  # network.  Choose after differentiation, so that the derivatives of another loss have
+  # no effect if they are not finite.
   found = [evaluate(loss) for loss in known if loss.min_classes <= logits.shape[1]]
   return jax.tree.map(lambda *parts: jax.lax.select_n(index, *parts), *found)
 
@@ -253,8 +256,9 @@ def _loss(
 def checkpoints(steps: int) -> list[int]:
   """The steps w_1 < w_2 < ... <= `steps` after which step sizes are reconsidered.
 
-  Equation 5 of the paper: w_j = ceil(p_j steps), p_1 = 0.22 and each p_j is the last
-  plus the last interval less 0.03, but at least 0.06.
+  Equation 5 of the paper: w_j = ceil(p_j steps) with p_1 = 0.22.  Each p_j is the
+  previous one plus an interval, which is the previous interval less 0.03, but at least
+  0.06.
   """
   percent, interval, chosen_steps = 22, 22, []
   while percent <= 100:
@@ -267,10 +271,10 @@ def checkpoints(steps: int) -> list[int]:
 class _State(NamedTuple):
   points: jax.Array
   previous: jax.Array  # The points that the last step was taken from.
-  losses: jax.Array  # There, [B].
-  best: BestPoints  # By loss alone.
+  losses: jax.Array  # At `previous`, [B].
+  best: BestPoints  # The points of greatest loss.
   best_gradients: jax.Array
-  best_points: BestPoints  # Misclassified points first.
+  best_points: BestPoints  # The same, but misclassified points come first.
   step_sizes: jax.Array
   increases: jax.Array  # Steps since the last checkpoint that increased the loss.
   halved: jax.Array  # Whether the last checkpoint halved the step size.
@@ -288,7 +292,10 @@ def _ascend(
   rho: float,
   bounds: Bounds,
 ) -> BestPoints:
-  """One run; evaluate: (points, index) -> (`BestPoints` with the losses, gradients)."""
+  """One run of APGD, with `evaluate(points, index)` -> (`BestPoints`, gradients).
+
+  The scores of these `BestPoints` are the losses.
+  """
   lengths = np.zeros(steps + 1, np.float32)
   lengths[checkpoints(steps)] = np.diff([0, *checkpoints(steps)])
   intervals = jnp.asarray(lengths)
@@ -348,7 +355,7 @@ def _ascend(
     halved=jnp.zeros(len(inputs), bool),
     best_at_checkpoint=low,
   )
-  # The last of these steps + 1 evaluations is of the last step's result.
+  # The last of these steps + 1 evaluations evaluates the result of the last step.
   return jax.lax.fori_loop(0, steps + 1, body, state).best_points
 
 

@@ -16,19 +16,20 @@ from ddi_jax.numerics.thresholds import kth_largest
 from ddi_jax.threat_models import Bounds
 
 _FIRST_SPARSITY = 0.2  # The first steps change this fraction of the coordinates.
-_SPARSITY_RATIO = 1.5  # A step changes this many times fewer than the best point has.
+# A step changes this many times fewer coordinates than differ at the best point.
+_SPARSITY_RATIO = 1.5
 _STEP_RATIO = 1.5
 _SMALLEST_STEP = 0.1  # In units of the radius.
 _SPARSER = 0.95
 
 
 class Schedule(NamedTuple):
-  """What happens at each of the steps + 3 evaluations of a run.
+  """The plan of the `steps` + 3 evaluations of a run.
 
   Attributes:
-    radii: the ball's radius there, in units of epsilon.
-    ends: whether it is the last at this radius.
-    updates: whether step sizes and sparsities are reconsidered there.
+    radii: the ball's radius at the evaluation, in units of epsilon.
+    ends: whether the evaluation is the last at its radius.
+    updates: whether the evaluation updates step sizes and sparsities.
   """
 
   radii: np.ndarray
@@ -37,9 +38,10 @@ class Schedule(NamedTuple):
 
 
 def schedule(steps: int) -> Schedule:
-  """Of the steps 30 % at radius 3, 30 % at 2 and 40 % at 1 (rounded to later ones).
+  """The schedule: 30 % of the steps at radius 3, 30 % at 2 and 40 % at 1.
 
-  Updates follow every 4 % (at least one) of the steps at a radius.
+  Rounding favours the later radii.  Updates follow every 4 % (at least one) of the
+  steps at a radius.
   """
   radii, ends, updates = [], [], []
   turns = np.array([0, 3 * steps // 10, 6 * steps // 10, steps])
@@ -53,9 +55,9 @@ def schedule(steps: int) -> Schedule:
 
 class _State(NamedTuple):
   points: jax.Array
-  best: BestPoints  # At this radius, by loss alone.
+  best: BestPoints  # The points of greatest loss at this radius.
   best_gradients: jax.Array
-  best_points: BestPoints  # Misclassified points first; at the last radius only.
+  best_points: BestPoints  # At the last radius only; misclassified points come first.
   step_sizes: jax.Array
   counts: jax.Array  # Coordinates that a step changes.
   changed: jax.Array  # Coordinates in which the best point differed at the last update.
@@ -74,17 +76,18 @@ def ascend_l1(
   """One run of l1-APGD, through the radii 3, 2 and 1 epsilon.
 
   Each step adds the signs of the largest gradients, scaled to the l1 norm of the step
-  size, and projects on ball and box together.  How many coordinates it changes follows
-  the best point so far.  Where that has become sparser the step size returns to the
-  radius and the example to its best point, else it shrinks.  A new radius starts from
-  the projection of the last one's best point.
+  size, and projects on ball and box together.  The number of coordinates that a step
+  changes follows from the best point so far.  If that point has become sparser, the
+  step size returns to the radius and the example returns to its best point; otherwise
+  the step size shrinks.  A new radius starts from the projection of the last radius'
+  best point.
 
   Args:
     evaluate: (points `[B, ...]`, index) -> (`BestPoints` with the losses as scores,
       gradients).
     epsilon: the radius of the l1 ball.
-    keys: one per example, `[B]`; consumed by the random start, the projection of
-      normal noise.
+    keys: one per example, `[B]`; consumed by the random start, which is the projection
+      of normal noise.
     inputs: `[B, ...]`.
     best_points: the clean inputs with their losses.
     steps: ascent steps at all radii together.
@@ -172,7 +175,7 @@ def ascend_l1(
 
 
 def _sparse_signs(gradients: jax.Array, counts: jax.Array) -> jax.Array:
-  """The signs of the `counts` `[B]` largest gradients, in a step of l1 norm 1."""
+  """A step of l1 norm 1 along the signs of the `counts` `[B]` largest gradients."""
   lengths = jnp.abs(gradients.reshape(len(gradients), -1))
   chosen_counts = jnp.clip(jnp.ceil(counts), 1, lengths.shape[1]).astype(int)
   smallest = kth_largest(lengths, chosen_counts[:, None])

@@ -33,22 +33,24 @@ LossOfLogits = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class ClassifierAttack(Protocol):
-  """Looks for misclassified inputs near the given ones.
+  """An attack that looks for misclassified inputs near the given ones.
 
-  Pure, with static shapes: it can be jitted and mapped.  It is a `lax` loop; on a CPU,
-  write convolutions with `ddi_jax.models.conv_general_dilated`.
+  It is a pure function with static shapes, so it can be jitted and mapped.  It is a
+  `lax` loop, in which most convolutions are slow on a CPU: write them with
+  `ddi_jax.models.conv_general_dilated`.
 
   Args:
-    key: a key, or keys `[B]`, one per example: then no other example and no padding
-      changes an example's random numbers.  Consumed.
-    logits_fn: inputs `[B, ...]` -> logits `[B, C]`, C >= 2, each example by itself (no
-      BatchNorm in training mode).
+    key: one key, or keys `[B]`, one per example.  With keys `[B]`, an example's random
+      numbers do not depend on the other examples or on padding.  Consumed.
+    logits_fn: inputs `[B, ...]` -> logits `[B, C]`, C >= 2.  The logits of an example
+      must not depend on the other examples (no BatchNorm in training mode).
     inputs: `[B, ...]`, floating point, in the box.
     labels: integers `[B]` in [0, C).
 
   Returns:
-    Inputs `[B, ...]` of the same dtype in the threat model and the box, misclassified
-    where the attack succeeded; never worse than the given ones for the attacker.
+    Inputs `[B, ...]` of the same dtype, in the threat model and the box, misclassified
+    where the attack succeeded.  For the attacker they are never worse than the given
+    inputs.
   """
 
   def __call__(
@@ -61,14 +63,14 @@ class ClassifierAttack(Protocol):
 
 
 class BestPoints(NamedTuple):
-  """The best point so far of each example.
+  """The best point found so far for each example.
 
   Attributes:
     points: `[B, ...]`.
-    broken: whether they are misclassified, `[B]`.
-    scores: `[B]`; of two points that are both misclassified, or both not, the one with
-      the greater score is better.
-    margins: how much the largest wrong logit exceeds the label's, `[B]`.
+    broken: `[B]`, whether the points are misclassified.
+    scores: `[B]`.  If two points are both misclassified, or both not, the one with the
+      greater score is better.
+    margins: `[B]`, how much the largest wrong logit exceeds the label's.
   """
 
   points: jax.Array
@@ -84,17 +86,18 @@ def classifier_attack(
   *,
   restarts: int = 1,
 ) -> ClassifierAttack:
-  """An ordinary attack, repeated, and the worst case of each example kept.
+  """Repeat an ordinary attack and keep the worst case of each example.
 
   Args:
-    attack: see `ddi_jax.attacks.Attack`; `ddi_jax.pgd(...)` say.
+    attack: an attack, see `ddi_jax.attacks.Attack`; for example `ddi_jax.pgd(...)`.
     loss: (logits `[B, C]`, labels `[B]`) -> losses `[B]`, to be increased.
-    restarts: runs with keys of their own, >= 1.
+    restarts: number of runs, each with its own key, >= 1.
 
   Returns:
-    A `ClassifierAttack`: of the restarts' results and the input itself, a
-    misclassified one if there is one, else the one of the largest margin.  An ordinary
-    attack draws for the whole batch: of keys `[B]` it gets the first.
+    A `ClassifierAttack`.  For each example it returns a misclassified point if the
+    input or a run's result is one, otherwise the one of these with the largest margin.
+    An ordinary attack draws random numbers for the whole batch: if keys `[B]` are
+    given, it uses only the first.
 
   Raises:
     ValueError: if `restarts` < 1.
@@ -133,18 +136,19 @@ def repeated(
   at_once: bool = False,
   bounds: Bounds = None,
 ) -> ClassifierAttack:
-  """The strongest of several runs for each example, each on what is not broken yet.
+  """Run an attack several times, each time on the examples that are not yet broken.
 
   Args:
     run: (index, keys `[b]`, logits_fn, inputs, labels, clean logits `[b, C]`) ->
-      `BestPoints`, of the examples that are left or a group of them.
-    num_runs: number of classes -> number of runs, which may be traced.  They end early
-      once the whole batch is misclassified.
-    at_once: whether a run gets the whole batch, as one that draws for it does.
+      `BestPoints`, for the remaining examples or a group of them.
+    num_runs: number of classes -> number of runs, which may be traced.  The runs end
+      early once the whole batch is misclassified.
+    at_once: whether a run gets the whole batch.  A run that draws random numbers for
+      the whole batch needs this.
     bounds: the box that the inputs must lie in, or None.
 
   Returns:
-    A `ClassifierAttack`.
+    A `ClassifierAttack` that keeps the best point of each example.
   """
 
   def attack(
@@ -174,19 +178,19 @@ def repeated(
 
 
 def by_margin(points: jax.Array, logits: jax.Array, labels: jax.Array) -> BestPoints:
-  """Points with these logits, of which the one with the largest margin is best."""
+  """`BestPoints` with these logits, scored by their margins."""
   margins = losses.margin(logits, labels)
   return BestPoints(points, misclassified(logits, labels), margins, margins)
 
 
 def misclassified(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Whether the largest of the logits `[B, C]` is another's, or one is NaN; `[B]`."""
+  """Whether the largest logit is not the label's or a logit is NaN, `[B]`."""
   wrong = jnp.argmax(logits, axis=1) != labels
   return wrong | jnp.any(jnp.isnan(logits), axis=1)
 
 
 def better(old: BestPoints, new: BestPoints) -> BestPoints:
-  """For each example the new point where it is better, else the old one."""
+  """For each example, the new point if it is better, otherwise the old one."""
   same = new.broken == old.broken
   take = (new.broken & ~old.broken) | (same & (new.scores > old.scores))
   return BestPoints(*select(take, new, old))
@@ -204,7 +208,10 @@ def targets_by_rank(
 def random_directions(
   keys: jax.Array, threat_model: ThreatModel, inputs: jax.Array
 ) -> jax.Array:
-  """Perturbations `[B, ...]` of norm 1, uniform for l_inf, else normal; keys `[B]`."""
+  """Random perturbations of norm 1: uniform for l_inf, otherwise normal.
+
+  Takes keys `[B]` and returns perturbations `[B, ...]`.
+  """
 
   def draw(key: jax.Array, like: jax.Array) -> jax.Array:
     if threat_model.norm == "linf":
@@ -231,14 +238,14 @@ def example_keys(key: jax.Array, inputs: jax.Array) -> jax.Array:
 
 
 def fold_in(keys: jax.Array, data: Any) -> jax.Array:
-  """Folds one number, or one per key, into keys `[B]`."""
+  """Fold one number, or one number per key, into keys `[B]`."""
   return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(data, keys.shape))
 
 
 def check_call(
   logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array, bounds: Bounds
 ) -> jax.Array:
-  """The logits of the inputs, after a check of all of them."""
+  """Check the arguments of an attack, and return the logits of the inputs."""
   check_array("inputs", inputs)
   check_array("labels", labels)
   if not jnp.issubdtype(inputs.dtype, jnp.floating):
@@ -259,10 +266,10 @@ def check_call(
 
 
 def check_logits(logits: Any, num_examples: int) -> None:
-  """Raise ValueError unless they are logits `[B, C]` of so many examples.
+  """Raise ValueError unless the logits are `[B, C]` with B = `num_examples`.
 
   Args:
-    logits: what a model returned: an array, or its shape and type.
+    logits: the output of a model, or its shape and dtype.
     num_examples: B.
   """
   shape, dtype = getattr(logits, "shape", None), getattr(logits, "dtype", None)
@@ -279,10 +286,10 @@ def check_logits(logits: Any, num_examples: int) -> None:
 
 
 def check_arguments(logits_fn: LogitsFn, randomised: bool = False) -> None:
-  """Raises ValueError for a model that cannot be called with inputs (and a key)."""
+  """Raise ValueError for a model that cannot be called with inputs (and a key)."""
   try:
     signature = inspect.signature(logits_fn)
-  except (TypeError, ValueError):  # Some functions of C have none.
+  except (TypeError, ValueError):  # Some functions written in C.
     return
   arguments = ("inputs", "key") if randomised else ("inputs",)
   try:
@@ -306,7 +313,7 @@ def check_arguments(logits_fn: LogitsFn, randomised: bool = False) -> None:
 
 
 def check_settings(threat_model: ThreatModel, bounds: Bounds) -> None:
-  """Raises ValueError for a norm without a published attack, or an impossible box."""
+  """Raise ValueError for a norm without a published attack, or an impossible box."""
   check_threat_model(threat_model)
   if threat_model.norm not in ("linf", "l2", "l1"):
     raise ValueError(

@@ -32,34 +32,35 @@ _VERSIONS = {
   "rand": ("apgd-ce", "apgd-dlr"),
 }
 _EOT_SAMPLES = 20
-# Square breaks so large a part of the examples on models that hide nothing, too.
+# Square breaks up to this fraction of the examples even if a model hides nothing.
 _USUAL_FOR_SQUARE = 0.01
 
 
 class Evaluate(Protocol):
-  """Runs the attacks, each on the examples that have withstood the ones before.
+  """A function that runs attacks, each on the examples that are still robust.
 
   Args:
-    key: a key.  An example's random numbers depend on it and on the example's index
-      alone, not on the batches; only a randomised model draws for a batch.
-    logits_fn: inputs `[B, ...]` -> logits `[B, C]`; for version "rand" (inputs, key) ->
-      logits.  As `jax.tree_util.Partial(apply, params)` its parameters are arguments of
-      the compiled programs, which then serve all parameters of these shapes.
+    key: a key.  An example's random numbers depend only on the key and on the example's
+      index, not on the batches.  Only a randomised model draws per batch.
+    logits_fn: inputs `[B, ...]` -> logits `[B, C]`; for version "rand", (inputs, key)
+      -> logits.  If it is `jax.tree_util.Partial(apply, params)`, the parameters are
+      arguments of the compiled programs, which then serve all parameters of these
+      shapes.
     inputs: `[N, ...]`, floating point.
     labels: integers `[N]`.
     after_batch: called with the `Progress` after each batch, to show or to save it; if
       it returns True, the evaluation stops.
-    resume: the result of an evaluation that was stopped, of the same key, model,
-      examples, threat model, bounds and attacks; the outcome is the same as without the
+    resume: the result of a stopped evaluation with the same key, model, examples,
+      threat model, bounds and attacks.  The final result is the same as without the
       stop.
 
   Returns:
     An `AutoAttackResult`.
 
   Raises:
-    ValueError: for arguments that do not fit together, a `resume` of something else
-      (`ddi_jax.attacks.ResumeError`, which names what differs), an attack that needs
-      more classes, or one that leaves the ball or the box.
+    ValueError: for arguments that do not fit together; for a `resume` from a different
+      evaluation (`ddi_jax.attacks.ResumeError`, which names the differences); for an
+      attack that needs more classes; or for an attack that leaves the ball or the box.
   """
 
   def __call__(
@@ -81,20 +82,21 @@ def autoattack(
   batch_size: int = 250,
   bounds: Bounds = (0.0, 1.0),
 ) -> Evaluate:
-  """AutoAttack: the robust accuracy against several attacks, each example's worst case.
+  """AutoAttack: robust accuracy against several attacks, worst case per example.
 
   Croce and Hein (2020), "Reliable evaluation of adversarial robustness with an ensemble
   of diverse parameter-free attacks"; for l1 Croce and Hein (2021).  Every attack is
-  compiled once, for one batch shape, whatever is left of the examples.  The result's
-  `warnings` say what looks suspicious of the model or of the outcome; `warnings.warn`
-  shows them too.
+  compiled once, for one batch shape, however many examples remain.  The result's
+  `warnings` name suspicious signs in the model or in the result; they are also shown by
+  `warnings.warn`.
 
   Args:
     threat_model: `ddi_jax.linf`, `l2` or `l1`, whose epsilon is a number.
-    version: "standard", "plus" (more restarts, untargeted attacks too), "rand" (for
-      randomised models: mean gradients of 20 draws), names of attacks with their
-      settings in "standard" (see `standard_attacks`), or attacks by name.
-    batch_size: examples at a time, >= 1; the last batch is filled up.
+    version: "standard"; "plus" (more restarts, and untargeted attacks too); "rand" (for
+      randomised models: mean gradients of 20 draws); a list of attacks' names, which
+      have the settings of "standard" (see `standard_attacks`); or a mapping from names
+      to attacks.
+    batch_size: examples at a time, >= 1; the last batch is padded.
     bounds: the box `(low, high)` that holds the inputs, or None.
 
   Returns:
@@ -145,17 +147,17 @@ def create_ensemble(
   bounds: Bounds,
   randomised: bool = False,
 ) -> Callable[..., AutoAttackResult]:
-  """What `autoattack` runs.
+  """The function that `autoattack` runs, for given attacks.
 
   Args:
-    threat_model: with a number for its epsilon.
-    attacks: by name.
+    threat_model: a threat model whose epsilon is a number.
+    attacks: attacks by name.
     bounds: the box `(low, high)`, or None.
     randomised: whether the model takes (inputs, key).
 
   Returns:
     fn(key, batches, *, clean=None, after_batch=None, resume=None) -> result, where
-    clean is what the model makes of the clean inputs, if that is known.
+    `clean` holds the model's results on the clean inputs, if they are known.
   """
   names = tuple(attacks)
   settings: dict[str, Any] = {"threat_model": threat_model, "bounds": bounds}
@@ -170,7 +172,7 @@ def create_ensemble(
     after_batch: AfterBatch | None = None,
     resume: AutoAttackResult | None = None,
   ) -> AutoAttackResult:
-    # A randomised model draws for a whole batch.
+    # A randomised model draws random numbers for a whole batch.
     drawn_for = {"batch_size": batches.size} if randomised else {}
     messages = check_batches(key, batches, attacks, randomised=randomised)
     for message in messages:
@@ -212,10 +214,10 @@ def check_batches(
   *,
   randomised: bool = False,
 ) -> list[str]:
-  """Reasons to doubt what attacks, by name, will say of a model.
+  """Reasons to doubt the verdict of these attacks on a model.
 
   Raises:
-    ValueError: for labels or a number of classes that do not fit.
+    ValueError: for labels out of range, or too few classes for an attack.
   """
   check_classes(attacks, batches.programs.num_classes, batches.labels)
   keys, *_ = batches.arguments(np.arange(batches.size), key)
@@ -266,14 +268,15 @@ def standard_attacks(
 
   Args:
     threat_model: `ddi_jax.linf`, `l2` or `l1`.
-    version: "standard": APGD on cross entropy (l1: 5 restarts), targeted APGD on DLR
-      (9 targets, l1: 5), targeted FAB (9 targets), Square (5,000 queries).  "plus":
-      APGD on cross entropy and on DLR, and FAB, with 5 restarts each, Square, and the
-      targeted two.  "rand": APGD on cross entropy and on DLR, each with 20 draws.
+    version: "standard": APGD on cross entropy (l1: 5 restarts), targeted APGD on DLR (9
+      targets, l1: 5), targeted FAB (9 targets), Square (5,000 queries).  "plus": APGD
+      on cross entropy and on DLR, and FAB, with 5 restarts each, Square, and the two
+      targeted attacks.  "rand": APGD on cross entropy and on DLR, each with 20 draws.
     bounds: the box `(low, high)` that holds the inputs, or None.
 
   Returns:
-    The attacks by name, to be changed or extended for `autoattack`.
+    A dictionary from names to attacks, which can be changed or extended for
+    `autoattack`.
 
   Raises:
     ValueError: if the version is unknown.
@@ -310,7 +313,7 @@ def named_attacks(
   """Attacks by name and in order, with their settings in version "standard".
 
   Raises:
-    ValueError: for an unknown name, or none at all.
+    ValueError: for an unknown name, or an empty list.
   """
   is_list = isinstance(names, Sequence) and not isinstance(names, str)
   if not is_list or not all(isinstance(name, str) for name in names):
@@ -335,7 +338,7 @@ def named_attacks(
 def check_classes(
   attacks: Mapping[str, ClassifierAttack], num_classes: int, labels: np.ndarray
 ) -> None:
-  """Raises ValueError for labels outside, and attacks that need more classes."""
+  """Raise ValueError for labels out of range or attacks that need more classes."""
   check_labels(labels, num_classes)
   short = [
     name for name, attack in attacks.items() if min_classes(attack) > num_classes

@@ -15,8 +15,9 @@ from ddi_jax.reuse import reused
 from ddi_jax.threat_models import Bounds, ThreatModel
 
 _SEARCH_STEPS = 3
-# The margin that the search aims at, of the clean margin and of the largest logit: well
-# above rounding, so that the result is misclassified wherever it is evaluated again.
+# The final search aims at the margin that is the sum of these fractions of the clean
+# margin and of the largest logit.  It is well above rounding, so that the result is
+# misclassified wherever it is evaluated again.
 _SEARCH_MARGIN = 1e-5
 _SEARCH_ROUNDING = 1e-5
 
@@ -34,39 +35,43 @@ def fab(
   nearest: bool = True,
   bounds: Bounds = (0.0, 1.0),
 ) -> ClassifierAttack:
-  """FAB: misclassified inputs of least distance, by steps along the decision boundary.
+  """FAB: the nearest misclassified inputs, by steps along the decision boundary.
 
   Each step projects the current point and the original one on the linearised decision
-  boundary inside the box, goes `eta` times as far and mixes the two, the original's
-  with a weight of at most `alpha_max`; a misclassified point is recorded and drawn back
-  to `beta` of its distance (Croce and Hein, 2020, "Minimally distorted adversarial
-  examples with a fast adaptive boundary attack", algorithm 1).  In the end three
-  secant steps shorten the best perturbation, to a margin of some 1e-5 of the logits.
+  boundary inside the box, moves both `eta` times as far, and averages the two, with a
+  weight of at most `alpha_max` for the original point.  A misclassified point is
+  recorded and drawn back to `beta` of its distance (Croce and Hein, 2020, "Minimally
+  distorted adversarial examples with a fast adaptive boundary attack", algorithm 1).
+  In the end three secant steps shorten the best perturbation, to a margin of about 1e-5
+  of the logits.
 
-  Unlike the other attacks it does not stop at the first misclassified point, unless
-  told to: the result has the least distance of all, so an attack with a large
-  epsilon measures the distance to the decision boundary.
+  Unlike the other attacks, a run goes on after its first misclassified point.  The
+  result has the least distance of all misclassified points found, so an attack with a
+  large epsilon measures the distance to the decision boundary.
 
   Args:
     threat_model: `ddi_jax.linf`, `l2` or `l1`.
-    steps: of a run, >= 1; each takes one gradient (untargeted: one for each class) and
-      one evaluation of the logits.
-    restarts: runs, for each target if targeted, >= 1: the first from the input, the
-      others from a random point at half the distance of the best one so far, or half
-      epsilon if that is less.
-    targets: FAB-T: a run for each of the first `targets` wrong classes in the order of
-      the clean logits, at most all.  None: untargeted, each step towards the class of
+    steps: steps in a run, >= 1.  Each takes one gradient (or, untargeted, one for each
+      class) and one evaluation of the logits.
+    restarts: number of runs (per target, if targeted), >= 1.  The first starts at the
+      input.  The others start at a random point at half the distance of the best one so
+      far, or at half epsilon if that is less.
+    targets: number of target classes, >= 1.  This is FAB-T: it makes a run for each of
+      the wrong classes with the largest clean logits; if there are fewer than
+      `targets`, all are used.  None: untargeted, each step goes towards the class with
       the nearest linearised boundary.
     alpha_max: greatest weight of the original point, in [0, 1].
     eta: overshoot, >= 1.
-    beta: fraction of a misclassified point's distance to go on from, in (0, 1).
-    nearest: whether all runs look for a nearer point, as published; if not, those that
-      follow leave out what is broken in the ball, which is as good for robust accuracy.
+    beta: fraction of a misclassified point's distance at which the run continues, in
+      (0, 1).
+    nearest: whether all runs look for a nearer point, as in algorithm 1 of the paper.
+      If False, later runs skip the examples that are already broken in the ball, which
+      is equally good for robust accuracy.
     bounds: the box `(low, high)` that holds the inputs, or None.
 
   Returns:
-    A `ClassifierAttack`: the nearest misclassified point if it is in the ball, else the
-    input.
+    A `ClassifierAttack` that returns the nearest misclassified point if it is in the
+    ball, otherwise the input.
 
   Raises:
     ValueError: for an argument outside its range.
@@ -197,7 +202,7 @@ def _target_boundary(
 def _nearest_boundary(
   logits_fn: LogitsFn, points: jax.Array, labels: jax.Array, norm: str
 ) -> tuple[jax.Array, jax.Array]:
-  """The same for the class whose linearised boundary is nearest."""
+  """Like `_target_boundary`, for the class with the nearest linearised boundary."""
   logits, pull_back = jax.vjp(logits_fn, points)
   num_classes = logits.shape[1]
   is_label = jax.nn.one_hot(labels, num_classes, dtype=logits.dtype)
@@ -229,7 +234,7 @@ def _shorten(
   clean: BestPoints,
   clean_logits: jax.Array,
 ) -> BestPoints:
-  """Secant steps from the inputs to the best points, for a small positive margin."""
+  """Shorten the best perturbations to a small positive margin by secant steps."""
   aims = _SEARCH_MARGIN * jnp.abs(clean.margins)
   aims += _SEARCH_ROUNDING * jnp.max(jnp.abs(clean_logits), axis=1)
 

@@ -16,15 +16,16 @@ def displacement(
   values: jax.Array,
   bounds: Bounds,
 ) -> jax.Array:
-  """The least moves that bring linear functions to zero without leaving the box.
+  """The smallest moves in the box that bring linear functions to zero.
 
-  minimise |d| subject to values + <normals, d> = 0 and points + d in the box
+    minimise |d| subject to values + <normals, d> = 0 and points + d in the box
 
-  (Croce and Hein, 2020, "Minimally distorted adversarial examples", section 2.1).
-  Exact up to rounding: every coordinate moves until it meets the wall, for l_inf all at
-  the same speed and for l2 at the speed of its normal, and the time is found by Newton
-  steps on a concave, piecewise linear function, which end after finitely many; for l1
-  the coordinates move one after another, the largest normals first.
+  (Croce and Hein, 2020, "Minimally distorted adversarial examples", section 2.1).  The
+  result is exact up to rounding.  For l_inf and l2 every coordinate moves until it
+  meets the wall: for l_inf all at the same speed, for l2 at the speed of its normal.
+  The time is found by Newton steps on a concave, piecewise linear function, which end
+  after finitely many steps.  For l1 the coordinates move one after another, those with
+  the largest normals first.
 
   Args:
     norm: "linf", "l2" or "l1".
@@ -34,12 +35,12 @@ def displacement(
     bounds: the box `(low, high)`, or None.
 
   Returns:
-    Moves `[B, ...]`.  Where the hyperplane misses the box, the move to the corner
-    nearest to it; where the normal is zero, none.
+    Moves `[B, ...]`.  If the hyperplane misses the box, the move leads to the corner of
+    the box that is nearest to the hyperplane.  If the normal is zero, the move is zero.
   """
   flat_points = points.reshape(len(points), -1)
   flat = normals.reshape(len(points), -1)
-  # Scaled, so that the squares of a saturated network's gradients do not underflow.
+  # Scale, so that the squares of a saturated network's gradients do not underflow.
   scale = jnp.max(jnp.abs(flat), axis=1, keepdims=True)
   scale = jnp.where(scale > 0, scale, 1)
   needs = jnp.abs(values[:, None]).astype(flat.dtype) / scale
@@ -51,7 +52,7 @@ def displacement(
     low, high = bounds
     rooms = jnp.where(signs > 0, high - flat_points, flat_points - low)
   solve = {"linf": _together, "l2": _by_weight, "l1": _in_turn}[norm]
-  # What is nothing beside the largest stays, however long the others take.
+  # A coordinate whose weight underflows beside the largest does not move.
   still = (signs == 0) | (weights == 0)
   lengths = jnp.where(still, 0, solve(weights, rooms, needs))
   return (signs * lengths).reshape(points.shape)
@@ -68,10 +69,10 @@ def _by_weight(weights: jax.Array, rooms: jax.Array, needs: jax.Array) -> jax.Ar
 def _until_met(
   weights: jax.Array, speeds: Any, rooms: jax.Array, needs: jax.Array
 ) -> jax.Array:
-  """`min(t speeds, rooms)` with the least t for which <weights, it> is `needs`."""
+  """Lengths min(t speeds, rooms) for the least t with <weights, lengths> = `needs`."""
 
   def later(time: jax.Array) -> jax.Array:
-    # No later than the one looked for: what is met is concave in time.
+    # Never later than the solution, because <weights, lengths> is concave in time.
     reached = time * speeds
     free = reached < rooms
     met = jnp.sum(weights * jnp.where(free, reached, rooms), axis=1, keepdims=True)
@@ -89,7 +90,7 @@ def _until_met(
 
 
 def _in_turn(weights: jax.Array, rooms: jax.Array, needs: jax.Array) -> jax.Array:
-  """A fractional knapsack: the least sum of lengths with <weights, them> = `needs`."""
+  """A fractional knapsack: lengths of least sum with <weights, lengths> = `needs`."""
   weights = jnp.maximum(weights, 0)
   gains = jnp.where(weights > 0, weights * rooms, 0)
 
@@ -98,7 +99,7 @@ def _in_turn(weights: jax.Array, rooms: jax.Array, needs: jax.Array) -> jax.Arra
 
   last = largest_threshold(weights, lambda chosen: total(chosen) >= needs)
   whole, parted = weights > last, (weights == last) & (weights > 0)
-  # Of equal weights, one after the other.
+  # Coordinates of equal weight move one after the other.
   so_far = jnp.cumsum(jnp.where(parted, gains, 0), axis=1)[:, :-1]
   so_far = jnp.concatenate([jnp.zeros_like(needs), so_far], axis=1)
   wanted = (needs - total(whole) - so_far) / jnp.where(parted, weights, 1)

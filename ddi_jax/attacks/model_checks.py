@@ -23,24 +23,24 @@ def check_model(
   bounds: Bounds = (0.0, 1.0),
   batch_size: int | None = None,
 ) -> list[str]:
-  """Reasons to doubt what AutoAttack will say of this model, as its authors list them.
+  """Reasons to doubt AutoAttack's verdict on a model, as its authors list them.
 
-  Looks for inputs outside the box, logits that are not finite, differ between two calls
-  or are probabilities, and for gradients that vanish or are not finite (the flags of
-  AutoAttack's documentation, Croce and Hein, 2020).  Compiles two evaluations and a
-  gradient of the model, and runs them on every batch, the second evaluation on the
-  first batch alone.
+  The function looks for inputs outside the box; for logits that are not finite, that
+  differ between two calls, or that are probabilities; and for gradients that vanish or
+  are not finite (the flags of AutoAttack's documentation, Croce and Hein, 2020).  It
+  compiles two evaluations and a gradient of the model.  The first evaluation and the
+  gradient run on every batch, the second evaluation on the first batch alone.
 
   Args:
     logits_fn: inputs -> logits `[B, C]`; with a key, (inputs, key) -> logits.
     inputs: `[N, ...]`, clean.
     labels: integers `[N]`.
-    key: for a randomised model; consumed.  It is then expected to be random.
+    key: a key for a randomised model, which is then expected to be random; consumed.
     bounds: the box `(low, high)`, or None.
-    batch_size: examples at a time, >= 1; None: all.
+    batch_size: examples at a time, >= 1, or None for all.
 
   Returns:
-    One message for each sign, empty if there is none.
+    One message for each suspicious sign; empty if there is none.
 
   Example:
     >>> import jax, jax.numpy as jnp, ddi_jax
@@ -53,7 +53,7 @@ def check_model(
   first_key, second_key = None, jax.random.key(0)
   if key is not None:
     first_key, second_key = jax.random.split(key)
-  # On the host, where nothing has to be compiled for what follows.
+  # Move the data to the host, where the next operations need no compilation.
   inputs, labels = np.asarray(inputs), np.asarray(labels)
   size = min(batch_size or len(inputs), len(inputs))
 
@@ -61,14 +61,14 @@ def check_model(
   programs = programs_of(logits_fn, inputs[:size], randomised=key is not None)
   signs = []
   for start in range(0, len(inputs), size):
-    # The last batch is filled up, so that it has the shape of the others.
+    # The last batch is padded to the shape of the others.
     indices = np.resize(np.arange(start, min(start + size, len(inputs))), size)
     logits, pull_back = programs.pull_back(logits_fn, inputs[indices], first_key)
     batch_signs = _signs(np.asarray(logits), pull_back, labels[indices])
     left = len(inputs) - start
     signs.append(jax.tree.map(operator.itemgetter(slice(left)), batch_signs))
     if start == 0:
-      # Another program, traced by itself: a hidden generator is asked again.
+      # This program is traced separately, so a hidden random generator draws again.
       keys = jnp.broadcast_to(second_key, size)
       _, again = programs.classify(keys, logits_fn, inputs[indices], labels[indices])
       differ = not np.allclose(logits, again, rtol=1e-4, atol=1e-5, equal_nan=True)
@@ -82,17 +82,17 @@ def check_model(
 
 
 class _Signs(NamedTuple):
-  """What is suspicious of each example, `[N]`."""
+  """Suspicious signs for each example, `[N]`."""
 
-  right: np.ndarray  # Classified right.
-  not_finite: np.ndarray  # Some logit.
+  right: np.ndarray  # The input is classified correctly.
+  not_finite: np.ndarray  # Some logit is not finite.
   probabilities: np.ndarray
-  vanished: dict[str, np.ndarray]  # All of the gradient, by loss.
-  gradient_not_finite: dict[str, np.ndarray]  # Some of its entries, by loss.
+  vanished: dict[str, np.ndarray]  # By loss: the gradient is zero.
+  gradient_not_finite: dict[str, np.ndarray]  # By loss: some entry is not finite.
 
 
-# From the logits as they are: compiled with the model, they may be computed twice, and
-# their rounding is then a gradient.
+# Derivatives at the logits as computed.  If this were compiled together with the model,
+# the logits might be computed twice, and their rounding would look like a gradient.
 _slopes = jax.jit(
   lambda logits, labels, loss: jax.grad(lambda z: loss(z, labels).sum())(logits),
   static_argnames="loss",

@@ -23,24 +23,25 @@ def multi_targeted_pgd(
   restarts: int = 1,
   bounds: Bounds = (0.0, 1.0),
 ) -> ClassifierAttack:
-  """PGD towards each wrong class in turn: on its logit minus the label's.
+  """PGD towards each wrong class in turn, on its logit minus the label's.
 
   Gowal et al. (2019), "An alternative surrogate loss for PGD-based adversarial
   testing", algorithm 1.
 
   Args:
     threat_model: see `ddi_jax.pgd`.
-    steps: of each run, >= 1.
-    step_size: in the threat model's norm, > 0.
-    targets: only the first so many wrong classes in the order of the clean logits,
-      >= 1.  None: all.
-    restarts: runs for each target, >= 1, each from a random start.
+    steps: ascent steps in a run, >= 1.
+    step_size: length of a step in the threat model's norm, > 0.
+    targets: number of target classes, >= 1: the wrong classes with the largest clean
+      logits.  None: all wrong classes.
+    restarts: number of runs for each target, >= 1, each from a random start.
     bounds: the box `(low, high)` that holds the inputs, or None.
 
   Returns:
-    A `ClassifierAttack`: of all runs' last iterates and the input itself, a
-    misclassified one if there is one, else the one of the largest margin.  PGD draws
-    for the whole batch: of keys `[B]` it gets the first.
+    A `ClassifierAttack`.  For each example it returns a misclassified point if the
+    input or the last iterate of a run is one, otherwise the one of these with the
+    largest margin.  PGD draws random numbers for the whole batch: if keys `[B]` are
+    given, it uses only the first.
 
   Raises:
     ValueError: for an argument outside its range.

@@ -15,7 +15,8 @@ from ddi_jax.attacks.classifier import LogitsFn
 from ddi_jax.numerics.loops import inner_jaxprs
 from ddi_jax.records import record_of
 
-# So many models' programs are kept; they hold the arrays that a model closes over.
+# The programs of this many models are kept.  They hold the arrays that a model closes
+# over.
 _MOST_MODELS = 2
 
 
@@ -25,8 +26,8 @@ class Programs(NamedTuple):
   Attributes:
     classify: (keys `[B]`, logits_fn, inputs, labels) -> (whether each is misclassified
       `[B]`, logits `[B, C]`).
-    attack: (attack, keys, logits_fn, inputs, labels) -> points, for a pytree of an
-      attack, see `jax.tree_util.Partial`.
+    attack: (attack, keys, logits_fn, inputs, labels) -> points, where the attack is a
+      pytree, see `jax.tree_util.Partial`.
     pull_back: (logits_fn, inputs, key or None) -> (logits, function: cotangents of the
       logits -> gradients).
     num_classes: C.
@@ -39,7 +40,7 @@ class Programs(NamedTuple):
 
 
 def as_partial(function: Callable[..., Any]) -> jax.tree_util.Partial:
-  """A function as a pytree: what it has bound, if anything, are its leaves."""
+  """A function as a pytree whose leaves are its bound arguments, if any."""
   if isinstance(function, jax.tree_util.Partial):
     return function
   return jax.tree_util.Partial(function)
@@ -48,16 +49,16 @@ def as_partial(function: Callable[..., Any]) -> jax.tree_util.Partial:
 def programs_of(
   logits_fn: jax.tree_util.Partial, inputs: Any, *, randomised: bool
 ) -> Programs:
-  """The programs of a model: those of the last evaluation, if it is the same.
+  """The programs of a model, taken from an earlier evaluation of the same model.
 
-  The same function is the same model where it also computes the same: with the same
-  operations, on the same arrays that it closes over.  The model is traced to see it, so
-  that one whose parameters were changed in place is compiled again.
+  A model is the same if it is the same function and also computes the same, that is,
+  has the same operations and closes over the same arrays.  The model is traced to find
+  this out, so that a model whose parameters were changed in place is compiled again.
 
   Args:
-    logits_fn: inputs `[B, ...]` -> logits `[B, C]`; its arguments that are bound are
+    logits_fn: inputs `[B, ...]` -> logits `[B, C]`.  Its bound arguments become
       arguments of the programs.
-    inputs: a batch, or its shape and type.
+    inputs: a batch, or its shape and dtype.
     randomised: whether `logits_fn` takes (inputs, key).
 
   Raises:
@@ -65,7 +66,7 @@ def programs_of(
   """
   draw = (jax.random.key(0),) if randomised else ()
 
-  def trace(logits_fn: LogitsFn, inputs: Any) -> jax.Array:  # Never traced before.
+  def trace(logits_fn: LogitsFn, inputs: Any) -> jax.Array:  # New, so not cached.
     logits = logits_fn(inputs, *draw)
     classifier.check_logits(logits, len(inputs))
     return logits
@@ -80,7 +81,7 @@ def programs_of(
 def _programs(
   model: Callable[..., Any], fingerprint: str, randomised: bool, num_classes: int
 ) -> Programs:
-  """New functions, so that their programs go when these are forgotten."""
+  """New jitted functions, whose programs are freed with this entry of the cache."""
   del model, fingerprint
 
   def classify(
@@ -103,11 +104,11 @@ def _programs(
 
 
 def _fingerprint(traced: Any) -> str:
-  """Of a traced function: of its operations and of the arrays that it holds."""
-  # Functions inside, such as rules of derivatives, are printed with their addresses.
+  """A digest of a traced function's operations and of the arrays that it holds."""
+  # A jaxpr's functions, such as derivative rules, are printed with their addresses.
   operations = re.sub(r"0x[0-9a-f]+", "", str(traced.jaxpr))
   held = [*traced.consts, *_literals(traced.jaxpr)]
-  # jax wraps numpy's arrays, in some versions in a type that is no array.
+  # JAX wraps numpy's arrays, in some versions in a type that is not an array.
   arrays = record_of(
     {"": [x if isinstance(x, jax.Array) else np.asarray(x) for x in held]}
   )
@@ -115,7 +116,7 @@ def _fingerprint(traced: Any) -> str:
 
 
 def _literals(jaxpr: jax_core.Jaxpr) -> Iterator[Any]:
-  """The numbers and arrays that stand in a jaxpr."""
+  """Yield the literal numbers and arrays in a jaxpr."""
   for equation in jaxpr.eqns:
     for variable in equation.invars:
       if isinstance(variable, jax_core.Literal):

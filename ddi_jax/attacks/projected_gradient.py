@@ -39,10 +39,10 @@ Ascent = Callable[[jax.Array, jax.Array, Bounds], jax.Array]
 
 
 class Attack(Protocol):
-  """Looks for inputs near the given ones on which the objective is large.
+  """An attack that looks for inputs of large objective near the given inputs.
 
   Args:
-    key: a key, consumed if the attack is random; otherwise it may be None.
+    key: a key, which is consumed if the attack is random; otherwise it may be None.
     objective: inputs `[B, ...]` -> losses `[B]`, to be maximised.
     inputs: `[B, ...]`, floating point.
 
@@ -59,7 +59,7 @@ class Attack(Protocol):
 
 
 def check_attack(attack: Any) -> None:
-  """Raise ValueError for what cannot be called as an `Attack`."""
+  """Raise ValueError unless the argument can be called as an `Attack`."""
   if not callable(attack) or not takes(attack, "key", "objective", "inputs"):
     raise ValueError(
       "attack must be a function (key, objective, inputs) -> inputs, such as "
@@ -84,36 +84,37 @@ def pgd(
 
     x <- project(x + step_size * steepest_ascent(gradient of the objective at x))
 
-  Madry et al. (2018), section 2.1 and equation 2.  One gradient of the objective per
-  step; `iterate="best"` costs one more evaluation of it, without gradient.
+  Madry et al. (2018), section 2.1 and equation 2.  Each step takes one gradient of the
+  objective.  `iterate="best"` costs one more evaluation of the objective, without
+  gradient.
 
   Args:
-    threat_model: the set of allowed perturbations, `ddi_jax.linf(8 / 255)` say.
+    threat_model: the set of allowed perturbations, for example `ddi_jax.linf(8 / 255)`.
     steps: number of ascent steps, >= 1.
     step_size: length of a step in the threat model's norm, > 0.  A common choice is
       `2.5 * epsilon / steps`.
-    bounds: the box `(low, high)` that holds the inputs, or None.  Inputs that are
-      standardised live in a box of another shape: give the attack the images as they
-      are, and let the model standardise them.
-    random_start: whether to start at a random point of the threat model rather than
-      at the input; or a function (key, inputs) -> points, projected before use.
-    iterate: "last" returns the last iterate, "best" for each example the iterate with
-      the largest objective, the start included.
+    bounds: the box `(low, high)` that holds the inputs, or None.  Standardised inputs
+      live in a box of another shape: give the attack the original images, and let the
+      model standardise them.
+    random_start: whether to start at a random point of the threat model instead of the
+      input; or a function (key, inputs) -> points, which are projected before use.
+    iterate: "last" returns the last iterate; "best" returns, for each example, the
+      iterate with the largest objective, the start included.
     ascent: (gradients, points, bounds) -> steps, to replace the threat model's
       `steepest_ascent`; `lambda gradients, *_: gradients` is plain gradient ascent.
-    stop_below: end before `steps` once no example of the batch moves any more: once
-      the share of its coordinates that a step changes is at most this, in [0, 1).
-      With 0 and a deterministic objective the outcome is the same.
+    stop_below: None, or a fraction in [0, 1): stop before `steps` once a step changes
+      at most this fraction of the coordinates of every example.  With 0 and a
+      deterministic objective the result is the same as with None.
 
   Returns:
     An `Attack`: (key, objective, inputs `[B, ...]`) -> adversarial inputs `[B, ...]`.
-    The key is consumed if `random_start`.  Where the gradient is NaN or infinite, a
-    coordinate stays where it is; "best" passes over losses that are.
+    The key is consumed if `random_start` is set.  A coordinate whose gradient is NaN or
+    infinite does not move.  "best" ignores losses that are NaN or infinite.
 
   Raises:
-    ValueError: for an argument outside its range; when the attack runs, for inputs
-      that are not floating point or, where their values are known, leave the box, an
-      objective without shape `[B]`, or a missing key.
+    ValueError: for an argument outside its range.  When the attack runs: for inputs
+      that are not floating point or, if their values are known, leave the box; for an
+      objective that does not have shape `[B]`; or for a missing key.
 
   Example:
     >>> import jax, jax.numpy as jnp, ddi_jax
@@ -156,7 +157,7 @@ def pgd(
       if isinstance(losses, tuple):
         raise ValueError(
           f"the objective must return losses [B], one array, got {len(losses)} values; "
-          "of (losses, aux) return the first."
+          "from (losses, aux), return the losses alone."
         )
       check_array("the value of the objective", losses)
       is_floating = jnp.issubdtype(losses.dtype, jnp.floating)
@@ -200,7 +201,11 @@ def pgd(
 def _while_moving(
   step: Callable[[Any, Any], Any], state: Any, steps: int, stop_below: float
 ) -> Any:
-  """As many steps as change more than a share of some example's coordinates."""
+  """Take steps until one changes few of the coordinates of every example.
+
+  A step changes few if the fraction is at most `stop_below`.  At most `steps` are
+  taken.
+  """
 
   def goes_on(carry: Any) -> jax.Array:
     index, share, _ = carry

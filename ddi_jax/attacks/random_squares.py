@@ -15,7 +15,7 @@ from ddi_jax.numerics.draws import draw_flat
 from ddi_jax.reuse import reused
 from ddi_jax.threat_models import Bounds, ThreatModel, check_radius
 
-# The published schedule, for 10,000 queries: where the windows' area is halved.
+# The schedule of the paper, for 10,000 queries: the windows' area is halved at these.
 _HALVINGS = np.array([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000])
 
 
@@ -29,23 +29,24 @@ def square(
   schedule_queries: int | None = None,
   bounds: Bounds = (0.0, 1.0),
 ) -> ClassifierAttack:
-  """Square Attack: square-shaped random changes, kept where the margin grows.
+  """Square Attack: random changes of square windows, kept if the margin grows.
 
-  It uses no gradients, and so breaks models that only hide theirs.  For l_inf a
-  window gets a random corner of the ball, for every channel its own; for l2 and l1 a
-  window receives the norm of another one and all that is left to use, in the shape of
-  two bumps of opposite sign (Andriushchenko et al., 2020, algorithms 1 to 3; for l1
-  Croce and Hein, 2021, section 4).
+  It uses no gradients, and so breaks models that only hide theirs.  For l_inf a window
+  is set to a random corner of the ball, with separate signs for each channel.  For l2
+  and l1 a window receives the norm of another window and all norm that is still unused,
+  in the shape of two bumps of opposite sign (Andriushchenko et al., 2020, algorithms 1
+  to 3; for l1 Croce and Hein, 2021, section 4).
 
   Args:
     threat_model: `ddi_jax.linf`, `l2` or `l1`.
-    queries: evaluations of the logits of a run, >= 1.  The search ends early once the
+    queries: evaluations of the logits in a run, >= 1.  The search ends early once the
       whole batch is misclassified.
-    restarts: runs, >= 1.
+    restarts: number of runs, >= 1.
     p_init: fraction of the image that the first windows cover, in (0, 1].  It is halved
-      at the published queries, which are of a run of 10,000.
+      at the queries of the paper's schedule, which is for a run of 10,000.
     schedule_queries: the number of queries, >= 1, to which that schedule is rescaled;
-      None: `queries`.  AutoAttack takes the first half of the published one: 10,000.
+      None: `queries`.  AutoAttack passes 10,000, and so takes the first half of the
+      schedule.
     bounds: the box `(low, high)` that holds the inputs, or None.
 
   Returns:
@@ -90,7 +91,7 @@ def square(
     sides = jnp.asarray(_sides(areas, images.shape[1:], power))
 
     def evaluate(perturbations: jax.Array) -> BestPoints:
-      # In the ball already, where a move towards the box leaves them.
+      # The perturbations are in the ball, and clipping to the box keeps them there.
       points = (inputs + perturbations.reshape(inputs.shape)).astype(inputs.dtype)
       points = points if bounds is None else jnp.clip(points, *bounds)
       logits = logits_fn(points)
@@ -127,7 +128,7 @@ def square(
 
 
 def window_areas(queries: int, p_init: float, schedule_queries: int) -> np.ndarray:
-  """The windows' fractions of the image at each query, `[queries]`."""
+  """The fraction of the image that a window covers at each query, `[queries]`."""
   index = np.arange(queries) * 10_000 // schedule_queries
   halvings = np.sum(index[:, None] > _HALVINGS, axis=1)
   return p_init / 2.0**halvings
@@ -158,13 +159,14 @@ def _sides(areas: np.ndarray, shape: tuple[int, ...], power: int | None) -> np.n
 
 
 def _unless_broken(best_points: BestPoints, candidate: BestPoints) -> BestPoints:
-  """What is misclassified stays; otherwise the better of the two."""
+  """Keep misclassified points; otherwise take the better of the two."""
   best = classifier.better(best_points, candidate)
   return BestPoints(*classifier.select(best_points.broken, best_points, best))
 
 
-# The rest is of one example: perturbations [H, W, C], sides [2] (may be traced), draws
-# uniform in [0, 1).  One draw for all that a query needs: generators compile slowly.
+# The functions below handle one example: perturbations [H, W, C], sides [2] (may be
+# traced), draws uniform in [0, 1).  One call draws all random numbers of a query,
+# because generators compile slowly.
 
 
 def _signs(draws: Any, dtype: Any) -> jax.Array:
@@ -199,7 +201,7 @@ class _Window:
 
 
 def _tiles(power: int, key: jax.Array, zeros: jax.Array, epsilon: Any) -> jax.Array:
-  """The l2 and l1 searches' start: a grid of some five by five pairs of bumps."""
+  """The l2 and l1 searches' start: a grid of about five by five pairs of bumps."""
   height, width, channels = zeros.shape
   sides = np.maximum(np.array([height, width]) // 5, 1)
   counts = np.array([height, width]) // sides
@@ -253,13 +255,14 @@ def _pair_of_bumps(
   shape: tuple[int, ...],
   along_rows: Any,
 ) -> jax.Array:
-  """Two bumps of opposite sign, one half of a window each; equation 2 of the paper.
+  """Two bumps of opposite sign, each half of a window (equation 2 of the paper).
 
   Args:
-    rows: coordinates in the window, `[H, 1]`; outside it the values mean nothing.
-    columns: the same, `[1, W]`.
+    rows: row coordinates in the window, `[H, 1]`; outside the window the result has no
+      meaning.
+    columns: column coordinates in the window, `[1, W]`.
     sides: height and width of the window, `[2]`.
-    shape: of the image, `(H, W, C)`.
+    shape: shape of the image, `(H, W, C)`.
     along_rows: whether the halves lie above each other rather than side by side; if the
       window is one pixel high, they lie side by side.
   """
@@ -283,7 +286,7 @@ def _pair_of_bumps(
   def choose(by_row: jax.Array, by_column: jax.Array) -> jax.Array:
     return jnp.where(along_rows, by_row, by_column)
 
-  # All but the last line are of rows or columns, not of pixels.
+  # All but the last line compute on rows or columns, not on pixels.
   of_rows, of_columns = along(rows), along(columns)
   signs, peaks = (choose(of_rows[index], of_columns[index]) for index in range(2))
   row_distances = choose(of_rows[2], jnp.abs(rows - breadth // 2))
@@ -295,6 +298,6 @@ def _pair_of_bumps(
 
 
 def _unit(array: jax.Array, power: int, axes: Any = (0, 1)) -> jax.Array:
-  """Scaled to norm 1 over the axes, unless it is zero."""
+  """The array scaled to norm 1 over the axes; zeros stay zeros."""
   norms = jnp.sum(jnp.abs(array) ** power, axis=axes, keepdims=True) ** (1 / power)
   return array / jnp.where(norms > 0, norms, 1)

@@ -1,4 +1,4 @@
-"""Runs that follow each other on a batch, each on the examples that still need it."""
+"""Successive runs on a batch, each on the examples that still need it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +12,11 @@ _AT_A_TIME_ON_A_CPU = 50
 
 
 def group_size(batch: int) -> int:
-  """How many of a batch's examples to attack at a time.
+  """The number of examples of a batch to attack at a time.
 
-  On a CPU so few that their arrays stay in the cache and that hardly any examples are
-  computed in vain; elsewhere all of them, which a GPU computes side by side.
+  On a CPU, groups are so small that their arrays stay in the cache and that few
+  examples are computed in vain.  Elsewhere the group is the whole batch, which a GPU
+  computes in parallel.
   """
   if platform.target() != "cpu":
     return batch
@@ -30,24 +31,25 @@ def run_on_remaining(
   arguments: Any,
   size: int,
 ) -> Any:
-  """Repeats `results = run(index, arguments, results)` on the examples that remain.
+  """Repeat `results = run(index, arguments, results)` on the remaining examples.
 
-  Before each run the batch is sorted so that they come first, and `size` are taken at a
-  time, so that a run costs what is left and not what was there at first, without
-  another compilation.
+  Before each run the batch is sorted so that the remaining examples come first, and
+  `size` of them are processed at a time.  A run therefore costs in proportion to the
+  number of remaining examples, without another compilation.
 
   Args:
-    run: (index of the run, arguments `[b, ...]`, results `[b, ...]`) -> results
-      `[b, ...]`, each example by itself.
-    runs: how many, >= 1; an integer, which may be traced.
-    results: arrays `[B, ...]` to be changed.
-    remain: results -> whether an example takes part in the next run, `[B]`.  What does
-      not remain is not changed.
+    run: (index of the run, arguments `[b, ...]`, results `[b, ...]`) -> results `[b,
+      ...]`, computed for each example separately.
+    runs: number of runs, >= 1; an integer, which may be traced.
+    results: arrays `[B, ...]`, the results before the first run.
+    remain: results -> whether an example takes part in the next run, `[B]`.  The
+      results of the other examples do not change.
     arguments: arrays `[B, ...]`.
-    size: examples at a time.  From B on all are, in their order, while one remains.
+    size: number of examples at a time.  If it is at least B, each run gets the whole
+      batch in its own order, as long as one example remains.
 
   Returns:
-    The results, `[B, ...]`.
+    The results after the last run, `[B, ...]`.
   """
   batch = len(remain(results))
 
@@ -61,7 +63,7 @@ def run_on_remaining(
     left = remain(results)
     count = jnp.sum(left)
     order = jnp.argsort(~left)
-    # The last group is filled up with the last example.
+    # The last group is padded with the last example.
     padded = jnp.pad(order, (0, -batch % size), mode="edge")
     sorted_arguments, sorted_results = jax.tree.map(
       lambda leaf: leaf[padded], (arguments, results)
@@ -97,10 +99,10 @@ def run_on_remaining(
 
 
 def expand(values: jax.Array, like: jax.Array) -> jax.Array:
-  """`[B]` -> `[B, 1, ...]` of the rank of `like`."""
+  """Reshape `[B]` to `[B, 1, ...]`, with the rank of `like`."""
   return values.reshape(values.shape + (1,) * (like.ndim - 1))
 
 
 def select(mask: jax.Array, chosen: Any, other: Any) -> Any:
-  """Leaves `[B, ...]` of `chosen` where the mask `[B]` holds, else of `other`."""
+  """Leaves `[B, ...]` of `chosen` where the mask `[B]` is True, else of `other`."""
   return jax.tree.map(lambda a, b: jnp.where(expand(mask, a), a, b), chosen, other)

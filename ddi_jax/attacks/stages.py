@@ -1,4 +1,4 @@
-"""Attacks one after the other, each on the examples that have withstood the others."""
+"""Run several attacks in turn, each on the examples that are still robust."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
@@ -17,34 +17,36 @@ from ddi_jax.records import Record, differences, record_of
 from ddi_jax.tables import Table, doubts, printed_as_table
 from ddi_jax.threat_models import Bounds, ThreatModel
 
-# A model is recorded by its logits on so many examples.  They may change by so much, of
-# the largest, with the device and its rounding.
+# A model is recorded by its logits on this many examples.  Rounding on another device
+# may change them by this fraction of the largest logit.
 _RECORDED_EXAMPLES = 4
 _SAME_LOGITS = 0.01
-_OF_BALL = ("threat_model", "bounds")  # Settings, which one phrase describes.
-_MOST_DIFFERENCES = 3  # That an error names.
+_OF_BALL = ("threat_model", "bounds")  # Settings that one phrase describes.
+_MOST_DIFFERENCES = 3  # More than these are counted, not named, in an error.
 
 
 class ResumeError(ValueError):
-  """A result was made by something else than what it is to be resumed by."""
+  """A result cannot be resumed, because a different evaluation made it."""
 
 
 @printed_as_table
 class AutoAttackResult(NamedTuple):
-  """What each example of a data set went through.
+  """The results of several attacks, in turn, on the examples of a data set.
 
   Attributes:
     attacks: names of the attacks, in order.
-    clean_correct: whether the clean input is classified right, `[N]`.
-    broken_by: index of the attack that found a misclassified point, -1 if none, `[N]`.
-    faced: how many of the attacks the example has been through, `[N]`.
-    adversarial: the misclassified point where one was found, elsewhere the input,
-      `[N, ...]`; None where points are not kept.
-    warnings: what looks suspicious of the model or of the outcome, a sentence each.
-    origin: a record of what made it, see `ddi_jax.records`: key, threat model, bounds,
-      attacks with their settings, digests of inputs and labels, and the model's logits
-      on the first examples.  Only the same is resumed.  None in results of earlier
-      versions, which are resumed unchecked, with a warning.
+    clean_correct: `[N]`, whether the clean input is classified correctly.
+    broken_by: `[N]`, index of the attack that found a misclassified point, -1 if none
+      did.
+    faced: `[N]`, how many of the attacks were run on the example.
+    adversarial: `[N, ...]`, the misclassified point if one was found, otherwise the
+      input; None if points are not kept.
+    warnings: suspicious signs in the model or in the result, as one sentence each.
+    origin: a record of the evaluation that made the result, see `ddi_jax.records`: key,
+      threat model, bounds, attacks with their settings, digests of inputs and labels,
+      and the model's logits on the first examples.  Only the same evaluation can resume
+      the result.  None in results of earlier versions, which are resumed unchecked,
+      with a warning.
   """
 
   attacks: tuple[str, ...]
@@ -57,17 +59,17 @@ class AutoAttackResult(NamedTuple):
 
   @property
   def robust(self) -> np.ndarray:
-    """Whether the example is right on all that was tried, `[N]`."""
+    """Whether the example is classified correctly at all points tried, `[N]`."""
     return self.clean_correct & (self.broken_by < 0)
 
   @property
   def clean_accuracy(self) -> float:
-    """Fraction of clean inputs that are classified right."""
+    """Fraction of clean inputs that are classified correctly."""
     return float(np.mean(self.clean_correct))
 
   @property
   def robust_accuracy(self) -> float:
-    """Fraction that is robust: an upper bound, the more so before all is finished."""
+    """Fraction of robust examples: an upper bound, looser before all is finished."""
     return float(np.mean(self.robust))
 
   @property
@@ -77,14 +79,14 @@ class AutoAttackResult(NamedTuple):
 
   @property
   def broken(self) -> dict[str, int]:
-    """How many examples each attack broke, of those that the ones before had not."""
+    """How many examples each attack broke, among those that were still robust."""
     return {
       name: int(np.sum(self.broken_by == index))
       for index, name in enumerate(self.attacks)
     }
 
   def table(self) -> Table:
-    """What is printed: rows of cells, and notes."""
+    """The printed table: rows of cells, and notes."""
     sign, notes = doubts(self.warnings, self.finished)
     examples = f"of {len(self.faced):,}"
     rows = [
@@ -98,14 +100,14 @@ class AutoAttackResult(NamedTuple):
 
 @printed_as_table
 class Progress(NamedTuple):
-  """Where an evaluation is after a batch.
+  """The progress of an evaluation after a batch.
 
   Attributes:
     attack: the name of the attack.
-    done: examples that it has been run on.
-    total: examples that it will be run on.
-    result: all that is known so far.  Its arrays are updated in place afterwards.
-    indices: of the batch's examples, `[<= batch size]`.
+    done: number of examples that the attack has been run on.
+    total: number of examples that the attack will be run on.
+    result: the results so far.  The arrays are updated in place afterwards.
+    indices: `[<= batch size]`, indices of the batch's examples.
   """
 
   attack: str
@@ -119,13 +121,13 @@ AfterBatch = Callable[[Progress], bool | None]
 
 
 class Stage(NamedTuple):
-  """One attack of several.
+  """One of several attacks.
 
   Attributes:
-    name: of its own among them.
-    threat_model: that its points keep, of a concrete radius.
-    attack: a `ClassifierAttack`.  What is bound in a `jax.tree_util.Partial` is an
-      argument of the compiled program, which then serves all values of it.
+    name: the attack's name, different from the others'.
+    threat_model: the threat model that its points respect, with a concrete radius.
+    attack: a `ClassifierAttack`.  The bound arguments of a `jax.tree_util.Partial` are
+      arguments of the compiled program, which then serves all their values.
   """
 
   name: str
@@ -134,10 +136,10 @@ class Stage(NamedTuple):
 
 
 class Clean(NamedTuple):
-  """What a model makes of clean inputs.
+  """A model's results on clean inputs.
 
   Attributes:
-    correct: whether each is classified right, `[N]`.
+    correct: whether each input is classified correctly, `[N]`.
     logits: `[N, C]`.
   """
 
@@ -148,18 +150,20 @@ class Clean(NamedTuple):
 class Batches:
   """The examples of a data set in batches of one shape.
 
-  The last one is filled up with examples that have a wrong label: attacks have nothing
-  to do there.
+  The last batch is padded with examples that have a wrong label, so that attacks have
+  nothing to do there.
 
   Attributes:
     inputs: `[N, ...]`, of at least float32.
     labels: `[N]`.
     logits_fn: a `jax.tree_util.Partial`.
     size: examples at a time.
-    programs: of `logits_fn`, compiled for this size when they are first called.
+    programs: the programs of `logits_fn`, compiled for this size when they are first
+      called.
 
   Args:
-    logits_fn: inputs `[B, ...]` -> logits `[B, C]`; best a `jax.tree_util.Partial`.
+    logits_fn: inputs `[B, ...]` -> logits `[B, C]`; preferably a
+      `jax.tree_util.Partial`.
     inputs: `[N, ...]`, floating point; half precision is widened to float32.
     labels: integers `[N]`.
     batch_size: examples at a time, at most.
@@ -167,8 +171,8 @@ class Batches:
     randomised: whether `logits_fn` takes (inputs, key).
 
   Raises:
-    ValueError: for data of another shape or type, inputs outside the box, or a model
-      with other arguments.
+    ValueError: for data of another shape or dtype, inputs outside the box, or a model
+      that takes other arguments.
   """
 
   def __init__(
@@ -195,7 +199,7 @@ class Batches:
     )
 
   def arguments(self, indices: np.ndarray, key: jax.Array) -> tuple[Any, ...]:
-    """(keys, logits_fn, inputs, labels), each example's key by its own index."""
+    """(keys, logits_fn, inputs, labels); a key depends on its example's index alone."""
     check_key(key)
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
       key = jax.random.wrap_key_data(key)
@@ -208,21 +212,21 @@ class Batches:
   def run(
     self, program: Callable[..., Any], indices: np.ndarray, key: jax.Array
   ) -> Iterator[tuple[np.ndarray, Any]]:
-    """Calls a program of `arguments` on the indices; (indices, its arrays) by batch."""
+    """Call a program on the arguments of each batch; yield (indices, its arrays)."""
     for start in range(0, len(indices), self.size):
       part = indices[start : start + self.size]
       outcome = program(*self.arguments(part, key))
       yield part, [np.asarray(array)[: len(part)] for array in outcome]
 
   def classify(self, key: jax.Array, count: int | None = None) -> Clean:
-    """The first `count` clean inputs, or all."""
+    """Classify the first `count` clean inputs, or all."""
     runs = self.run(self.programs.classify, np.arange(len(self.inputs))[:count], key)
     wrong, logits = zip(*(outcome for _, outcome in runs), strict=True)
     return Clean(~np.concatenate(wrong), np.concatenate(logits))
 
   @functools.cached_property
   def record(self) -> Record:
-    """Of the examples, for `AutoAttackResult.origin`."""
+    """A record of the examples, for `AutoAttackResult.origin`."""
     return record_of({"inputs": self.inputs, "labels": self.labels.astype(np.int64)})
 
 
@@ -232,7 +236,7 @@ def not_attacked(
   inputs: np.ndarray | None = None,
   origin: Record | None = None,
 ) -> AutoAttackResult:
-  """The result before the first attack; with points if given the inputs `[N, ...]`."""
+  """The result before the first attack; with points if `inputs` are given."""
   return AutoAttackResult(
     attacks=attacks,
     clean_correct=clean_correct.copy(),
@@ -253,19 +257,19 @@ def start_stages(
   keep_points: bool = True,
   resume: AutoAttackResult | None = None,
 ) -> AutoAttackResult:
-  """The result for `run_stages` to go on from, with a record of what makes it.
+  """The result that `run_stages` starts from, with a record of the evaluation.
 
   Args:
-    key: of `run_stages`.
+    key: the key that is passed to `run_stages`.
     batches: the examples.
-    names: of the stages.
-    settings: all that the outcome depends on beside key, examples and model.
-    clean: what the model makes of the examples, where that is known.
+    names: names of the stages.
+    settings: everything that the result depends on, except key, examples and model.
+    clean: the model's results on the examples, if they are known.
     keep_points: whether the result holds the misclassified points.
-    resume: the result of a run that was stopped.
+    resume: the result of a stopped run.
 
   Raises:
-    ResumeError: for a `resume` of something else.
+    ResumeError: for a `resume` from a different evaluation.
   """
   if clean is None:
     clean_key = jax.random.fold_in(key, len(names))
@@ -299,13 +303,13 @@ def run_stages(
   bounds: Bounds,
   after_batch: AfterBatch | None = None,
 ) -> AutoAttackResult:
-  """Runs the stages, each on the examples that have withstood the ones before.
+  """Run the stages, each on the examples that are still robust.
 
   Args:
-    key: an example's random numbers depend on it, on the stage and on the example's
-      index alone.
+    key: an example's random numbers depend only on it, on the stage and on the
+      example's index.
     batches: the examples.
-    stages: in order.
+    stages: the stages, in order.
     result: from `start_stages`; its arrays are updated in place.
     bounds: the box that the points must not leave, or None.
     after_batch: see `ddi_jax.attacks.ensemble.Evaluate`.
@@ -344,7 +348,8 @@ def _run_and_classify(
 ) -> tuple[np.ndarray, jax.Array, jax.Array]:
   """(points, sizes of the perturbations, whether each is misclassified)."""
   attack = as_partial(stage.attack)
-  # On the host, like the inputs: classified by the same program.
+  # Move the points to the host, where the clean inputs are: the same program then
+  # classifies both.
   points = np.asarray(programs.attack(attack, keys, logits_fn, inputs, labels))
   broken, _ = programs.classify(keys, logits_fn, points, labels)
   return points, stage.threat_model.size(points - inputs), broken
@@ -380,12 +385,12 @@ def _check_inside(stage: Stage, points: Any, sizes: Any, bounds: Bounds) -> None
 def _check_shapes(
   resume: AutoAttackResult, names: tuple[str, ...], shape: tuple[int, ...]
 ) -> None:
-  """Raises ResumeError for other attacks, or inputs of another shape."""
+  """Raise ResumeError for other attacks, or inputs of another shape."""
   theirs = (resume.faced if resume.adversarial is None else resume.adversarial).shape
   if resume.attacks != names or theirs != shape:
     raise ResumeError(
-      f"resume is of {resume.attacks} on inputs {theirs}, this is of {names} on "
-      f"{shape}."
+      f"resume is of {resume.attacks} on inputs of shape {theirs}, but this call is of "
+      f"{names} on {shape}."
     )
 
 
@@ -399,14 +404,14 @@ def check_resume(resume: Any, kind: type, function: str) -> None:
 
 
 def _differing_settings(theirs: Record, ours: Record) -> list[str]:
-  """What differs between two records of `start_stages`, a phrase each."""
+  """The differences between two records of `start_stages`, as one phrase each."""
   balls = [_describe_ball(record) for record in (theirs, ours)]
   phrases = []
   if balls[0] != balls[1]:
     phrases.append(
       f"it was made with the threat model {balls[0]}, this call has {balls[1]}"
     )
-    # The attacks differ as well: they are made for the threat model.
+    # The attacks differ as well, because they are made for the threat model.
     theirs, ours = (
       {
         name: value
@@ -416,7 +421,7 @@ def _differing_settings(theirs: Record, ours: Record) -> list[str]:
       for record in (theirs, ours)
     )
   rest = differences(ours, theirs)
-  # The names of functions say least.
+  # Names of functions say least, so they come last.
   return phrases + sorted(rest, key=lambda phrase: "<locals>" in phrase)
 
 
@@ -430,7 +435,7 @@ def _describe_ball(record: Record) -> str:
 
 
 def _check_origin(theirs: Record, ours: Record) -> None:
-  """Raises ResumeError, which names what differs, if a result is of something else."""
+  """Raise ResumeError, which names the differences, if two records differ."""
   differing = _differing_settings(theirs | {"logits": None}, ours | {"logits": None})
   if not differing:
     before, now = (np.asarray(record.get("logits", [])) for record in (theirs, ours))
@@ -444,6 +449,6 @@ def _check_origin(theirs: Record, ours: Record) -> None:
     more = len(differing) - _MOST_DIFFERENCES
     rest = f"; and {more} more" if more > 0 else ""
     raise ResumeError(
-      "resume was made by something else and cannot be resumed here: "
+      "resume was made by a different evaluation and cannot be resumed here: "
       f"{'; '.join(differing[:_MOST_DIFFERENCES])}{rest}."
     )

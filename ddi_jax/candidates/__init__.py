@@ -1,6 +1,7 @@
-"""Sources of candidates: functions (key, logits_fn, inputs, labels) -> `[K, B, ...]`.
+"""Sources of candidates: (key, logits_fn, inputs, labels) -> `[K, B, ...]`.
 
-They mix freely: `combine`.  A new one is one new file, or a function of one's own.
+`combine` joins several sources into one.  Any function of this form is a source; a new
+source of this folder is one new file.
 """
 
 from ddi_jax.candidates.one_step import r_fgsm

@@ -1,4 +1,4 @@
-"""Candidates for one gradient each: R-FGSM."""
+"""R-FGSM: candidates that cost one gradient each."""
 
 import jax
 
@@ -18,11 +18,13 @@ def r_fgsm(
   loss: LossOfLogits = losses.cross_entropy,
   bounds: tuple[float, float] | None = (0.0, 1.0),
 ) -> Source:
-  """FGSM from a uniform start, projected (Wong, Rice and Kolter, 2020, algorithm 3).
+  """FGSM from a uniform start, projected on the ball.
+
+  Wong, Rice and Kolter (2020), algorithm 3.
 
   Args:
     epsilon: l_inf radius.
-    count: K >= 1.
+    count: K >= 1, the number of candidates.
     step_ratio: the step as a multiple of epsilon, > 0.
     loss: (logits, labels) -> losses `[B]`, to be increased.
     bounds: the box that holds the inputs, or None.

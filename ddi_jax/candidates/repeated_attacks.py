@@ -1,4 +1,4 @@
-"""Candidates by restarts: independent runs of one attack."""
+"""Candidates from restarts: independent runs of one attack."""
 
 from __future__ import annotations
 
@@ -31,26 +31,27 @@ def restart_candidates(
   *,
   at_a_time: int | None = None,
 ) -> Float[Array, "K B *example"]:
-  """Run an attack K times on the whole batch, each time with a key of its own.
+  """Run an attack K times on the whole batch, each time with a different key.
 
   Args:
     attack: see `ddi_jax.attacks`.
     objective: (inputs `[B, ...]`, labels `[B, ...]`) -> losses `[B]`.
     inputs: `[B, ...]`.
-    labels: a pytree with leaves `[B, ...]`, handed to the objective.
-    key: consumed: split into one key per restart; or these K keys, `[K]`, themselves.
+    labels: a pytree with leaves `[B, ...]`, passed to the objective.
+    key: one key, which is split into one key per restart, or K keys, `[K]`; consumed.
     num_restarts: K >= 1.
-    at_a_time: run at most so many at once (the largest such divisor of K), which
-      bounds the memory.  None runs all at once where the network has no convolutions,
-      or, on a CPU, other ones than those of `ddi_jax.models.conv_general_dilated`;
-      with these two on a CPU, which uses its cores better; else one.
+    at_a_time: run at most this many at once (the largest such divisor of K), which
+      bounds the memory.  None runs all at once if the network has no convolutions, and
+      otherwise one at a time, except on a CPU.  There it runs two at once, which uses
+      the cores better, or all at once if some convolutions are not those of
+      `ddi_jax.models.conv_general_dilated`.
 
   Returns:
     Candidates `[K, B, ...]`, each a joint perturbation of the batch.
 
   Raises:
     ValueError: if `num_restarts` or `at_a_time` is not an integer >= 1, the key is
-      None, or there are keys, but not K.
+      None, or the number of keys is neither one nor K.
 
   Example:
     >>> import jax, jax.numpy as jnp, ddi_jax
@@ -103,8 +104,8 @@ def worst_candidate(
 
   Returns:
     Inputs `[B, ...]`: the "max ensemble" of Latorre et al. (2023), section 5; MAX of
-    Tramer and Boneh (2019).  A loss that is not finite is never the largest, unless no
-    candidate has a finite one.
+    Tramer and Boneh (2019).  A loss that is not finite is never selected, unless no
+    candidate of the example has a finite loss.
 
   Example:
     >>> import jax.numpy as jnp, ddi_jax
@@ -119,13 +120,16 @@ def worst_candidate(
 
 
 def worst_indices(losses: jax.Array) -> jax.Array:
-  """The candidate of the greatest finite loss of each example, `[K, B]` -> `[B]`."""
+  """The index of each example's greatest finite loss, `[K, B]` -> `[B]`."""
   return jnp.argmax(finite_or(losses, -jnp.inf), axis=0)
 
 
 def chosen_candidates(candidates: jax.Array, choice: jax.Array) -> jax.Array:
-  """Candidate choice[i], in [0, K), of each example i: `[K, B, ...]` -> `[B, ...]`."""
-  # Not candidates[choice, jnp.arange(B)]: XLA would send the whole batch everywhere.
+  """Select candidate choice[i] of each example i: `[K, B, ...]` -> `[B, ...]`.
+
+  Entries of `choice` are in [0, K).
+  """
+  # With candidates[choice, jnp.arange(B)], XLA would send the batch to all devices.
   return jax.vmap(lambda points, index: points[index], in_axes=(1, 0))(
     candidates, choice
   )
@@ -140,11 +144,11 @@ def restarts(
 ) -> Source:
   """Make candidates by independent runs of an attack.
 
-  Several threat models are several of these, joined by `combine`.
+  For several threat models, make one such source for each and join them by `combine`.
 
   Args:
-    attack: random, if `count` > 1; `ddi_jax.pgd(...)` for example.
-    count: K >= 1.
+    attack: an attack, for example `ddi_jax.pgd(...)`; random, if `count` > 1.
+    count: K >= 1, the number of runs.
     loss: (logits, labels) -> losses `[B]`, to be increased.
     at_a_time: see `ddi_jax.restart_candidates`.
 

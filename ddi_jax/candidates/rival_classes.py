@@ -18,14 +18,14 @@ def targeted(
   *,
   at_a_time: int | None = None,
 ) -> Source:
-  """An attack towards each of the K likeliest wrong classes.
+  """Make candidates by attacks towards each of the K likeliest wrong classes.
 
-  It increases that class's logit minus the label's, as multi-targeted PGD (Gowal et
-  al., 2019) and BETA (Robey et al., 2024) do.
+  Each attack increases its class's logit minus the label's, as multi-targeted PGD
+  (Gowal et al., 2019) and BETA (Robey et al., 2024) do.
 
   Args:
     attack: see `ddi_jax.attacks`; all runs use the same key, and so the same start.
-    count: K >= 1, at most C - 1.
+    count: K, the number of target classes, from 1 to C - 1.
     at_a_time: see `ddi_jax.restart_candidates`.
 
   Returns:

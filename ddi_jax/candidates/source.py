@@ -1,4 +1,4 @@
-"""What a source of candidates is, and several of them together."""
+"""The interface of a source of candidates, and a source made of several others."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ LossOfLogits = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Source(Protocol):
-  """Makes candidates: adversarial copies of a batch.
+  """A function that makes candidates: adversarial copies of a batch.
 
-  Any function of this form is one; `ddi_jax.candidates` holds some.
+  Any function of this form is a source; `ddi_jax.candidates` holds several.
 
   Args:
-    key: consumed.
+    key: a key; consumed.
     logits_fn: inputs `[B, ...]` -> logits `[B, C]`.
     inputs: `[B, ...]`, floating point.
     labels: integers `[B]` in [0, C).
 
   Returns:
-    Candidates `[K, B, ...]`, of the inputs' dtype; the K of a source is its own affair.
+    Candidates `[K, B, ...]`, of the inputs' dtype; each source chooses its own K.
   """
 
   def __call__(
@@ -45,14 +45,14 @@ def combine(*sources: Source) -> Source:
   """The candidates of several sources, one after the other.
 
   Args:
-    *sources: at least one; a source's key does not depend on how many follow it.
+    *sources: at least one source; a source's key does not depend on how many follow it.
 
   Returns:
     A source of K_1 + K_2 + ... candidates.
 
   Raises:
-    ValueError: without sources; when it runs, for candidates that are not
-      `[K, B, ...]` or of another dtype than the inputs.
+    ValueError: if there are no sources; when the combined source runs, for candidates
+      that are not `[K, B, ...]` or have another dtype than the inputs.
 
   Example:
     >>> import jax, jax.numpy as jnp

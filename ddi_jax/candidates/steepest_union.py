@@ -31,16 +31,17 @@ def msd(
   loss: LossOfLogits = losses.cross_entropy,
   bounds: tuple[float, float] | None = (0.0, 1.0),
 ) -> Source:
-  """Multi steepest descent: every step is that of the norm which gains the most.
+  """Multi steepest descent: every step uses the norm that gains the most.
 
-  From the inputs themselves, each step takes one gradient, makes a PGD step of it in
-  each of the threat models, and keeps, per example, the one with the greatest loss.
-  Maini, Wong and Kolter (2020), "Adversarial robustness against the union of multiple
-  perturbation models", algorithm 1.  A step costs a gradient and P forward passes.
+  The attack starts from the inputs.  Each step takes one gradient, makes a PGD step
+  from it in each of the threat models, and keeps, for each example, the point with the
+  greatest loss.  Maini, Wong and Kolter (2020), "Adversarial robustness against the
+  union of multiple perturbation models", algorithm 1.  A step costs a gradient and P
+  forward passes.
 
   Args:
-    threat_models: P >= 1, see `ddi_jax.pgd`.
-    steps: >= 1.
+    threat_models: P >= 1 threat models, see `ddi_jax.pgd`.
+    steps: number of steps, >= 1.
     step_sizes: P lengths, each in its threat model's norm.
     loss: (logits, labels) -> losses `[B]`, to be increased.
     bounds: the box that holds the inputs, or None.
@@ -49,8 +50,8 @@ def msd(
     A `Source` of one candidate.  Its key is not used.
 
   Raises:
-    ValueError: without threat models, with another number of step sizes, or if `steps`
-      is not an integer >= 1.
+    ValueError: if there are no threat models, if the number of step sizes is not P, or
+      if `steps` is not an integer >= 1.
 
   Example:
     >>> import jax, jax.numpy as jnp, ddi_jax

@@ -11,7 +11,7 @@ from ddi_jax.attacks.classifier import LogitsFn
 from ddi_jax.candidates.source import LossOfLogits, Source
 from ddi_jax.checks import check_array, check_key, check_number, check_positive_int
 
-_MOST_TRIES = 10**6  # All their keys are in memory at once, 24 bytes each.
+_MOST_TRIES = 10**6  # The keys of all tries are in memory at once, 24 bytes each.
 
 
 def spatial(
@@ -24,15 +24,15 @@ def spatial(
 ) -> Source:
   """Random rotations and translations, the worst of a few for each image.
 
-  Bilinear, with zeros around the image.  Worst-of-k needs no gradients: Engstrom et
-  al. (2019), section 3.1.
+  Interpolation is bilinear, with zeros around the image.  Choosing the worst of k
+  transformations needs no gradients (Engstrom et al., 2019, section 3.1).
 
   Args:
-    count: K >= 1.
-    max_degrees: of rotation either way, in [0, 180].
-    max_shift: of either side, as a fraction of it, in [0, 1].
+    count: K >= 1, the number of candidates.
+    max_degrees: greatest rotation in either direction, in [0, 180].
+    max_shift: greatest shift along either side, as a fraction of it, in [0, 1].
     tries: transformations drawn for each candidate, in [1, 10**6].
-    loss: (logits, labels) -> losses `[B]`, to choose by.
+    loss: (logits, labels) -> losses `[B]`, by which the worst is chosen.
 
   Returns:
     A `Source` of K candidates, for inputs `[B, H, W, C]`.
@@ -93,12 +93,12 @@ def spatial(
 
 
 def transform(image: jax.Array, angle: jax.Array, shift: jax.Array) -> jax.Array:
-  """`[H, W, C]` turned by an angle about its centre, then shifted by rows and columns.
+  """Rotate an image about its centre, then shift it by rows and columns.
 
   Args:
     image: `[H, W, C]`.
-    angle: in radians.
-    shift: in pixels, `[2]`.
+    angle: the angle of rotation in radians.
+    shift: the shift in pixels, `[2]`.
   """
   height, width, _ = image.shape
   center = jnp.array([(height - 1) / 2, (width - 1) / 2])

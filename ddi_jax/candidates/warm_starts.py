@@ -1,4 +1,4 @@
-"""Attacks that go on where earlier ones ended: ATTA."""
+"""ATTA: attacks that start where earlier attacks ended."""
 
 from typing import Any
 
@@ -23,20 +23,22 @@ def warm_restarts(
   bounds: Bounds = (0.0, 1.0),
   **settings: Any,
 ) -> Source:
-  """Make candidates by PGD from the ends of earlier attacks on the same inputs.
+  """Make candidates by PGD that starts where earlier attacks on the inputs ended.
 
-  With the perturbations of the last epoch, few steps do: ATTA, Zheng et al. (2020),
-  "Efficient adversarial training with transferable adversarial examples".
+  With the perturbations of the last epoch, few steps suffice: ATTA, Zheng et al.
+  (2020), "Efficient adversarial training with transferable adversarial examples".
 
   Args:
     threat_model: see `ddi_jax.pgd`.
-    perturbations: `[K, B, ...]`, candidates - inputs of an earlier step; what is
-      outside the threat model or the box is projected back, and where all are 0, as in
-      a memory that is still empty, the attack starts at random.
+    perturbations: `[K, B, ...]`, candidates minus inputs of an earlier step.  Points
+      outside the threat model or the box are projected back.  If all entries of an
+      example's perturbation are 0 (the memory is still empty), the attack starts at
+      random.
     loss: (logits, labels) -> losses `[B]`, to be increased.
     at_a_time: see `ddi_jax.restart_candidates`.
     bounds: the box `(low, high)` that holds the inputs, or None.
-    **settings: steps, step_size and so on, of `ddi_jax.pgd`; not `random_start`.
+    **settings: settings of `ddi_jax.pgd`, such as `steps` and `step_size`, but not
+      `random_start`.
 
   Returns:
     A `Source` of K candidates.
@@ -58,8 +60,8 @@ def warm_restarts(
   check_array("perturbations", perturbations)
   if "random_start" in settings:
     raise ValueError(
-      "random_start cannot be set: warm_restarts starts where perturbations ends, and "
-      "at random where these are 0; leave it out."
+      "random_start cannot be set: warm_restarts starts at the given perturbations, "
+      "and at random where they are 0; leave it out."
     )
   pgd(threat_model, bounds=bounds, **settings)  # Checks the settings now.
 

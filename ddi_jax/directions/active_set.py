@@ -1,16 +1,17 @@
 """A finite method for convex quadratic programs over the simplex or the orthant.
 
-The active-set idea of Wolfe's minimum-norm-point algorithm (Mathematical Programming,
-1976): minimise over the affine hull of the support, walk there until a weight would
-turn negative, drop it; when the minimum is reached, let in the coordinate that lowers
-the objective most.  Each change of the support is one symmetric pivot of a K x K
-tableau, so an iteration costs O(K^2), has static shapes, and can be jitted and vmapped.
-With a linear term the objective may fall in a direction without curvature, where no
-pivot is possible: then the coordinate grows outside the support until a weight is 0.
+The method is the active-set idea of Wolfe's minimum-norm-point algorithm (Mathematical
+Programming, 1976).  It minimises over the affine hull of the support: it moves there
+until a weight would turn negative, and drops that weight.  When the minimum over the
+hull is reached, it adds the coordinate that lowers the objective most.  Each change of
+the support is one symmetric pivot of a K x K tableau, so an iteration costs O(K^2), has
+static shapes, and can be jitted and vmapped.  With a linear term the objective may fall
+in a direction without curvature, where no pivot is possible: then the coordinate grows
+outside the support until a weight is 0.
 
 Every step solves for the *correction* to the current weights from a freshly computed
-gradient.  The tableau's rounding, which grows with the number of pivots, therefore
-slows the last steps at worst; it does not reach the result.
+gradient.  Rounding errors in the tableau grow with the number of pivots.  They slow the
+last steps at worst, but do not reach the result.
 """
 
 from collections.abc import Callable
@@ -22,23 +23,23 @@ import jax.numpy as jnp
 from ddi_jax.numerics.precision import matmul
 
 Assess = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-_MAX_CORRECTIONS = 3  # of the weights on the same support; more do not help
+_MAX_CORRECTIONS = 3  # corrections on the same support; more do not help
 
 
 class _State(NamedTuple):
   weights: jax.Array  # [K]
   support: jax.Array  # [K] bool
-  # On the support minus the inverse of the Hessian in the directions that the
-  # constraints allow, elsewhere its Schur complement: diagonal >= 0.
+  # On the support: minus the inverse of the Hessian in the directions that the
+  # constraints allow.  Elsewhere: its Schur complement, whose diagonal is >= 0.
   tableau: jax.Array  # [K, K]
   gradient: jax.Array  # [K]
   pivot: jax.Array  # index that joins or leaves the support next
-  pivots: jax.Array  # bool: whether one does
+  pivots: jax.Array  # bool: whether `pivot` joins or leaves
   growing: jax.Array  # index of a coordinate that grows outside the support
-  grows: jax.Array  # bool: whether one does
-  corrections: jax.Array  # on this support; _MAX_CORRECTIONS: done
+  grows: jax.Array  # bool: whether `growing` grows
+  corrections: jax.Array  # number on this support; _MAX_CORRECTIONS if solved
   iterations: jax.Array
-  best_weights: jax.Array  # [K], of the least violation so far
+  best_weights: jax.Array  # [K], those of the least violation so far
   best_violation: jax.Array
 
 
@@ -50,9 +51,10 @@ def minimize_on_simplex(
   Args:
     hessian: `[K, K]`, positive semidefinite on the vectors that sum to 0.
     start: index of the vertex to start from.
-    assess: weights `[K]` -> (gradient `[K]`, violation `[K]`): how far each gradient
-      entry lies below the weighted mean of all, 0 where that is within tolerance.
-    max_iterations: stop after so many pivots and corrections.
+    assess: weights `[K]` -> (gradient `[K]`, violation `[K]`).  The violation is how
+      far a gradient entry lies below the weighted mean of all, or 0 if that is within
+      tolerance.
+    max_iterations: stop after this many pivots and corrections.
 
   Returns:
     (weights `[K]`, iterations).
@@ -78,9 +80,9 @@ def minimize_on_orthant(
 
   Args:
     hessian: `[K, K]`, positive semidefinite.
-    assess: weights `[K]` -> (gradient `[K]`, violation `[K]`): how far each gradient
-      entry lies below 0, 0 where that is within tolerance.
-    max_iterations: stop after so many pivots and corrections.
+    assess: weights `[K]` -> (gradient `[K]`, violation `[K]`).  The violation is how
+      far a gradient entry lies below 0, or 0 if that is within tolerance.
+    max_iterations: stop after this many pivots and corrections.
 
   Returns:
     (weights `[K]`, iterations).
@@ -99,17 +101,17 @@ def _minimize(
   max_iterations: int,
 ) -> tuple[jax.Array, jax.Array]:
   indices = jnp.arange(len(weights))
-  # Less curvature than this is none: the step then ends where a weight gets to 0.
+  # Curvature below this counts as none: the step then ends where a weight reaches 0.
   floor = jnp.finfo(tableau.dtype).eps ** 2 * jnp.max(jnp.abs(tableau))
   floor = jnp.maximum(floor, jnp.finfo(tableau.dtype).tiny)
 
   def choose(
     weights: jax.Array, support: jax.Array, tableau: jax.Array
   ) -> tuple[jax.Array, ...]:
-    """(Gradient, violation, who enters, whether so, whether it is curved, all done)."""
+    """(Gradient, violation, entering index, whether it enters, is curved, all done)."""
     gradient, violation = assess(weights)
     curvature = jnp.maximum(jnp.diagonal(tableau), floor)
-    # By how much the objective falls; -1 for what only a correction can mend.
+    # The fall of the objective; -1 for a violation that only a correction can mend.
     decrease = violation * jnp.minimum(violation / curvature, 1)
     score = jnp.where(violation > 0, jnp.where(support, -1, decrease), -2)
     best = jnp.argmax(score)
@@ -125,8 +127,8 @@ def _minimize(
     tableau = jnp.where(state.pivots, pivoted, state.tableau)
     support = state.support ^ ((indices == state.pivot) & state.pivots)
 
-    # To the optimum over the support; or along the growing coordinate, the support
-    # following so as to stay optimal, for as far as there is a slope.
+    # Step to the optimum over the support.  Or step along the growing coordinate, as
+    # far as the objective falls, while the support follows so as to stay optimal.
     on_support = jnp.where(support, state.gradient, 0)
     newton = jnp.where(support, matmul(tableau, on_support), 0)
     column = tableau[state.growing]
@@ -149,7 +151,8 @@ def _minimize(
       weights, support, tableau
     )
     improved = violation < state.best_violation
-    # Blocked: drop that one and go on.  Grown to the minimum: let in.
+    # If the step is blocked, drop the leaving index and go on.  If the coordinate has
+    # grown to its minimum, add it to the support.
     arrived = state.grows & ~blocked
     joins = arrived & (curvature > floor)
     enters &= ~blocked & ~arrived
@@ -170,8 +173,8 @@ def _minimize(
       best_violation=jnp.where(improved, violation, state.best_violation),
     )
 
-  # The first turn changes nothing and assesses the start: a second copy of the
-  # assessment would take as long to compile as the loop.
+  # The first iteration changes nothing and assesses the start, because a second copy of
+  # the assessment would take as long to compile as the loop.
   none, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
   first = jnp.zeros_like(indices[0])
   state = _State(
@@ -189,15 +192,15 @@ def _minimize(
     best_violation=jnp.full_like(floor, jnp.inf),
   )
   state = jax.lax.while_loop(unfinished, body, state)
-  # Pivots on what is rounding, where many gradients meet at the origin, can undo what
-  # was reached.
+  # If many gradients meet at the origin, pivots on mere rounding errors can undo the
+  # progress, so the best weights are returned.
   return state.best_weights, state.iterations
 
 
 def _pivot(tableau: jax.Array, index: jax.Array, support: jax.Array) -> jax.Array:
-  """The symmetric pivot on a diagonal entry: into the support or out of it."""
+  """The symmetric pivot on a diagonal entry, into the support or out of it."""
   column = tableau[index]
-  inverse = 1 / jnp.where(column[index] == 0, 1, column[index])  # 0: not to be used
+  inverse = 1 / jnp.where(column[index] == 0, 1, column[index])  # if 0, not used
   # `at` makes XLA store the column; as a `where` it would be recomputed per entry of
   # the outer product, ten times slower on a CPU.
   column = column.at[index].set(jnp.where(support[index], 1, -1))

@@ -1,6 +1,7 @@
-"""Other ways from K gradients to one, to compare with, as optax transformations.
+"""Other aggregators of K gradients, for comparison, as optax transformations.
 
-All take the gradients, give the direction and keep the state of `danskin_direction`.
+All take the same updates as `danskin_direction`, and return a direction and a state of
+the same form.
 """
 
 from typing import Any
@@ -28,10 +29,10 @@ def mgda_direction(
 
   Multiple-gradient descent (Desideri, 2012) with the normalisations of Sener and Koltun
   (2018): s_k = ||g_k|| ("l2"), l_k ("loss") or l_k ||g_k|| ("loss+").  A small gradient
-  then no longer attracts all the weight.  <z, g_k> >= s_k ||z||^2: z descends on all K.
-  Without normalisation this is `ddi_jax.danskin_direction`.  What comes out is a
-  combination of the normalised gradients; Sener and Koltun's code puts the same weights
-  on the unnormalised ones, which need not descend on all K.
+  then no longer attracts all the weight.  Because <z, g_k> >= s_k ||z||^2, z descends
+  on all K.  Without normalisation this is `ddi_jax.danskin_direction`.  The result is a
+  combination of the normalised gradients.  Sener and Koltun's code puts the same
+  weights on the unnormalised gradients, and that combination need not descend on all K.
 
   Args:
     normalization: "l2", "loss" or "loss+"; the latter two need the extra argument
@@ -75,7 +76,8 @@ def upgrad_direction(
   """UPGrad: the mean of the gradients' projections onto the dual cone.
 
   Quinton and Rey (2024).  Each gradient is projected onto {x: <x, g_k> >= 0 for all k},
-  so the mean conflicts with none, and gradients without conflict are just averaged.
+  so the mean conflicts with no gradient, and gradients without conflict are simply
+  averaged.
 
   Args:
     normalize: whether to scale to unit norm.
@@ -140,7 +142,7 @@ def _onto_dual_cone(gram: jax.Array, combinations: jax.Array) -> jax.Array:
   rounding = 4 * size * jnp.finfo(gram.dtype).eps * jnp.abs(fixed)
 
   def project(start: jax.Array) -> jax.Array:
-    # argmin ||sum_j v_j g_j|| over v >= start, as v = start + (something >= 0).
+    # argmin ||sum_j v_j g_j|| over v >= start, with v = start + weights, weights >= 0.
     def assess(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
       total = weights + start
       gradient = matmul(fixed, total)
@@ -166,9 +168,9 @@ def cagrad_direction(
 
     argmax min_k <g_k, d>  over  ||d - g_0|| <= radius ||g_0||,  g_0 the mean
 
-  Liu et al. (2021).  radius = 0 is the average; the larger it is, the more the result
-  is like the minimum-norm point.  Where the hull holds the origin, no d has a positive
-  worst product, and the average comes out.
+  Liu et al. (2021).  With radius = 0 the result is the average; the larger the radius,
+  the more the result is like the minimum-norm point.  If the hull contains the origin,
+  no d has a positive worst product, and the average is returned.
 
   Args:
     radius: in [0, 1).
@@ -198,9 +200,9 @@ def cagrad_direction(
     fixed_radius = jax.lax.stop_gradient(jnp.asarray(radius, gram.dtype))
     reach = fixed_radius * jnp.sqrt(jnp.maximum(matmul(mean, with_mean), 0))
 
-    # The dual is min_w <g_w, g_0> + reach ||g_w||.  With ||g_w|| written as the minimum
-    # over the norm of ||g_w||^2 / (2 norm) + norm / 2, it is a minimum-norm problem
-    # with slacks for each guess of the norm, and ||g_w|| / guess falls with the guess.
+    # The dual is min_w <g_w, g_0> + reach ||g_w||.  Here ||g_w|| is the minimum over n
+    # of ||g_w||^2 / (2 n) + n / 2.  For each guess of n the dual is therefore a
+    # minimum-norm problem with slacks, and ||g_w|| / n falls as the guess grows.
     def weights_at(guess: jax.Array) -> MinNormSolution:
       slacks = with_mean * (guess / jnp.where(reach > 0, reach, 1))
       return solve(inner, slacks)
@@ -228,7 +230,7 @@ def cagrad_direction(
       solution.weights, _cagrad_gradient, problem, on_simplex=True
     )
     again = jnp.where(lost, 0, _cagrad_extra(weights, problem))
-    # The value of the bisection, with the derivative of the formula.
+    # This keeps the value of the bisection, with the derivative of the formula.
     extra += again - jax.lax.stop_gradient(again)
     return mean + extra * weights
 
@@ -243,7 +245,7 @@ def _cagrad_gradient(weights: jax.Array, problem: tuple[Any, Any]) -> jax.Array:
 
 
 def _cagrad_extra(weights: jax.Array, problem: tuple[Any, Any]) -> jax.Array:
-  """The factor radius ||g_0|| / ||g_w||; what has no finite derivative counts as 1."""
+  """The factor radius ||g_0|| / ||g_w||; the ratio counts as 1 if a norm is 0."""
   gram, radius = problem
   mean = jnp.full(len(gram), 1 / len(gram), gram.dtype)
   square = matmul(mean, matmul(gram, mean))
@@ -256,12 +258,12 @@ def _cagrad_extra(weights: jax.Array, problem: tuple[Any, Any]) -> jax.Array:
 def pcgrad_direction(
   *, normalize: bool = False
 ) -> optax.GradientTransformationExtraArgs:
-  """PCGrad: from each gradient its conflicts with the others are projected away.
+  """PCGrad: project each gradient's conflicts with the others away, then average.
 
-  Yu et al. (2020).  Gradient i is taken through the others in random order, and where
-  the inner product with g_j is negative, the part along g_j is removed.  Out comes the
-  mean of the results (the paper's sum, divided by K, so that learning rates are those
-  of the average).  For K > 2 a conflict can come back: there is no guarantee.
+  Yu et al. (2020).  Each gradient is compared with the others in random order.  If its
+  inner product with g_j is negative, its part along g_j is removed.  The result is the
+  mean of these gradients (the paper's sum divided by K, so that learning rates are
+  those of the average).  For K > 2 a conflict can come back, so there is no guarantee.
 
   Args:
     normalize: whether to scale to unit norm.

@@ -1,4 +1,4 @@
-"""Danskin's descent direction, and the controls, as optax transformations."""
+"""Danskin's descent direction, and its controls, as optax transformations."""
 
 import jax
 import jax.numpy as jnp
@@ -28,54 +28,55 @@ def danskin_direction(
   within h of a g_k, the robust loss has directional derivative at most h - ||z|| along
   -z / ||z||.  Latorre et al. (2023), section 3.
 
-  The updates that come in are gradients with leaves `[K, *param]`, from
-  `ddi_jax.restart_gradients` say, so this must be the first of a chain; out come leaves
-  `[*param]` of the same dtype, gradient-like: a later `optax.sgd` supplies the minus
-  sign.  `init` takes ordinary parameters.  Inner products go over all parameters and
-  are accumulated in float32 at least.
+  The incoming updates are gradients with leaves `[K, *param]`, for example from
+  `ddi_jax.restart_gradients`, so this must be the first transformation of a chain.  The
+  outgoing updates have leaves `[*param]` of the same dtype.  They are gradient-like: a
+  later `optax.sgd` supplies the minus sign.  `init` takes ordinary parameters.  Inner
+  products are taken over all parameters and accumulated in float32 at least.
 
   Candidates are seldom maximisers, and the plain minimum-norm point prefers the
   smallest gradient, often that of the weakest attack.  Two forms use the candidates'
   losses l_k, which `update` then takes as the extra argument `losses`, `[K]`:
 
   *Active set* (`loss_tolerance` = eps): only candidates with l_k >= max l - eps count.
-  z is the minimum-norm point of their gradients, <z, g_k> >= ||z||^2 for these, and the
-  rest, being eps lower, is not in the way of a step s as long as
-  s (||z||^2 - <z, g_k>) < eps for them (Demyanov and Malozemov, 1974: the
+  z is the minimum-norm point of their gradients, so <z, g_k> >= ||z||^2 for these
+  candidates.  The losses of the others are more than eps lower, and do not limit a step
+  s as long as s (||z||^2 - <z, g_k>) < eps for them (Demyanov and Malozemov, 1974: the
   eps-steepest descent).
 
   *Proximal bundle* (`bundle_step` = t): z minimises t/2 ||z||^2 - sum_k a_k l_k.  Then
-  -t z minimises the model max_k [l_k + <g_k, d>] + ||d||^2 / (2 t), and with
-  e_k = max l - l_k every k has l_k - t <g_k, z> <= max l - (t ||z||^2 + sum_j a_j e_j):
-  all linearised losses end below the greatest one, by a stated amount, and
-  <z, g_k> >= ||z||^2 for the candidates of greatest loss (Lemarechal, 1975; Kiwiel,
-  1990).  t is the step that the model is made for: with `normalize=False` and plain
-  `optax.sgd(t)` the step is the model's minimiser.  Equal losses or t -> infinity give
-  the plain form, t -> 0 the candidate of greatest loss.
+  -t z minimises the model max_k [l_k + <g_k, d>] + ||d||^2 / (2 t).  With e_k = max l -
+  l_k, every k has l_k - t <g_k, z> <= max l - (t ||z||^2 + sum_j a_j e_j): after the
+  step, all linearised losses are below the greatest loss by at least this amount.
+  Moreover <z, g_k> >= ||z||^2 for the candidates of greatest loss (Lemarechal, 1975;
+  Kiwiel, 1990).  t is the step that the model is made for: with `normalize=False` and
+  plain `optax.sgd(t)` the step is the model's minimiser.  Equal losses or t -> infinity
+  give the plain form; t -> 0 gives the gradient of the candidate of greatest loss.
 
-  Where the hull holds the origin no direction descends on all K, and zeros are
-  returned; so they are where z is so small against the gradients (in float32, below
-  about 1e-3) that rounding spoils <z, g_k> > 0.  A NaN in the gradients or the losses
-  comes out as NaN.
+  If the hull contains the origin, no direction descends on all K, and zeros are
+  returned.  Zeros are also returned if z is so small compared with the gradients (in
+  float32, below about 1e-3) that rounding spoils <z, g_k> > 0.  A NaN in the gradients
+  or the losses makes the result NaN.
 
   Args:
-    normalize: whether to scale to unit norm, as published.  This changes the effective
-      learning rate; compare with controls that are scaled too.
+    normalize: whether to scale to unit norm, as in Algorithm 1 of Latorre et al.
+      (2023).  This changes the effective learning rate; compare with controls that are
+      scaled too.
     bundle_step: t > 0 of the proximal-bundle form, or None; infinity is the plain form.
     loss_tolerance: eps >= 0 of the active-set form, or None; not with `bundle_step`.
-    solver: see `ddi_jax.min_norm_weights`, as are `tolerance` and `max_iterations`.
-    tolerance: of the gap.
-    max_iterations: of the solver.
+    solver: solver of the minimum-norm problem, see `ddi_jax.min_norm_weights`.
+    tolerance: the gap that counts as converged, see `ddi_jax.min_norm_weights`.
+    max_iterations: limit of the solver's iterations, see `ddi_jax.min_norm_weights`.
 
   Returns:
-    A transformation whose state is a `DirectionState`; inside a chain its fields are
-    reached with `optax.tree_utils.tree_get(state, "cosine")`.
+    A transformation whose state is a `DirectionState`.  Inside a chain, read its fields
+    with `optax.tree_utils.tree_get(state, "cosine")`.
 
   Raises:
-    ValueError: when built, for a setting out of its range; from `update`, for updates
-      without the shape `[K, *param]`, with different K or K = 0, or that are not
-      floating point, and for losses that are missing where a form needs them or not
-      `[K]`.
+    ValueError: when built, for a setting out of its range.  From `update`: for updates
+      that do not have the shape `[K, *param]`, that have different K or K = 0, or that
+      are not floating point; and for losses that are missing although a form needs
+      them, or that are not `[K]`.
 
   Example:
     >>> import jax.numpy as jnp, optax, ddi_jax
@@ -99,8 +100,8 @@ def danskin_direction(
   check_solver(solver, tolerance, max_iterations)
   if bundle_step is not None and loss_tolerance is not None:
     raise ValueError(
-      f"bundle_step and loss_tolerance are two forms; got {bundle_step!r} and "
-      f"{loss_tolerance!r}, one must be None."
+      f"bundle_step and loss_tolerance choose two forms; got {bundle_step!r} and "
+      f"{loss_tolerance!r}, but one must be None."
     )
   check_number("bundle_step", bundle_step, "(0, inf]", optional=True)
   check_number("loss_tolerance", loss_tolerance, "[0, inf]", optional=True)
@@ -134,7 +135,7 @@ def danskin_direction(
 def average_direction(
   *, normalize: bool = False
 ) -> optax.GradientTransformationExtraArgs:
-  """The mean of the K gradients: the control that gets much of the gain for free.
+  """The mean of the K gradients: a control that gets much of the gain for free.
 
   Args:
     normalize: whether to scale to unit norm.
@@ -160,7 +161,7 @@ def average_direction(
 def first_restart_direction(
   *, normalize: bool = False
 ) -> optax.GradientTransformationExtraArgs:
-  """The first of the K gradients: what PGD adversarial training steps along.
+  """The first of the K gradients: the direction of PGD adversarial training.
 
   Args:
     normalize: whether to scale to unit norm.

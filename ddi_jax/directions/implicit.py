@@ -1,4 +1,4 @@
-"""Derivatives of weights that solve a convex problem: the implicit function theorem."""
+"""Derivatives of a convex problem's solution, by the implicit function theorem."""
 
 from collections.abc import Callable
 import functools
@@ -16,24 +16,26 @@ GradientFn = Callable[[jax.Array, Any], jax.Array]
 def differentiable_weights(
   weights: jax.Array, gradient_fn: GradientFn, data: Any, *, on_simplex: bool
 ) -> jax.Array:
-  """The weights, with the derivative in `data` that a minimiser has.
+  """Give the weights the derivative in `data` that a minimiser has.
 
-  Reverse mode cannot enter the solvers' loops, and need not.  At the minimum the
-  gradient is the same for all positive weights (on the simplex; 0 for weights >= 0
-  without a sum).  It stays so when the data change, which gives the change of the
-  weights.  Where a weight of 0 is about to grow, the derivative is that of the positive
-  ones alone: one of the two sides'.  Where the minimisers are many, it is that of the
-  least change.
+  Reverse mode cannot pass through the solvers' loops, and need not.  At the minimum
+  over the simplex, the gradient has the same entry for all positive weights; for
+  weights >= 0 without a sum, this entry is 0.  This remains true when the data change,
+  which determines the change of the weights.  If a weight of 0 is about to grow, the
+  two one-sided derivatives differ, and the result is that of the positive weights
+  alone.  If there are many minimisers, the result is the derivative that changes the
+  weights least.
 
   Args:
     weights: `[K]`, the minimiser.
     gradient_fn: the gradient of the objective; a pure function that closes over no
       array of `data`.
     data: a pytree of arrays.
-    on_simplex: whether the weights sum to 1; else they are only >= 0.
+    on_simplex: whether the weights sum to 1; otherwise they are only >= 0.
 
   Returns:
-    The same weights `[K]`; differentiable any number of times, in both modes.
+    The same weights `[K]`, which can be differentiated any number of times, in forward
+    and reverse mode.
   """
   return _at_optimum(gradient_fn, on_simplex, jax.lax.stop_gradient(weights), data)
 

@@ -27,17 +27,17 @@ class MinNormSolution(NamedTuple):
   """Weights of the minimum-norm point, with their certificate.
 
   With slacks e (see `min_norm_weights`) the "value" below is ||z||^2 + e'weights;
-  without, it is the squared norm.
+  without slacks, it is the squared norm.
 
   Attributes:
     weights: `[K]`, non-negative, with sum 1 to rounding.
-    squared_norm: ||z||^2 of the point z found.
-    gap: the relative duality gap >= 0 of the returned weights:
-      max_k (value - <z, g_k> - e_k), as a fraction of the value, or of the largest
-      squared norm of a vector where the value is 0 to rounding.  The least value is
-      at least (1 - 2 gap) of the one found.  It is computed in the precision of the
-      weights, and as wrong as their rounding makes it.
-    iterations: how many the solver took.
+    squared_norm: ||z||^2 of the returned point z.
+    gap: the relative duality gap >= 0 of the returned weights, that is, max_k (value -
+      <z, g_k> - e_k) as a fraction of the value or, if the value is 0 up to rounding,
+      of the largest squared norm of a vector.  The least possible value is at least 1 -
+      2 gap times the returned one.  The gap is computed in the precision of the
+      weights, and has their rounding error.
+    iterations: number of iterations of the solver.
     converged: whether `gap` is at most the tolerance.
   """
 
@@ -56,33 +56,36 @@ def min_norm_weights(
   tolerance: float | None = None,
   max_iterations: int | None = None,
 ) -> MinNormSolution:
-  """Argmin over the simplex of ||z||^2 / 2 + slacks'weights, z = sum_k weights_k g_k.
+  """Weights of the minimum-norm point of a convex hull, with slacks if given.
 
-  Without slacks: the minimum-norm point of the convex hull.  With slacks, the dual of a
-  bundle of linear models, see `ddi_jax.danskin_direction`.
+    argmin over the simplex of ||z||^2 / 2 + slacks'weights,  z = sum_k weights_k g_k
 
-  Two solvers, compared in docs/min_norm.md.  "active_set" ends after a finite number of
-  pivots, about one per positive weight, with a gap at the level of rounding, whatever
-  the tolerance.  "projected_gradient" (accelerated, with adaptive restart) stops at the
-  tolerance; it needs more iterations the worse the gradients are scaled, and can end
-  without having converged.
+  Without slacks, z is the minimum-norm point of the convex hull.  With slacks, this is
+  the dual problem of a bundle of linear models, see `ddi_jax.danskin_direction`.
+
+  There are two solvers, compared in docs/min_norm.md.  "active_set" ends after a finite
+  number of pivots, about one per positive weight, with a gap at the level of rounding,
+  whatever the tolerance.  "projected_gradient" (accelerated, with adaptive restart)
+  stops at the tolerance.  It needs more iterations the worse the gradients are scaled,
+  and can end before it has converged.
 
   Args:
     gram: inner products of the vectors, `[K, K]`, symmetric positive semidefinite,
       K >= 1, floating point, of any scale.
-    slacks: `[K]`, or None for 0.  In units of the squared norm.  Only differences
-      matter.  Infinity excludes a vector.
+    slacks: `[K]` in units of the squared norm, or None for 0.  Only differences matter.
+      An infinite slack excludes its vector.
     solver: "active_set" or "projected_gradient".
     tolerance: the gap that counts as converged.  Default 1e-6 in float32, 1e-12 in
-      float64.  Where rounding is coarser than that, the solver stops at rounding, and
-      `converged` is False.
-    max_iterations: stop after so many; default 50 + 8 K for "active_set" (a few times
-      what it takes, but where rounding makes it cycle) and 1000 for the other.
+      float64.  If rounding does not allow so small a gap, the solver stops at the level
+      of rounding, and `converged` is False.
+    max_iterations: limit of the iterations.  The default is 50 + 8 K for "active_set"
+      (a few times what it needs, unless rounding makes it cycle) and 1000 for
+      "projected_gradient".
 
-  Weights and squared norm can be differentiated in both modes, any number of times, by
-  the implicit function theorem.  At a kink, where a weight of 0 is about to grow, the
-  derivative is that of the positive weights alone; where many weights are optimal, as
-  for equal vectors, it is that of their least change.
+  Weights and squared norm can be differentiated in forward and reverse mode, any number
+  of times, by the implicit function theorem.  At a kink, where a weight of 0 is about
+  to grow, the derivative is that of the positive weights alone.  If many weights are
+  optimal, as for equal vectors, it is the derivative that changes the weights least.
 
   Returns:
     `MinNormSolution`.  A NaN or infinity in `gram`, or a NaN in `slacks`, makes
@@ -90,7 +93,7 @@ def min_norm_weights(
 
   Raises:
     ValueError: if `gram` is not a floating-point square matrix with K >= 1, `slacks`
-      not `[K]`, the solver unknown or max_iterations < 1.
+      are not `[K]`, the solver is unknown or max_iterations < 1.
 
   Example:
     >>> import jax.numpy as jnp, ddi_jax
@@ -126,7 +129,7 @@ def _solve_gram(
 def check_solver(
   solver: str, tolerance: float | None, max_iterations: int | None
 ) -> None:
-  """Raises a ValueError that names the setting which no solver takes."""
+  """Raise ValueError, naming the setting, for a setting that no solver takes."""
   check_choice("solver", solver, SOLVERS)
   check_number("tolerance", tolerance, "[0, inf)", optional=True)
   check_positive_int("max_iterations", max_iterations, optional=True)
@@ -145,7 +148,7 @@ def solve(
   tolerance: float | None = None,
   max_iterations: int | None = None,
 ) -> MinNormSolution:
-  """`min_norm_weights` from inner products that keep the differences."""
+  """Solve `min_norm_weights` for a `ShiftedGram`, which keeps differences."""
   check_solver(solver, tolerance, max_iterations)
   size = len(inner.offsets)
   dtype = inner.offsets.dtype
@@ -156,16 +159,16 @@ def solve(
     max_iterations = 50 + 8 * size if solver == "active_set" else 1_000
   slacks = jnp.zeros(size, dtype) if slacks is None else jnp.asarray(slacks, dtype)
   slacks = slacks - jnp.min(slacks)
-  # The weights do not depend on the scale, which need not be differentiated.
+  # The weights do not depend on the scale, so it need not be differentiated.
   largest = jax.lax.stop_gradient(jnp.max(inner.squared_norms()))
   scale = jnp.where(largest > 0, largest, 1)
   finite = jnp.isfinite(largest) & jnp.all(jnp.isfinite(inner.differences))
   finite &= ~jnp.any(jnp.isnan(slacks))
   scaled = ShiftedGram(*(part / scale for part in inner))
-  # At the optimum a vector of positive weight has slack <= 2 (largest squared norm):
-  # what is beyond 4 may as well be 4, and does not drown the rest in rounding.
+  # At the optimum a vector of positive weight has slack <= 2 (largest squared norm).
+  # Slacks above 4 may therefore be 4, so that rounding does not drown the others.
   slacks = jnp.minimum(slacks / scale, 4)
-  # The solver's loops cannot be differentiated; what they find is, in the end.
+  # The solver's loops cannot be differentiated; their result is, at the end.
   hessian, offsets, squared_norm = jax.lax.stop_gradient(scaled)
   fixed_slacks = jax.lax.stop_gradient(slacks)
   linear = offsets + fixed_slacks
@@ -175,20 +178,20 @@ def solve(
   def certificate(
     weights: jax.Array,
   ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """(Gradient, weighted mean - gradient, what that is relative to, its rounding)."""
+    """(Gradient, weighted mean - gradient, reference of the gap, rounding error)."""
     gradient = matmul(hessian, weights) + linear
     terms = matmul(absolute, weights) + absolute_linear
     mean, mean_terms = matmul(jnp.stack([gradient, terms]), weights)
     shift = matmul(offsets, weights) + squared_norm
     value = mean + shift
-    # Where the terms of the value cancel, they leave their rounding in it.
+    # If the terms of the value cancel, only their rounding errors are left.
     zero = value <= 2 * size * eps * (mean_terms + jnp.abs(shift) + squared_norm)
     reference = jnp.where(zero, 1, value)
     return gradient, mean - gradient, reference, 4 * eps * (terms + mean_terms)
 
   def assess(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     gradient, violation, reference, rounding = certificate(weights)
-    # The finite method gains nothing from stopping before rounding stops it.
+    # The finite method gains nothing by stopping earlier than at rounding.
     stop = 0 if solver == "active_set" else tolerance
     allowed = jnp.maximum(stop * reference, rounding)
     return gradient, jnp.where(violation > allowed, violation, 0)

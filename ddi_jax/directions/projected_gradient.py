@@ -13,7 +13,7 @@ Assess = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 class _State(NamedTuple):
   weights: jax.Array  # [K]
-  gradient: jax.Array  # [K], there
+  gradient: jax.Array  # [K], at `weights`
   unsolved: jax.Array  # bool
   point: jax.Array  # [K], extrapolated
   point_gradient: jax.Array  # [K]
@@ -26,19 +26,20 @@ def minimize_on_simplex(
 ) -> tuple[jax.Array, jax.Array]:
   """Argmin over the simplex of 1/2 w' hessian w + linear' w.
 
-  The accelerated method of Beck and Teboulle (2009) with the adaptive restart of
-  O'Donoghue and Candes (2015).  Constant shifts of the gradient are inert on the
-  simplex, so the step length comes from the centred matrix P hessian P,
-  P = I - 11'/K: for nearly equal gradients it is far longer than 1 / ||hessian||.
+  This is the accelerated method of Beck and Teboulle (2009) with the adaptive restart
+  of O'Donoghue and Candes (2015).  Adding a constant to all entries of the gradient
+  changes nothing on the simplex, so the step length comes from the centred matrix P
+  hessian P, P = I - 11'/K.  For nearly equal gradients it is far longer than 1 /
+  ||hessian||.
 
-  Args, Returns: see `ddi_jax.active_set.minimize_on_simplex`.
+  For arguments and results see `ddi_jax.directions.active_set.minimize_on_simplex`.
   """
   size = len(hessian)
   eps = jnp.finfo(hessian.dtype).eps
   step = 1 / jnp.maximum(
     _centred_norm_bound(hessian), size * eps * jnp.max(jnp.abs(hessian))
   )
-  step = jnp.where(jnp.isfinite(step), step, 0)  # A zero Hessian.
+  step = jnp.where(jnp.isfinite(step), step, 0)  # The Hessian may be 0.
 
   def unfinished(state: _State) -> jax.Array:
     return state.unsolved & (state.iterations < max_iterations)

@@ -40,19 +40,21 @@ PER = ("example", "batch")
 
 @printed_as_table
 class ProximalInfo(NamedTuple):
-  """What is known of a proximal step.
+  """Diagnostics of a proximal step.
 
   Attributes:
-    weights: A, `[K, B]`; each example's sum to 1.  Equal columns per batch.
+    weights: A, `[K, B]`; each example's weights (a column) sum to 1.  With
+      `per="batch"` all columns are equal.
     losses: `loss_fn` on each candidate, `[K, B]`.
     aux: the auxiliary output of `loss_fn`, leaves `[K, ...]`; None without `has_aux`.
-    predicted_decrease: by how much the mean of the examples' greatest losses falls (per
-      batch, the greatest of the K batches' mean losses), as linearised, with the step
-      -t z: at least t ||z||^2 - gap.
+    predicted_decrease: the decrease that the linearised losses predict for the step -t
+      z; at least t ||z||^2 - gap.  It is the decrease of the mean of the examples'
+      greatest losses or, with `per="batch"`, of the greatest of the K batches' mean
+      losses.
     gap: the duality gap >= 0, in units of the loss: the model's value, proximal term
-      included, is at most so far above the least one.
-    iterations: vertices added.
-    passes: what it cost, in forward passes over B examples: a gradient counts as 3, a
+      included, is above its minimum by at most the gap.
+    iterations: number of vertices added.
+    passes: the cost in forward passes over B examples: a gradient counts as 3, a
       Jacobian-vector product as 2.
   """
 
@@ -84,7 +86,7 @@ class _State(NamedTuple):
   gradients: chex.ArrayTree
   weights: jax.Array  # [slots, K, G]
   used: jax.Array  # [slots] bool
-  linearised: jax.Array  # [K, G], losses after the step -t z, above the worst before
+  linearised: jax.Array  # [K, G], losses after the step -t z minus the worst before it
   gap: jax.Array
   decrease: jax.Array
   iterations: jax.Array
@@ -108,52 +110,57 @@ def proximal_danskin_gradient(
 ) -> tuple[chex.ArrayTree, ProximalInfo]:
   """Compute the gradient z whose step -t z minimises a model of the robust loss.
 
-  The model holds every example's loss l_bk at each of its candidates, with gradient
-  g_bk there:
+  The model linearises every example's loss at each of its candidates, where the loss is
+  l_bk and its gradient is g_bk:
 
     min over d of (1/B) sum_b max_k [l_bk + <g_bk, d>] + ||d||^2 / (2 t)
 
-  Its dual is over A, a point of the simplex per example: minimise
-  t/2 ||z||^2 - (1/B) sum_bk A_bk l_bk, with z = (1/B) sum_bk A_bk g_bk; then d = -t z.
-  t -> 0 gives the gradient at each example's worst candidate, t -> infinity the
-  minimum-norm point of the hull of all K^B batches that the candidates make up.  Per
-  batch, one weight vector is shared by all examples, and the model is that of
-  `ddi_jax.danskin_direction` with `bundle_step`.  (Prox-linear and bundle methods:
-  Lemarechal, 1975; Kiwiel, 1990.  Model-based stochastic optimisation: Davis and
-  Drusvyatskiy, 2019; Asi and Duchi, 2019.)
+  Its dual is over A, a point of the simplex for each example: minimise t/2 ||z||^2 -
+  (1/B) sum_bk A_bk l_bk, with z = (1/B) sum_bk A_bk g_bk; then d = -t z.  As
+  t -> 0, z becomes the gradient at each example's worst candidate.  As t -> infinity,
+  it becomes the minimum-norm point of the hull of the gradients of all K^B batches that
+  can be formed from the candidates.  With `per="batch"`, one weight vector is shared by
+  all examples, and the model is that of `ddi_jax.danskin_direction` with `bundle_step`.
+  (Prox-linear and bundle methods: Lemarechal, 1975; Kiwiel, 1990.  Model-based
+  stochastic optimisation: Davis and Drusvyatskiy, 2019; Asi and Duchi, 2019.)
 
-  The direction can be differentiated (in `params`, `candidates`, `step`), if the losses
-  can be twice: the vertices that were chosen are held, as a minimiser's support is.
+  The direction can be differentiated (in `params`, `candidates`, `step`) if the losses
+  can be differentiated twice.  The derivative holds the chosen vertices fixed, as that
+  of a minimiser holds its support fixed.
 
-  No example's gradient is computed.  Frank-Wolfe steps from the worst candidates on:
-  one Jacobian-vector product of all K B losses along z gives every <g_bk, z>; the next
-  vertex takes each example's greatest l_bk - t <g_bk, z>; one gradient of a batch made
-  up of these is the vertex' g.  Then z becomes the best combination of the old z, the
-  new vertex and the last few before it (`memory`), found exactly.
+  No example's own gradient is computed.  The method makes Frank-Wolfe steps, starting
+  from the worst candidates.  One Jacobian-vector product of all K B losses along z
+  gives every <g_bk, z>.  The next vertex takes each example's candidate of greatest
+  l_bk - t <g_bk, z>, and one gradient of the batch of these candidates is the vertex'
+  gradient.  Then z becomes the best combination, found exactly, of the old z, the new
+  vertex and the last few vertices before it (`memory`).
 
   Args:
     loss_fn: (params, inputs `[B, ...]`, labels) -> losses `[B]`, or (losses, aux);
       differentiable in forward and in reverse mode.
     params: pytree of floating-point arrays; lower precision is cast to float32.
     candidates: `[K, B, ...]`, from one source or several, concatenated.
-    labels: a pytree with leaves `[B, ...]`, handed to `loss_fn`.
-    step: t > 0, the length for which the model is made: with plain SGD the learning
+    labels: a pytree with leaves `[B, ...]`, passed to `loss_fn`.
+    step: t > 0, the length for which the model is made; with plain SGD, the learning
       rate.  A scalar array is allowed.
-    per: "example", or "batch" for one weight vector shared by all examples.
-    valid: bool `[K, B]`, False where an example has no such candidate; what stands
-      there is finite but does not count.  Each example needs one that is.  None: all.
-      Not per batch.
-    iterations: at most so many vertices after the first, >= 0.
+    per: "example" for one weight vector per example, or "batch" for one weight vector
+      shared by all examples.
+    valid: bool `[K, B]`, False where an example has no such candidate; the values there
+      must be finite, but do not count.  Each example needs at least one valid
+      candidate.  None: all are valid.  Not allowed with `per="batch"`.
+    iterations: greatest number of vertices after the first, >= 0.
     tolerance: stop once the gap is at most this fraction of the predicted decrease,
       >= 0.
-    memory: vertices kept beside z, >= 1.  1 is plain Frank-Wolfe with exact line
-      search, `iterations` its fully corrective form, which needs fewer iterations for
-      a small gap.  Each takes the memory of a gradient.
+    memory: number of vertices kept beside z, >= 1.  With 1 the method is plain
+      Frank-Wolfe with exact line search; with `iterations` it is the fully corrective
+      form, which needs fewer iterations for a small gap.  Each vertex takes the memory
+      of a gradient.
     mixes_examples: whether an example's loss depends on the rest of its batch, as with
-      BatchNorm in training mode.  Then a vertex' gradient is summed over the K batches
-      as they are, at K times the cost.
+      BatchNorm in training mode.  If so, a vertex' gradient is summed over the K
+      batches of candidates as they are, at K times the cost.
     has_aux: whether `loss_fn` returns (losses, aux).
-    at_a_time: compute at most so many at once, see `ddi_jax.restart_candidates`.
+    at_a_time: compute at most this many candidates at once, see
+      `ddi_jax.restart_candidates`.
 
   Returns:
     (z, leaves `[*param]` in float32 at least; `ProximalInfo`).
@@ -244,7 +251,7 @@ def _start(problem: _Problem, group_losses: jax.Array, slots: int) -> _State:
 
 
 def _advance(problem: _Problem, state: _State) -> _State:
-  """One Frank-Wolfe step: add a vertex, and go to the best point of all slots."""
+  """One Frank-Wolfe step: add a vertex, and go to the best combination of slots."""
   choice = jnp.argmax(_masked(state.linearised, problem.valid), axis=0)
   slot = 1 + state.iterations % (len(state.used) - 1)
   gradients = jax.tree.map(
@@ -254,7 +261,7 @@ def _advance(problem: _Problem, state: _State) -> _State:
   )
   weights = state.weights.at[slot].set(_one_hot(choice, state.linearised))
   used = state.used.at[slot].set(True)
-  # How far the mean of the losses is below that of the greatest, in every slot.
+  # For every slot, how far its mean loss is below the mean of the greatest losses.
   below = jax.vmap(_mean_under, (0, None))(weights, problem.shortfall)
   best = _best_combination(gradients, below, used, problem.step)
   gradient = jax.tree.map(
@@ -284,7 +291,7 @@ def _assess(
     return jax.jvp(losses_at, (problem.params,), (gradient,))[1]
 
   slopes = loops.map_leading(slopes_at, problem.candidates, problem.at_a_time)
-  # Above the worst before: losses themselves would drown a small step.
+  # Relative to the worst loss before: a small change would be lost in a loss' rounding.
   slopes = _grouped(slopes, problem.per_example)
   after = -problem.shortfall - problem.step * slopes
   greatest = jnp.max(_masked(after, problem.valid), axis=0)
@@ -293,7 +300,7 @@ def _assess(
 
 
 def _vertex_gradient(problem: _Problem, choice: jax.Array) -> chex.ArrayTree:
-  """The gradient of the batch made up of candidate choice[g] of each group g."""
+  """The gradient of the batch that takes candidate choice[g] for each group g."""
   num_candidates, batch = problem.candidates.shape[:2]
   if not problem.mixes_examples or not problem.per_example:
     chosen = chosen_candidates(problem.candidates, jnp.broadcast_to(choice, batch))
@@ -321,21 +328,21 @@ def _weighted_gradient(
 
 
 def _grouped(values: jax.Array, per_example: bool) -> jax.Array:
-  """`[K, B]` -> `[K, G]`: the mean of those that share their weights."""
+  """`[K, B]` -> `[K, G]`: the mean over the examples that share their weights."""
   return values if per_example else values.mean(axis=1, keepdims=True)
 
 
 def _one_hot(choice: jax.Array, like: jax.Array) -> jax.Array:
-  """`[G]` -> `[K, G]`."""
+  """One-hot columns, `[G]` -> `[K, G]`."""
   return jax.nn.one_hot(choice, len(like), axis=0, dtype=like.dtype)
 
 
 def _best_combination(
   gradients: chex.ArrayTree, below: jax.Array, used: jax.Array, step: Any
 ) -> jax.Array:
-  """The least t/2 ||z||^2 + below of all points between the used slots': weights."""
+  """Weights of the used slots that minimise t/2 ||z||^2 + the combined `below`."""
   inner, scale = KeptGradients(gradients).inner
-  # Where the quotient overflows, the slot is out of the question: but one stays finite.
+  # If the quotient overflows, the slot is excluded; at least one slot stays finite.
   largest = jnp.finfo(inner.offsets.dtype).max / 2
   above = jnp.where(used, below - jnp.min(below, where=used, initial=jnp.inf), 0)
   slacks = jnp.minimum(above / step / scale / scale, largest)
@@ -343,8 +350,8 @@ def _best_combination(
 
 
 def _mean_under(weights: jax.Array, values: jax.Array) -> jax.Array:
-  """Over the examples, of the sum weighted by `weights`, both `[K, G]`."""
-  # Where the weight is 0, the value may be anything.
+  """The mean over the examples of the sum weighted by `weights`, both `[K, G]`."""
+  # If the weight is 0, the value may be anything.
   return jnp.mean(jnp.sum(jnp.where(weights > 0, weights * values, 0), axis=0))
 
 
@@ -359,7 +366,7 @@ def check_settings(
   tolerance: float | jax.Array,
   memory: int,
 ) -> None:
-  """Raise a ValueError for a setting out of its range, which it names first."""
+  """Raise ValueError, naming the setting, for a setting out of its range."""
   check_positive("step", step)
   check_choice("per", per, PER)
   check_non_negative_int("iterations", iterations)
@@ -383,6 +390,6 @@ def _check_valid(valid: jax.Array | None, per: str, shape: tuple[int, ...]) -> N
   without = np.flatnonzero(~np.asarray(valid).any(axis=0))
   if len(without):
     raise ValueError(
-      f"valid must be True at one candidate of each example at least, got none for "
+      f"valid must be True for at least one candidate of each example, got none for "
       f"example {without[0]}, the first of {len(without)} such examples."
     )

@@ -1,4 +1,4 @@
-"""A direction from a rule for weights: what all aggregators of K gradients share."""
+"""A direction from a rule for weights: the code that all aggregators share."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 
 class WeightingInput(NamedTuple):
-  """What a weighting is computed from.
+  """The input of a weighting rule.
 
   Attributes:
-    inner: inner products of the K gradients / scale, without loss of their differences.
+    inner: inner products of the K gradients / scale, which keep the differences of the
+      gradients.
     scale: scalar > 0.
     losses: `[K]`, or None if `update` was not given them.
     key: a key, or None if `update` was not given one.
@@ -47,7 +48,7 @@ class WeightingInput(NamedTuple):
     """The candidates' losses, `[K]`.
 
     Raises:
-      ValueError: if `update` was not given them.
+      ValueError: if they were not passed to `update`.
     """
     if self.losses is None:
       raise ValueError(
@@ -58,14 +59,15 @@ class WeightingInput(NamedTuple):
 
 
 class Weights(NamedTuple):
-  """A combination of the gradients, and the descent that it guarantees.
+  """A combination of the gradients, with the descent that it guarantees.
 
   Attributes:
     weights: `[K]`.
-    slacks: `[K]`, the e in the guarantee of z, the combination, for every k:
-      <z, g_k> >= ||z||^2 + e'weights - e_k > 0 where e_k <= e'weights.  In units of
-      the Gram matrix.  None: no guarantee.
-    factor: what z is multiplied by in the end, where weights times it would overflow.
+    slacks: `[K]`, in units of the Gram matrix: the e in a guarantee for the combination
+      z.  For every k, <z, g_k> >= ||z||^2 + e'weights - e_k, which is > 0 if e_k <=
+      e'weights.  None: no guarantee.
+    factor: z is multiplied by it at the end.  It is kept apart from the weights because
+      their product would overflow.
   """
 
   weights: Float[Array, " K"]
@@ -77,19 +79,21 @@ Weighting = Callable[[WeightingInput], jax.Array | Weights]
 
 
 class DirectionState(NamedTuple):
-  """Diagnostics of the last direction, each a scalar; zeros before the first update.
+  """Scalar diagnostics of the last direction; zeros before the first update.
 
-  They describe the combination z = sum_k weights_k g_k itself: before unit-norm
-  scaling, and before whatever follows in the chain.
+  They describe the combination z = sum_k weights_k g_k itself, before it is scaled to
+  unit norm and before any later transformation of the chain.
 
   Attributes:
     norm: ||z||.
-    gap: relative duality gap, `1 - min_k <z, g_k> / ||z||^2`, at least 0.  Below 1, the
-      step along -z descends on all K linearised losses; 0 is the min-norm point.
-      0 where z = 0.  For the forms of `danskin_direction` that use the losses, the
-      gap of their problem, see `ddi_jax.MinNormSolution`.
+    gap: relative duality gap, `1 - min_k <z, g_k> / ||z||^2`, at least 0.  If it is
+      below 1, the step along -z descends on all K linearised losses; if it is 0, z is
+      the minimum-norm point.  It is also 0 if z = 0.  For the forms of
+      `danskin_direction` that use the losses, it is the gap of their problem, see
+      `ddi_jax.MinNormSolution`.
     cosine: mean cosine of the pairs of gradients (1 for K = 1).
-    min_cosine: the least of them.  Negative: some gradients are in conflict.
+    min_cosine: the least cosine of a pair; if it is negative, some gradients are in
+      conflict.
     support: number of gradients with positive weight (above 1e-6).
     relative_norm: ||z|| / min_k ||g_k||; 1 where both are zero.
   """
@@ -109,9 +113,9 @@ def weighted_direction(
 
     out = sum_k weights_k g_k
 
-  Every aggregator of this library is one: a new one is its weights and nothing else.
-  Where the weighting gives a guarantee (see `Weights`) that rounding breaks, the
-  combination counts as stationary, and zeros come out.
+  Every aggregator of this library is made by this function, so a new one only has to
+  define its weights.  If rounding breaks a guarantee that the weighting gives (see
+  `Weights`), the combination counts as stationary, and the direction is zero.
 
   Args:
     weighting: `WeightingInput` -> weights `[K]`, or `Weights`; a pure function.
@@ -172,12 +176,12 @@ def weighted_direction(
 
 
 class _Statistics(NamedTuple):
-  """What is known of a combination z, in units of the Gram matrix."""
+  """Statistics of a combination z, in units of the Gram matrix."""
 
   gram: jax.Array  # [K, K]
   norm: jax.Array  # ||z||
-  gap: jax.Array  # by how much z misses its guarantee, relative
-  stationary: jax.Array  # bool: z is zero, or misses its guarantee, to rounding
+  gap: jax.Array  # relative amount by which z misses its guarantee
+  stationary: jax.Array  # bool: up to rounding, z is 0 or misses its guarantee
 
 
 def _checked_losses(losses: Any, size: int) -> jax.Array | None:
@@ -219,7 +223,7 @@ def _scaled(
   scale: jax.Array,
   normalize: bool,
 ) -> chex.ArrayTree:
-  """The direction: the combination, to unit norm if wanted, zero where stationary."""
+  """The direction: the combination, scaled if wanted, or zero if stationary."""
   divisor = statistics.norm * scale if normalize else 1 / factor
   divisor = jnp.where(statistics.stationary, 1, divisor)
   return jax.tree.map(

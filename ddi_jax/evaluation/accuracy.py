@@ -1,4 +1,4 @@
-"""An accuracy and how well the examples at hand determine it."""
+"""An accuracy, with a confidence interval for it."""
 
 import math
 from statistics import NormalDist
@@ -13,11 +13,11 @@ CELLS = ("accuracy", "95 % interval")
 
 
 class Accuracy(NamedTuple):
-  """How many of how many examples are right.
+  """A number of correctly classified examples, out of a total.
 
   Attributes:
-    correct: their number.
-    total: of all examples.
+    correct: number of correctly classified examples.
+    total: number of all examples.
   """
 
   correct: int
@@ -38,13 +38,13 @@ class Accuracy(NamedTuple):
     return f"{self.value:.3f} [{low:.3f}, {high:.3f}]"
 
   def cells(self, sign: str = "") -> tuple[str, str]:
-    """In a table, below `CELLS`: sign and accuracy, and the interval."""
+    """The cells of a table below `CELLS`: accuracy with its sign, and interval."""
     low, high = self.interval
     return f"{sign}{self.value:.3f}", f"{low:.3f} to {high:.3f}"
 
 
 def accuracy_of(correct: np.ndarray) -> Accuracy:
-  """Of booleans `[N]`, whether each example is right."""
+  """The accuracy from booleans `[N]`: whether each example is correct."""
   return Accuracy(int(np.sum(correct)), len(correct))
 
 
@@ -53,9 +53,9 @@ def wilson_interval(
 ) -> tuple[float, float]:
   """The Wilson score interval of a probability.
 
-  The probabilities p that a two-sided score test would not reject:
+  The interval holds the probabilities p that a two-sided score test would not reject:
   |successes / total - p| <= z sqrt(p (1 - p) / total).  Unlike the usual "plus or minus
-  two standard errors" it holds for few examples and near 0 and 1 (Wilson, 1927).
+  two standard errors" it is valid for few examples and near 0 and 1 (Wilson, 1927).
 
   Args:
     successes: integer in [0, total].
@@ -86,7 +86,7 @@ def wilson_interval(
   half_width = math.sqrt(shrinkage * (fraction * (1 - fraction) + shrinkage / 4)) / (
     1 + shrinkage
   )
-  # Rounding would leave 1e-17 where the ends are 0 and 1 exactly.
+  # Rounding would leave 1e-17, but the ends are exactly 0 and 1 here.
   low = 0.0 if successes == 0 else centre - half_width
   high = 1.0 if successes == total else centre + half_width
   return low, high

@@ -1,4 +1,4 @@
-"""Robust accuracy against the radius."""
+"""Robust accuracy as a function of the radius."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -31,8 +31,9 @@ class RobustnessCurve(NamedTuple):
 
   Attributes:
     epsilons: the radii, increasing.
-    attacks: names of the attacks at each of them, in order.
-    result: of all radii; its attacks are named "ATTACK at EPSILON", without points.
+    attacks: names of the attacks that are run at each radius, in order.
+    result: the result at all radii, without points; its attacks are named "ATTACK at
+      EPSILON".
   """
 
   epsilons: tuple[float, ...]
@@ -41,9 +42,9 @@ class RobustnessCurve(NamedTuple):
 
   @property
   def accuracies(self) -> tuple[Accuracy, ...]:
-    """The robust accuracy at each radius; it never increases with it."""
+    """The robust accuracy at each radius; it never increases with the radius."""
     correct, broken_by = self.result.clean_correct, self.result.broken_by
-    # Nothing is attacked at radius 0.
+    # No attack is run at radius 0.
     rounds = np.arange(len(self.epsilons)) + (self.epsilons[0] > 0)
     return tuple(
       accuracy_of(correct & ((broken_by < 0) | (broken_by >= end)))
@@ -51,7 +52,7 @@ class RobustnessCurve(NamedTuple):
     )
 
   def table(self) -> Table:
-    """What is printed: rows of cells, and notes."""
+    """The printed table: rows of cells, and notes."""
     sign, notes = doubts(self.result.warnings, self.result.finished)
     rows = [
       (f"{epsilon:g}", *accuracy.cells(sign if epsilon > 0 else ""))
@@ -76,32 +77,34 @@ def robustness_curve(
 ) -> RobustnessCurve:
   """Robust accuracy at several radii, from the smallest to the largest.
 
-  A point found at one radius counts at all larger ones, so each radius only attacks the
-  examples that are left.  Each attack is compiled once for all radii.
+  A misclassified point that is found at one radius counts at all larger ones, so each
+  radius only attacks the examples that are still robust.  Each attack is compiled once
+  for all radii.
 
   Args:
-    key: a key; the outcome is a function of it and the other arguments.
+    key: a key; the result depends only on it and on the other arguments.
     logits_fn: inputs `[B, ...]` -> logits `[B, C]`, see `ddi_jax.autoattack`.
     inputs: `[N, ...]`, floating point.
     labels: integers `[N]` in [0, C).
-    make_threat_model: epsilon -> threat model, `ddi_jax.linf` say.
+    make_threat_model: epsilon -> threat model, for example `ddi_jax.linf`.
     epsilons: the radii, >= 0, increasing.
-    attacks: names as for `ddi_jax.autoattack`.  The default, both kinds of APGD, is
-      most of AutoAttack's strength for less than half of its time; the accuracies are
-      upper bounds.
+    attacks: names of attacks, as for `ddi_jax.autoattack`.  The default, both kinds of
+      APGD, has most of AutoAttack's strength for less than half of its time.  The
+      accuracies are upper bounds.
     batch_size: examples at a time, >= 1.
     bounds: the box `(low, high)` that holds the inputs, or None.
     after_batch: called with a `ddi_jax.attacks.Progress` after each batch; if it
       returns True, the evaluation stops.
-    resume: the result of an evaluation of the same (key, model, examples, radii,
-      attacks, bounds) that was stopped.
+    resume: the result of a stopped evaluation with the same key, model, examples,
+      radii, attacks and bounds.
 
   Returns:
     A `RobustnessCurve`.  The warnings of its result are also shown.
 
   Raises:
-    ValueError: for radii that are negative or do not increase, or a `resume` of
-      something else (`ddi_jax.attacks.ResumeError`); see `ddi_jax.autoattack`.
+    ValueError: for radii that are negative or do not increase; for a `resume` from a
+      different evaluation (`ddi_jax.attacks.ResumeError`); see also
+      `ddi_jax.autoattack`.
 
   Example:
     >>> import jax, jax.numpy as jnp, ddi_jax
@@ -167,7 +170,7 @@ def robustness_curve(
 def _attack_at_radius(
   make_threat_model: Callable[[Any], ThreatModel], name: str, bounds: Bounds
 ) -> Callable[..., jax.Array]:
-  """The attack of this name, at the radius that is its keyword argument."""
+  """The attack of this name, which takes the radius as a keyword argument."""
 
   def run(
     key: jax.Array,
@@ -187,7 +190,7 @@ def _attack_at_radius(
 def _check_resume(
   resume: Any, radii: tuple[float, ...], names: tuple[str, ...]
 ) -> None:
-  """Raises ValueError for what is no curve, or one of other radii or attacks."""
+  """Raise ValueError unless `resume` is None or a curve of these radii and attacks."""
   check_resume(resume, RobustnessCurve, "ddi_jax.robustness_curve")
   if resume is None:
     return

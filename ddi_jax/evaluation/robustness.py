@@ -1,4 +1,4 @@
-"""How accurate a classifier is, clean and under attack, and what to think of it."""
+"""Clean and robust accuracy of a classifier, with reasons to doubt them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,7 +29,8 @@ from ddi_jax.reuse import reused
 from ddi_jax.tables import Table, doubts, printed_as_table
 from ddi_jax.threat_models import Bounds, ThreatModel, check_threat_model
 
-# PGD's names: multiples of the calibrated temperature; None is the model as it is.
+# Names of PGD's runs, with the multiple of the calibrated temperature that divides the
+# logits.  None: the model is unchanged.
 _TEMPERATURES = {
   "pgd": None,
   "pgd-calibrated": 1.0,
@@ -45,13 +46,13 @@ class RobustnessEvaluation(NamedTuple):
 
   Attributes:
     mean_confidence: mean largest class probability on the clean inputs.
-    temperature: of `ddi_jax.calibrate_temperature` on the clean inputs; far above 1 is
-      over-confidence.
-    pgd: results of PGD on the model as it is ("pgd") and on its logits divided by the
-      temperature ("pgd-calibrated"), by a tenth and by ten times that; each by itself,
-      without points.
-    autoattack: the result that decides.
-    warnings: reasons to doubt the figures, a sentence each.
+    temperature: the result of `ddi_jax.calibrate_temperature` on the clean inputs; a
+      value far above 1 shows over-confidence.
+    pgd: results of PGD on the unchanged model ("pgd") and on its logits divided by the
+      temperature ("pgd-calibrated"), by a tenth of it ("pgd-calibrated/10") and by ten
+      times it ("pgd-calibrated*10"); each result is separate, without points.
+    autoattack: the result of AutoAttack, which is the decisive one.
+    warnings: reasons to doubt the accuracies, as one sentence each.
   """
 
   mean_confidence: float
@@ -62,17 +63,17 @@ class RobustnessEvaluation(NamedTuple):
 
   @property
   def clean(self) -> Accuracy:
-    """On the inputs as they are."""
+    """Accuracy on the clean inputs."""
     return accuracy_of(self.autoattack.clean_correct)
 
   @property
   def robust(self) -> Accuracy:
-    """Against AutoAttack (or the attacks that were asked for)."""
+    """Robust accuracy against AutoAttack (or the attacks that were chosen)."""
     return accuracy_of(self.autoattack.robust)
 
   @property
   def plain_pgd(self) -> Accuracy:
-    """Robust accuracy against PGD on the model as it is."""
+    """Robust accuracy against PGD on the unchanged model."""
     return accuracy_of(self.pgd["pgd"].robust)
 
   @property
@@ -87,12 +88,12 @@ class RobustnessEvaluation(NamedTuple):
 
   @property
   def finished(self) -> bool:
-    """Whether nothing is left to do."""
+    """Whether all attacks are finished."""
     results = (*self.pgd.values(), self.autoattack)
     return all(result.finished for result in results)
 
   def table(self, attacks: str = "AutoAttack") -> Table:
-    """What is printed: rows of cells, and notes; `attacks` names the last row."""
+    """The printed table: rows of cells, and notes; `attacks` names the last row."""
     sign, notes = doubts(self.warnings, self.finished)
     temperature = f"temperature {self.temperature:.3g}"
     rows = [
@@ -123,42 +124,48 @@ def evaluate(
   after_batch: AfterBatch | None = None,
   resume: RobustnessEvaluation | None = None,
 ) -> RobustnessEvaluation:
-  """Clean and robust accuracy, and whether confidence alone made PGD believe in it.
+  """Evaluate clean and robust accuracy, and whether over-confidence misleads PGD.
 
-  AutoAttack decides (see `ddi_jax.autoattack`).  Beside it stands PGD on cross entropy,
-  once on the model as it is and once on its logits divided by a temperature.
+  The robust accuracy is that against AutoAttack (see `ddi_jax.autoattack`).  For
+  comparison, PGD on cross entropy attacks the unchanged model, and its logits divided
+  by a temperature.
+
   Over-confidence, which unit-norm steps create, makes the gradient of cross entropy
-  vanish and PGD fail on models that are not robust; an adversary calibrates the
-  temperature first, by the likelihood of clean examples, or searches for the one that
-  breaks the most (Raina et al., 2024, "Extreme miscalibration and the illusion of
-  adversarial robustness").  Here the first is `ddi_jax.calibrate_temperature`, on the
-  inputs given, and the second the worst case of the model as it is and of a tenth, one
-  and ten times that temperature.
+  vanish, so that PGD fails on models that are not robust.  An adversary therefore
+  calibrates the temperature first, by the likelihood of clean examples, or searches for
+  the temperature that breaks the most examples (Raina et al., 2024, "Extreme
+  miscalibration and the illusion of adversarial robustness").  Here the calibrated
+  temperature is that of `ddi_jax.calibrate_temperature` on the given inputs.  The
+  search is the worst case of four runs of PGD: on the unchanged model, and at a tenth,
+  one and ten times the calibrated temperature.
 
   Args:
-    key: a key; the outcome is a function of it and the other arguments.
-    logits_fn: inputs `[B, ...]` -> logits `[B, C]`, not randomised; best a
+    key: a key; the result depends only on it and on the other arguments.
+    logits_fn: inputs `[B, ...]` -> logits `[B, C]`, not randomised; preferably a
       `jax.tree_util.Partial`, see `ddi_jax.autoattack`.
     inputs: `[N, ...]`, floating point.
     labels: integers `[N]` in [0, C).
     threat_model: `ddi_jax.linf`, `l2` or `l1`, whose epsilon is a number.
-    version: of AutoAttack, or names of attacks, or attacks by name; not "rand".
+    version: a version of AutoAttack except "rand", a list of attacks' names, or a
+      mapping from names to attacks.
     pgd_attack: the attack on cross entropy; None is PGD with 20 steps of
       `2.5 * epsilon / 20` from a random start, last iterate.
-    pgd_restarts: of it, >= 1, worst case per example.
+    pgd_restarts: number of runs of `pgd_attack`, >= 1; the worst case counts for each
+      example.
     batch_size: examples at a time, >= 1.
     bounds: the box `(low, high)` that holds the inputs, or None.
     after_batch: called with a `ddi_jax.attacks.Progress` after each batch of each
-      attack, PGD's among them; if it returns True, the evaluation stops there.
-    resume: the result of an evaluation of the same (key, model, examples, threat
-      model, bounds, attacks, PGD) that was stopped; the outcome is the same as without
+      attack, PGD included; if it returns True, the evaluation stops there.
+    resume: the result of a stopped evaluation with the same key, model, examples,
+      threat model, bounds, attacks and PGD.  The final result is the same as without
       the stop.
 
   Returns:
-    A `RobustnessEvaluation`; stopped, all figures in it are upper bounds.
+    A `RobustnessEvaluation`.  If the evaluation was stopped, all its figures are upper
+    bounds.
 
   Raises:
-    ValueError: see `ddi_jax.autoattack`; for a `resume` of something else it is a
+    ValueError: see `ddi_jax.autoattack`; a `resume` from a different evaluation raises
       `ddi_jax.attacks.ResumeError`.
 
   Example:
@@ -183,7 +190,7 @@ def evaluate(
   attacks = attacks_of(threat_model, version, bounds=bounds)
   check_positive_int("batch_size", batch_size)
   if pgd_attack is None:
-    # A step of length 0 is not an attack; at epsilon 0 any length projects back.
+    # PGD needs a step of positive length; at epsilon 0 any step is projected back.
     step_size = 2.5 * float(threat_model.epsilon) / 20 or 1.0
     pgd_attack = pgd(threat_model, steps=20, step_size=step_size, bounds=bounds)
   attack_key, pgd_key = jax.random.split(key)
@@ -229,8 +236,8 @@ def evaluate(
   if not evaluation.finished or not np.any(missed):
     return evaluation
   message = (
-    f"AutoAttack: PGD broke {np.sum(missed)} examples that it had not: believe the "
-    'lower figure, and try version "plus".'
+    f"AutoAttack: PGD broke {np.sum(missed)} examples that AutoAttack had not: trust "
+    'the lower accuracy, and try version "plus".'
   )
   warnings.warn(message, stacklevel=2)
   return evaluation._replace(warnings=(*evaluation.warnings, message))
@@ -248,7 +255,7 @@ def _attack_at_temperatures(
   is_stopped: Callable[[], bool],
   after_batch: AfterBatch,
 ) -> dict[str, AutoAttackResult]:
-  """PGD at multiples of the calibrated temperature, each by itself, until stopped."""
+  """PGD at multiples of the calibrated temperature, one by one, until stopped."""
   results = {}
   for index, (name, multiple) in enumerate(_TEMPERATURES.items()):
     stage_key = jax.random.fold_in(key, index)
@@ -280,7 +287,7 @@ def _attack_at_temperatures(
 
 @reused
 def _pgd_at_temperature(attack: Attack, restarts: int) -> Callable[..., jax.Array]:
-  """PGD on the logits divided by a temperature, its keyword argument."""
+  """PGD on the logits divided by `temperature`, which is a keyword argument."""
 
   def run(
     key: jax.Array,

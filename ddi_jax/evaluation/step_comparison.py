@@ -1,4 +1,4 @@
-"""What a step along each of several directions does to the robust loss."""
+"""The effect on the robust loss of a step along each of several directions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,10 +22,11 @@ from ddi_jax.tables import printed_as_table
 
 
 class TriedDirection(NamedTuple):
-  """A way from K candidates to one direction.
+  """A rule that makes one direction from K candidates.
 
   Attributes:
-    transformation: of the K gradients, `ddi_jax.danskin_direction()` say.
+    transformation: a transformation of the K gradients, for example
+      `ddi_jax.danskin_direction()`.
     select_worst: whether to reduce the candidates to the worst one of each example
       first; the transformation then sees one gradient.
   """
@@ -36,14 +37,14 @@ class TriedDirection(NamedTuple):
 
 @printed_as_table
 class StepEffects(NamedTuple):
-  """The robust loss before and after steps; D directions, L lengths, T test batches.
+  """Robust losses before and after steps: D directions, L lengths, T test batches.
 
   Attributes:
     before: `[T]`, the mean over the batch of the worst restart's loss.
-    after: `[D, L, T]`, the same after the step, attacked again.
-    cosines: of the pairs of directions, `[D, D]`; 0 with a direction that is zero.
-    states: of the transformations, leaves `[D]`.
-    losses: of the K candidates that the directions are made from, `[K, B]`.
+    after: `[D, L, T]`, the same after the step, with new attacks.
+    cosines: `[D, D]`, cosines of the pairs of directions; 0 if one of them is zero.
+    states: states of the transformations, leaves `[D]`.
+    losses: `[K, B]`, losses of the K candidates that the directions are made from.
   """
 
   before: jax.Array
@@ -64,28 +65,30 @@ def step_effects(
   evaluation_restarts: int,
   restarts_at_a_time: int | None = None,
 ) -> Callable[..., StepEffects]:
-  """Compares directions by the robust loss after a step, attacked again.
+  """Compare directions by the robust loss after a step, with a new attack.
 
   All directions are made from the same K candidates and scaled to unit norm, so that
-  they differ in direction alone; one that is zero (a stationary point) stays zero.  The
-  evaluation attack starts from the same random points before and after every step, so
-  that its luck cancels in the difference.
+  they differ in direction alone.  A direction that is zero (at a stationary point)
+  stays zero.  The evaluation attack starts from the same random points before and after
+  every step, so that its luck cancels in the difference.
 
   Args:
     loss_fn: (params, inputs `[B, ...]`, labels) -> losses `[B]`.
-    directions: by name; their order is that of the results.
+    directions: directions by name; the results have their order.
     step_lengths: lengths of the steps, in the parameters' Euclidean norm.
-    attack: makes the candidates.
+    attack: the attack that makes the candidates.
     num_restarts: K >= 1.
     evaluation_attack: a stronger attack, which measures the robust loss.
-    evaluation_restarts: how many runs of it, the worst of which counts per example.
-    restarts_at_a_time: of either attack, see `ddi_jax.restart_candidates`.
+    evaluation_restarts: number of runs of `evaluation_attack`; the worst run counts for
+      each example.
+    restarts_at_a_time: for both attacks, see `at_a_time` of
+      `ddi_jax.restart_candidates`.
 
   Returns:
-    Fn(params, batch, tests, key) -> `StepEffects`, to be called under `jax.jit`: batch
-    (inputs `[B, ...]`, labels), from which the directions are made; tests (inputs
-    `[T, B, ...]`, labels with leaves `[T, ...]`), on which the robust loss is measured.
-    The key is consumed.
+    fn(params, batch, tests, key) -> `StepEffects`, to be called under `jax.jit`.  The
+    directions are made from `batch`, (inputs `[B, ...]`, labels).  The robust loss is
+    measured on `tests`, (inputs `[T, B, ...]`, labels with leaves `[T, ...]`).  The key
+    is consumed.
 
   Raises:
     ValueError: if there is no direction or no step length, or a number of restarts is
@@ -157,7 +160,7 @@ def step_effects(
       made.append(_unit_direction(transformation, seen, losses.losses, params))
     units, states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
 
-    # One program for all that is measured: no step is a step of length 0.
+    # One program makes all measurements: the loss before is that of a step of length 0.
     which = jnp.repeat(jnp.arange(len(directions)), len(step_lengths))
     which = jnp.concatenate([jnp.zeros(1, which.dtype), which])
     lengths = jnp.tile(jnp.asarray(step_lengths, jnp.float32), len(directions))

@@ -24,11 +24,11 @@ def calibrate_temperature(
   """The temperature T for which softmax(logits / T) fits the labels best.
 
   It minimises the total cross entropy of logits / T (Guo et al., 2017, section 4.2),
-  which is convex in 1/T, plus one more example's of which every class is as likely:
-  where all examples are right, the cross entropy alone would want T -> 0.  (A prior of
-  one example, in the spirit of Platt, 1999, section 2.2.)
+  which is convex in 1/T, plus that of one more example for which every class is equally
+  likely.  Without this example, T would tend to 0 if all examples are classified
+  correctly.  (It is a prior of one example, in the spirit of Platt, 1999, section 2.2.)
 
-  Scaling the logits scales T: logits / T is the same function whatever a model's
+  Scaling the logits scales T, so logits / T does not depend on a model's
   over-confidence.
 
   Args:
@@ -36,9 +36,10 @@ def calibrate_temperature(
     labels: integers `[N]` in [0, C).
 
   Returns:
-    T > 0, a scalar, to about 1e-6 of its value; between 1e-8 and 1e8 times the largest
-    spread of an example's logits (the upper end for a model that is worse than chance),
-    1 where all logits are equal, or one is not finite.
+    T > 0, a scalar, accurate to about 1e-6 of its value.  It lies between 1e-8 and 1e8
+    times the largest spread of an example's logits (at the upper end for a model that
+    is worse than chance).  It is 1 if every example's logits are all equal, or if a
+    logit is not finite.
 
   Example:
     >>> import jax.numpy as jnp, ddi_jax
@@ -56,7 +57,7 @@ def calibrate_temperature(
   scaled = logits / jnp.where(solvable, spread, 1)
 
   def excess(log_inverse: jax.Array) -> jax.Array:
-    """The derivative by 1/T, of the sign that it has."""
+    """The derivative in 1/T, up to a positive factor."""
 
     def loss(inverse: jax.Array) -> jax.Array:
       each = losses.cross_entropy(inverse * scaled, labels)

@@ -19,16 +19,17 @@ if TYPE_CHECKING:
   from jaxtyping import Array, Float, PyTree
 
 
-_FEW = 16  # Gradients, so that a program with an operation for each stays small.
+_FEW = 16  # At most so many gradients have operations of their own in a program.
 
 
 class ShiftedGram(NamedTuple):
   """Inner products of K vectors g_k, relative to a reference vector r.
 
-  Nearly equal vectors lose their differences in the rounding of an ordinary Gram
-  matrix, differences + offsets 1' + 1 offsets' + squared_norm; with one of them as the
-  reference these are kept: at pairwise cosine .99999, weights right to 1e-5 instead of
-  .02 (docs/min_norm.md).  With r = 0, `differences` is the Gram matrix itself.
+  An ordinary Gram matrix is differences + offsets 1' + 1 offsets' + squared_norm.  Its
+  rounding hides the differences of nearly equal vectors.  With one of the vectors as
+  the reference, the differences are kept: at a pairwise cosine of .99999, weights are
+  accurate to 1e-5 instead of .02 (docs/min_norm.md).  With r = 0, `differences` is the
+  Gram matrix itself.
 
   Attributes:
     differences: <g_i - r, g_j - r>, `[K, K]`.
@@ -53,19 +54,19 @@ class ShiftedGram(NamedTuple):
 def gram_matrix(gradients: PyTree[Float[Array, "K ..."]]) -> Float[Array, "K K"]:
   """Compute the inner products of K gradients over all parameters.
 
-  Accumulated in float32 at least (float64 with x64 enabled) at the highest matmul
-  precision: tf32 or bfloat16 products would destroy the differences of nearly equal
-  gradients.
+  The products are accumulated in float32 at least (float64 with x64 enabled) at the
+  highest matmul precision: tf32 or bfloat16 products would destroy the differences of
+  nearly equal gradients.
 
   Args:
     gradients: pytree with leaves `[K, *param]`.
 
   Returns:
-    `[K, K]`.  Overflows where a squared norm does.
+    The Gram matrix, `[K, K]`.  It overflows if a squared norm does.
 
   Raises:
-    ValueError: if there is no leaf, a leaf is not floating point, has no leading axis,
-      or the leading axes differ or are empty.
+    ValueError: if there is no leaf, if a leaf is not floating point or has no leading
+      axis, or if the leading axes differ or are empty.
 
   Example:
     >>> import jax.numpy as jnp, ddi_jax
@@ -79,16 +80,16 @@ def gram_matrix(gradients: PyTree[Float[Array, "K ..."]]) -> Float[Array, "K K"]
 
 
 def shifted_gram(gradients: chex.ArrayTree) -> tuple[ShiftedGram, jax.Array]:
-  """(Inner products of gradients / scale, scale): scale is their largest entry.
+  """(Inner products of gradients / scale, scale), where scale is the largest entry.
 
   Squared norms of gradients of 1e-20 or 1e+20 leave the range of float32; those of the
   scaled gradients do not.  The products are taken relative to the shortest gradient.
-  Where the others do not lie within half its norm of it, they are converted to those
-  relative to the origin: the shift has gained nothing there, and costs a small multiple
-  of the rounding of a product, since no gradient is shorter.
+  If a gradient is further from it than half its norm, they are converted to products
+  relative to the origin.  The shift has gained nothing then, and costs a small multiple
+  of a product's rounding error, because no gradient is shorter.
 
-  Leaves keep their shapes, so that where their coordinates are split over devices
-  nothing but sums passes between these.
+  Leaves keep their shapes, so that if their coordinates are split over devices, only
+  sums pass between the devices.
 
   Args:
     gradients: pytree with leaves `[K, *param]`.
@@ -115,9 +116,9 @@ def shifted_gram(gradients: chex.ArrayTree) -> tuple[ShiftedGram, jax.Array]:
 
   def products(leaf: jax.Array) -> jax.Array:
     reference = _wide(leaf[shortest])[None]
-    shifted = _wide(leaf) - reference  # Before the division: that is exact.
-    # The reference's own row would be zero.  The reference stands there instead, so
-    # that one product of matrices gives the offsets too.
+    shifted = _wide(leaf) - reference  # Exact, before the division.
+    # The reference's own row would be zero.  It holds the reference instead, so that
+    # one product of matrices also gives the offsets.
     own = is_shortest.reshape(-1, *(1,) * (leaf.ndim - 1))
     rows = jnp.where(own, reference, shifted) / scale
     return _inner(rows, rows)
@@ -169,12 +170,13 @@ def check_gradients(gradients: chex.ArrayTree) -> int:
 
 
 class KeptGradients:
-  """K gradients in memory: what a direction asks of them.
+  """K gradients in memory, with the operations that a direction needs.
 
-  `ddi_jax.RecomputedGradients` offers the same without keeping them.
+  `ddi_jax.RecomputedGradients` offers the same operations without keeping the
+  gradients.
 
   Attributes:
-    inner: the inner products, and their scale, see `shifted_gram`.
+    inner: the inner products and their scale, see `shifted_gram`.
   """
 
   def __init__(
@@ -184,10 +186,11 @@ class KeptGradients:
 
     Args:
       gradients: leaves `[K, *param]`.
-      params: leaves `[*param]`, to check against, or None.
+      params: parameters with leaves `[*param]`, to check the shapes against, or None.
 
     Raises:
-      ValueError: see `gram_matrix`; also if shapes do not fit the parameters'.
+      ValueError: see `gram_matrix`; also if the shapes do not fit those of the
+        parameters.
     """
     check_gradients(gradients)
     if params is not None:
@@ -206,9 +209,10 @@ class KeptGradients:
     return jax.tree.map(combine_leaf, self._gradients)
 
   def descents(self, weights: jax.Array, combination: chex.ArrayTree) -> jax.Array:
-    """<z, g_k> of z = `combine(weights)`, `[K]`, in units of `inner`.
+    """Inner products <z, g_k>, z = `combine(weights)`, `[K]`, in units of `inner`.
 
-    Of z as it was rounded: an inner product too small for the Gram matrix is seen.
+    They are computed from the rounded z, and so show an inner product that is too small
+    for the Gram matrix.
     """
     del weights
     _, scale = self.inner
@@ -222,7 +226,7 @@ class KeptGradients:
     return jnp.stack(jax.tree.leaves(products)).sum(axis=0)
 
   def cast(self, direction: chex.ArrayTree) -> chex.ArrayTree:
-    """To the gradients' own types."""
+    """Cast a direction to the dtypes of the gradients."""
     return jax.tree.map(
       lambda leaf, like: leaf.astype(like.dtype), direction, self._gradients
     )
@@ -246,7 +250,8 @@ def unit_norm(tree: chex.ArrayTree) -> chex.ArrayTree:
 def pairwise_cosines(gram: jax.Array) -> jax.Array:
   """Cosines of the pairs i < j, `[K (K - 1) / 2]`; 0 where a gradient is zero.
 
-  For K = 1, where there is no pair, `[1]`: a gradient agrees with itself.
+  For K = 1 there is no pair, and the result is a single 1: a gradient agrees with
+  itself.
   """
   if len(gram) == 1:
     return jnp.ones(1, gram.dtype)
@@ -263,10 +268,10 @@ def _inner(first: jax.Array, second: jax.Array) -> jax.Array:
 
 
 def _one_after_another(gradients: jax.Array) -> jax.Array:
-  """The same `[K, *param]`, for TPUs laid out as K whole gradients in memory.
+  """The same `[K, *param]`, on TPUs laid out in memory as K whole gradients.
 
-  For a product of matrices XLA would pad K to 16, the rows of a tile, and copy every
-  gradient into that form as it is computed (docs/benchmarks.md).
+  Otherwise, for a product of matrices, XLA would pad K to 16, the rows of a tile, and
+  copy every gradient into that form as it is computed (docs/benchmarks.md).
   """
   if platform.target() != "tpu":
     return gradients
@@ -275,15 +280,15 @@ def _one_after_another(gradients: jax.Array) -> jax.Array:
 
 
 def _stand_alone(gradients: jax.Array) -> bool:
-  """Whether each of the K `[*param]` is best read as an array of its own.
+  """Whether each of the K `[*param]` is best read as a separate array.
 
-  XLA for TPUs then makes one pass over the memory of what depends on all K.
+  XLA for TPUs then reads memory only once for results that depend on all K.
   """
   return platform.target() == "tpu" and len(gradients) <= _FEW
 
 
 def _of_each(fn: Callable[[jax.Array], jax.Array], gradients: jax.Array) -> jax.Array:
-  """A function of each of the K gradients `[*param]`, stacked."""
+  """Apply a function to each of the K gradients `[*param]`, and stack the results."""
   if _stand_alone(gradients):
     return jnp.stack([fn(gradient) for gradient in gradients])
   return jax.vmap(fn)(gradients)

@@ -26,7 +26,7 @@ LOSS_KEYS = ("per_candidate", "shared")
 
 @printed_as_table
 class RestartInfo(NamedTuple):
-  """What else is known of the K candidates.
+  """The K candidates, with the losses and auxiliary outputs at them.
 
   Attributes:
     candidates: the adversarial inputs, `[K, B, ...]`.
@@ -52,16 +52,17 @@ def candidate_gradients(
   """Compute the parameter gradient of the batch-mean loss at each of K candidates.
 
   Parameters of lower precision are cast to float32 first, so that the differences
-  between the K gradients survive; a `loss_fn` that wants to compute in bfloat16 casts
+  between the K gradients survive.  If `loss_fn` is to compute in bfloat16, it must cast
   inside.
 
   Args:
     loss_fn: (params, inputs `[B, ...]`, labels) -> losses `[B]`, or (losses, aux).
     params: pytree of floating-point arrays.
     candidates: `[K, B, ...]`, K >= 1.
-    labels: handed to `loss_fn`.
+    labels: passed to `loss_fn`.
     has_aux: whether `loss_fn` returns (losses, aux), as in `jax.grad`.
-    at_a_time: compute at most so many at once, see `ddi_jax.restart_candidates`.
+    at_a_time: compute at most this many candidates at once, see
+      `ddi_jax.restart_candidates`.
     keys: for a random loss (Dropout, for example), a key for each candidate, `[K]`;
       `loss_fn` is then a function of (params, inputs, labels, key).
 
@@ -70,7 +71,7 @@ def candidate_gradients(
 
   Raises:
     ValueError: if the losses do not have shape `[B]`, a parameter is not floating
-      point, or there are keys, but not K.
+      point, or the number of keys is not K.
 
   Example:
     >>> import jax.numpy as jnp, ddi_jax
@@ -106,7 +107,8 @@ def restart_gradients(
 ) -> Callable[..., tuple[chex.ArrayTree, RestartInfo]]:
   """Attack the batch from K restarts and take the parameter gradient at each.
 
-  The input of `danskin_direction`: Latorre et al. (2023), algorithm 1.
+  The gradients are the input of `danskin_direction` in algorithm 1 of Latorre et al.
+  (2023).
 
   Args:
     loss_fn: (params, inputs `[B, ...]`, labels `[B]`) -> losses `[B]`, or
@@ -115,14 +117,16 @@ def restart_gradients(
     num_restarts: K >= 1.
     has_aux: whether `loss_fn` returns (losses, aux).  `aux` may hold new model state,
       BatchNorm statistics for example; the attack ignores it.
-    attack_loss_fn: what the attack increases, if not `loss_fn`: (params, inputs,
-      labels) -> losses `[B]`.  Here the model's mode during the attack is chosen.
-    restarts_at_a_time: attack, and take gradients, for at most so many restarts at
+    attack_loss_fn: the loss that the attack increases, if it is not `loss_fn`: (params,
+      inputs, labels) -> losses `[B]`.  Use it to choose the model's mode during the
+      attack.
+    restarts_at_a_time: attack, and take gradients, for at most this many restarts at
       once; see `ddi_jax.restart_candidates`.
-    loss_keys: for a random loss (Dropout, for example), which is then a function of
-      (params, inputs, labels, key): "per_candidate" for a draw of its own at each
-      candidate, "shared" for one that all have.  An attack on `loss_fn` itself sees one
-      draw, which with "shared" is that of the gradients.  None: there is no key.
+    loss_keys: for a random loss (Dropout, for example); `loss_fn` is then a function of
+      (params, inputs, labels, key).  "per_candidate" draws separately at each
+      candidate, "shared" makes one draw for all.  An attack on `loss_fn` itself sees a
+      single draw; with "shared" it is the draw of the gradients.  None: there is no
+      key.
 
   Returns:
     fn(params, inputs, labels, key) -> (gradients of the batch-mean loss, leaves
@@ -130,7 +134,7 @@ def restart_gradients(
 
   Raises:
     ValueError: if `num_restarts` or `restarts_at_a_time` is not an integer >= 1, or
-      `loss_keys` is something else.
+      `loss_keys` is unknown.
 
   Example:
     >>> import jax, jax.numpy as jnp, ddi_jax
@@ -190,7 +194,7 @@ def restart_gradients(
 def check_candidates(candidates: Any, labels: Any) -> None:
   """Raise ValueError for candidates that are not `[K, B, ...]`, K >= 1.
 
-  B is known from the labels where these are classes, integers `[B]`.
+  If the labels are classes, integers `[B]`, they determine B.
   """
   check_array("candidates", candidates)
   is_array = isinstance(labels, ARRAYS) and labels.ndim == 1
@@ -200,15 +204,15 @@ def check_candidates(candidates: Any, labels: Any) -> None:
   if not is_batch or not len(candidates):
     raise ValueError(
       f"candidates must be [K, {batch}, ...], K >= 1 copies of the batch, got shape "
-      f"{candidates.shape}.  Of one copy of the inputs pass inputs[None]."
+      f"{candidates.shape}.  For one copy of the inputs pass inputs[None]."
     )
 
 
 def points_of(candidates: jax.Array, keys: jax.Array | None) -> Any:
-  """What a loss is taken at: leaves `[K, ...]` of (candidates,) or (candidates, keys).
+  """The arguments of K losses: leaves `[K, ...]` of (candidates,) or with keys.
 
   Raises:
-    ValueError: if there are keys, but not K.
+    ValueError: if the number of keys is not K.
   """
   if keys is None:
     return (candidates,)
@@ -246,7 +250,7 @@ def checked_losses(
   labels: Any,
   *key: jax.Array,
 ) -> tuple[jax.Array, Any]:
-  """(Losses, aux), where the losses must have shape `[B]`."""
+  """(Losses, aux) of `loss_fn`, after a check that the losses have shape `[B]`."""
   result = loss_fn(params, inputs, labels, *key)
   if has_aux and not (isinstance(result, tuple) and len(result) == 2):
     raise ValueError(

@@ -1,4 +1,4 @@
-"""K gradients that are not kept: computed again whenever they are needed."""
+"""K gradients that are not kept, but computed again whenever they are needed."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 @jax.tree_util.register_pytree_node_class
 class RecomputedGradients:
-  """Stands for K gradients, of which only a few exist at any time.
+  """A stand-in for K gradients, of which only a few exist at any time.
 
-  Any of the directions takes it for its updates.  It is a pytree of the parameters,
+  Every direction accepts it in place of its updates.  It is a pytree of the parameters,
   the candidates, the labels and the inner products.
 
-  With n gradients at a time and N = ceil(K / n), inner products take about
-  K (N + 1) / 2 gradient computations, the combination one for each positive weight.
+  With n gradients at a time and N = ceil(K / n), the inner products take about K (N +
+  1) / 2 gradient computations, and the combination takes one for each positive weight.
 
   Attributes:
-    inner: the inner products, and their scale, see `gradients.gram.shifted_gram`.
+    inner: the inner products and their scale, see `gradients.gram.shifted_gram`.
   """
 
   def __init__(
@@ -68,19 +68,20 @@ class RecomputedGradients:
     return jax.lax.scan(add, zeros, (weights, points))[0]
 
   def descents(self, weights: jax.Array, combination: chex.ArrayTree) -> jax.Array:
-    """<z, g_k> of z = `combine(weights)`, `[K]`, in units of `inner`.
+    """Inner products <z, g_k>, z = `combine(weights)`, `[K]`, in units of `inner`.
 
-    From the inner products: of `combination` itself it would cost K gradients more.
+    They are computed from the inner products of the gradients, because those with
+    `combination` itself would cost K more gradients.
     """
     del combination
     return matmul(self.inner[0].matrix(), weights)
 
   def cast(self, direction: chex.ArrayTree) -> chex.ArrayTree:
-    """As it is: there are no gradients whose types it could take."""
+    """The direction unchanged: there are no gradients whose dtypes it could take."""
     return direction
 
   def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The arrays, and what is static."""
+    """The arrays, and the static parts."""
     return (self._arguments, self.inner), (self._loss_fn, self._has_aux)
 
   @classmethod
@@ -103,16 +104,16 @@ def recomputed_gradients(
 ) -> tuple[RecomputedGradients, RestartInfo]:
   """Stand in for K gradients that would not fit into memory together.
 
-  Like `ddi_jax.candidate_gradients`, but the gradients are computed when their inner
-  products and their combination are needed, a few at a time: memory does not grow with
-  K, at about twice the time of a step (docs/benchmarks.md).
+  The function is like `ddi_jax.candidate_gradients`, but the gradients are computed
+  when their inner products and their combination are needed, a few at a time.  Memory
+  does not grow with K; a step takes about twice the time (docs/benchmarks.md).
 
   Args:
     loss_fn: (params, inputs `[B, ...]`, labels) -> losses `[B]`, or (losses, aux).
     params: pytree of floating-point arrays; lower precision is cast to float32.
     candidates: `[K, B, ...]`, K >= 1.
-    labels: handed to `loss_fn`.
-    at_a_time: gradients kept at once, n >= 1.
+    labels: passed to `loss_fn`.
+    at_a_time: number of gradients kept at once, n >= 1.
     has_aux: whether `loss_fn` returns (losses, aux).
     keys: for a random loss, see `ddi_jax.candidate_gradients`.
 
@@ -152,7 +153,7 @@ def _inner_products(
   points: tuple[jax.Array, ...],
   at_a_time: int,
 ) -> tuple[tuple[ShiftedGram, jax.Array], Any]:
-  """((`ShiftedGram`, scale), aux of all), a block of gradients against all others."""
+  """((`ShiftedGram`, scale), all aux), a block of gradients against all others."""
   count = len(points[0])
   at_a_time = min(at_a_time, count)
 
@@ -162,12 +163,12 @@ def _inner_products(
   def block(carry: Any, start: jax.Array) -> Any:
     products, offsets, all_aux, reference, scale = carry
     first = start == 0
-    # The last block may reach back over the one before: the same values again.
+    # The last block may overlap the one before; it computes the same values again.
     start = jnp.minimum(start, count - at_a_time)
     indices = start + jnp.arange(at_a_time)
     kept, aux = jax.lax.map(rows_of, at(indices))
     kept = [rows.reshape(at_a_time, -1) for rows in kept]
-    # The differences that matter are those to some gradient: the first will do.
+    # Any gradient may be the reference of the differences; take the first.
     reference = [
       jnp.where(first, rows[:1], row) for rows, row in zip(kept, reference, strict=True)
     ]
@@ -215,7 +216,7 @@ def _plain_and_shifted(
   reference: list[jax.Array],
   scale: jax.Array,
 ) -> jax.Array:
-  """Inner products of rows and of their differences to the reference, `[2, n, m]`."""
+  """Inner products of rows, and of their differences from `reference`, `[2, n, m]`."""
   plain, shifted = [], []
   for a, b, r in zip(first, second, reference, strict=True):
     plain.append(matmul(a / scale, b.T / scale))

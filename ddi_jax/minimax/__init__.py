@@ -1,4 +1,4 @@
-"""Minimise the greatest of K smooth losses, or of those at all points of a set."""
+"""Minimise the greatest of K smooth losses, or of losses over a set of points."""
 
 from ddi_jax.minimax.solver import (
   MinimaxProgress,

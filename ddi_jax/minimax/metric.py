@@ -11,13 +11,13 @@ from ddi_jax.numerics.precision import matmul
 
 
 class Metric(NamedTuple):
-  """An inverse Hessian H of limited memory: the BFGS updates of `scale` times identity.
+  """A limited-memory inverse Hessian H: BFGS updates of `scale` times identity.
 
   Attributes:
     steps: `[M, D]`, the newest last.
-    changes: `[M, D]`, of the gradient along the steps.
-    curvatures: `[M]`, their inner products; 0 marks an empty place.
-    scale: of the identity that the updates start from.
+    changes: `[M, D]`, changes of the gradient along the steps.
+    curvatures: `[M]`, inner products of steps and changes; 0 marks an empty slot.
+    scale: factor of the identity that the updates start from.
   """
 
   steps: jax.Array
@@ -38,7 +38,7 @@ def empty_metric(memory: int, scale: jax.Array, size: int) -> Metric:
 
 
 def apply_metric(metric: Metric, gradients: jax.Array) -> jax.Array:
-  """H g for each of K vectors, `[K, D]`, by the two loops of L-BFGS.
+  """Apply H to each of K vectors, `[K, D]`, by the two loops of L-BFGS.
 
   Nocedal and Wright (2006), "Numerical optimization", algorithm 7.4.
   """
@@ -75,13 +75,14 @@ def add_pair(
   Args:
     metric: H.
     step: `[D]`.
-    change: `[D]`, of the gradient.
+    change: `[D]`, the change of the gradient.
     metric_step: `[D]`, inverse(H) step.
 
   Returns:
     The same metric if the step is zero or anything is not finite.
   """
-  # Powell (1978): of the curvature seen, as much as keeps a fifth of what H expects.
+  # Powell (1978): damp the change so that the curvature is at least a fifth of what H
+  # expects.
   seen, expected = matmul(step, change), matmul(step, metric_step)
   damped = 0.8 * expected / jnp.where(seen < expected, expected - seen, 1)
   share = jnp.where(seen >= 0.2 * expected, 1, damped)

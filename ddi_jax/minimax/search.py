@@ -1,4 +1,4 @@
-"""One step on a maximum: the direction in a metric, and how far to follow it."""
+"""One step that lowers a maximum: its direction in a metric, and its length."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ddi_jax.minimax.metric import Metric, apply_metric
 from ddi_jax.numerics.precision import matmul
 
 LossesOfStep = Callable[[jax.Array], jax.Array]  # step [D] -> losses [K]
-_SUFFICIENT = 1e-3  # of the model's decrease, for a step to be taken
+_SUFFICIENT = 1e-3  # A step must achieve this fraction of the model's decrease.
 _GROWTH = 4.0
 _MOST_GROWTH = 1e8
 
 
 class Model(NamedTuple):
-  """max_k (losses_k + <gradients_k, step>), at one point.
+  """The model max_k (losses_k + <gradients_k, step>) at one point.
 
   Attributes:
     losses: `[K]`.
     gradients: `[K, D]`.
-    metric_gradients: H gradients, `[K, D]`.
+    metric_gradients: H gradients, `[K, D]`, where H is the metric.
     inner: gradients H gradients', `[K, K]`, relative to the gradient of greatest loss.
   """
 
@@ -40,9 +40,10 @@ class Proposal(NamedTuple):
 
   Attributes:
     step: `[D]`.
-    weights: `[K]`, the multipliers.
-    decrease: of the model, without the squared length, >= 0.
-    gap: of the model, with it: what the model says can still be gained, >= 0.
+    weights: `[K]`, the multipliers of the losses.
+    decrease: the decrease of the model, without the squared length, >= 0.
+    gap: the decrease of the model with the squared length, >= 0: what can still be
+      gained according to the model.
     curved: whether most of the decrease is limited by the squared length alone.
   """
 
@@ -57,15 +58,15 @@ class Search(NamedTuple):
   """The best step found so far, and what to try next.
 
   Attributes:
-    proposal: the best.
-    factor: the metric's factor of the best.
-    losses: `[K]`, after the best.
-    found: whether there is one.
-    trials: how many losses were computed.
-    next_factor: of the next trial.
-    corrects: whether the next trial corrects the model by what this one showed.
+    proposal: the best proposal.
+    factor: factor of the metric for the best proposal.
+    losses: `[K]`, the losses after the best step.
+    found: whether a step was found.
+    trials: number of times the losses were computed.
+    next_factor: factor of the metric in the next trial.
+    corrects: whether the next trial corrects the model by the losses of the last trial.
     offsets: `[K]`, losses of the model in the next trial.
-    decrease: of the model without a correction, in the last trial.
+    decrease: decrease of the model without a correction, in the last trial.
     done: whether the search has ended.
   """
 
@@ -82,7 +83,7 @@ class Search(NamedTuple):
 
 
 def linear_model(losses: jax.Array, gradients: jax.Array, metric: Metric) -> Model:
-  """The model in a metric."""
+  """The linear model of the losses, in a metric."""
   reference = gradients[jnp.argmax(losses)]
   differences = gradients - reference[None]
   images = apply_metric(metric, jnp.concatenate([differences, reference[None]]))
@@ -96,7 +97,7 @@ def linear_model(losses: jax.Array, gradients: jax.Array, metric: Metric) -> Mod
 
 
 def propose(model: Model, factor: jax.Array, offsets: jax.Array) -> Proposal:
-  """Minimises the model with `offsets` for losses, in the metric `factor` H."""
+  """Minimise the model with losses `offsets`, in the metric `factor` times H."""
   inner = ShiftedGram(*(factor * part for part in model.inner))
   slacks = jnp.max(offsets) - offsets
   solution = solve(inner, slacks)
@@ -122,29 +123,29 @@ def find_step(
 ) -> Search:
   """Find a step that ends below a reference by a fraction of the model's decrease.
 
-  The reference is the greatest loss, or that of a few steps before: a step that rises a
-  little now often saves many later, where the kinks are curved (Grippo et al., 1986;
-  for a maximum Zhou and Tits, 1993).
+  The reference is the greatest loss now or a few steps before: a step that rises a
+  little now often saves many later, if the kinks are curved (Grippo et al., 1986; for a
+  maximum Zhou and Tits, 1993).
 
-  The first trial is the model's minimiser in the metric.  Where it lowers the loss by
-  all that the linear model says, so that no curvature is seen, the metric is stretched
-  as long as that helps.  Where a trial fails, the next corrects the model's losses by
-  what it showed, which keeps steps long at a curved ridge (Maratos, 1978).  Where that
-  fails too, the metric is shrunk: the step turns towards the gradient of the greatest
-  loss, so that one of them descends.
+  The first trial is the model's minimiser in the metric.  If it lowers the loss by all
+  that the linear model predicts, no curvature is seen, and the metric is stretched as
+  long as that helps.  If a trial fails, the next one corrects the model's losses by the
+  losses of the failed trial, which keeps steps long at a curved ridge (Maratos, 1978).
+  If that fails too, the metric is shrunk: the step turns towards the gradient of the
+  greatest loss, so that a later trial descends.
 
   Args:
-    model: at the current point.
-    losses_of_step: the losses after a step.
+    model: the model at the current point.
+    losses_of_step: step -> the losses after it.
     first: `propose(model, 1, model.losses)`.
-    reference: at least the greatest of the model's losses.
-    max_trials: give up after so many.
+    reference: a value that is at least the greatest of the model's losses.
+    max_trials: give up after this many trials.
 
   Returns:
-    The search when it has ended; without a step that was found, `proposal` is `first`.
+    The search when it has ended.  If no step was found, `proposal` is `first`.
   """
   value = jnp.max(model.losses)
-  # What the model says to gain, when it is lost in the rounding of the losses.
+  # A predicted gain of this size is lost in the rounding of the losses.
   rounding = jnp.finfo(value.dtype).eps * jnp.abs(value)
 
   def trial(state: Search) -> Search:
@@ -156,19 +157,19 @@ def find_step(
     )
     losses = losses_of_step(proposal.step)
     reached = jnp.where(jnp.all(jnp.isfinite(losses)), jnp.max(losses), jnp.inf)
-    # A correction is held to what the model said without it.
+    # A correction is compared with the decrease of the model without it.
     decrease = jnp.where(is_correction, state.decrease, proposal.decrease)
     gained = value - reached
     below = reference - reached
     good = (below > 0) & (below >= _SUFFICIENT * decrease)
     better = good & (~state.found | (reached < jnp.max(state.losses)))
-    # The model holds, as far as the rounding of the losses lets us see.
+    # Stretch if the model is right, as far as the rounding of the losses shows.
     stretch = gained >= 0.9 * decrease - 4 * rounding
     stretch &= ~is_correction & proposal.curved & (state.next_factor >= 1)
     stretch &= better | is_first
     growth = jnp.clip(16 * rounding / decrease, _GROWTH, _MOST_GROWTH)
     correct = ~is_correction & ~good & ~stretch & ~state.found & jnp.isfinite(reached)
-    # The decrease along the step, as a parabola, is greatest at this fraction of it.
+    # The decrease along the step, fitted by a parabola, is greatest at this fraction.
     fraction = decrease / (2 * jnp.maximum(decrease - gained, decrease / 2))
     fraction = jnp.where(jnp.isfinite(reached), jnp.clip(fraction, 0.1, 0.5), 0.1)
     kept = jax.tree.map(

@@ -1,4 +1,4 @@
-"""The greatest of K smooth losses, minimised."""
+"""Minimisation of the greatest of K smooth losses."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
   from jaxtyping import Array, Bool, Float, Int, PyTree
 
 
-# Steps in a row that improve the best value by no more than the rounding of what was
-# gained.
+# Give up after this many steps in a row that improve the best value by no more than the
+# rounding of the total gain.
 _MOST_STALE = 30
 
 
@@ -36,9 +36,9 @@ class MinimaxStatus(enum.IntEnum):
   """Why `minimize_max` stopped."""
 
   RUNNING = 0
-  CONVERGED = 1  # The gap is within the tolerance, and a step gained no more.
+  CONVERGED = 1  # The gap and the gain of a step are within the tolerance.
   MAX_STEPS = 2
-  NO_DESCENT = 3  # No step lowers the greatest loss: rounding, or a kink in a loss.
+  NO_DESCENT = 3  # No step that lowers the greatest loss was found: rounding or a kink.
   NOT_FINITE = 4  # A loss or a gradient at the start is not finite.
 
 
@@ -47,18 +47,18 @@ class MinimaxSolution(NamedTuple):
   """The result of `minimize_max`.
 
   Attributes:
-    params: the parameters of the least value found.
+    params: the parameters with the least value found.
     value: the greatest loss at `params`, as `losses_fn` gives it.
     losses: `[K]`, at `params`.
-    weights: `[K]`, on the simplex: the multipliers.  At a minimum the gradients
-      weighted by them sum to 0, and only greatest losses have weight.
-    gap: what the model of the last step says can still be gained, in units of the
-      loss: the greatest loss, less the least value over d of
-      max_k (loss_k + <gradient_k, d>) + |d|^2 / 2, with the length |d| in the metric of
-      the curvature seen.  0 at a stationary point and nowhere else.  For convex losses,
-      no point within length r has a value below value - gap - r sqrt(2 gap).
-    steps: how many gradients were taken, of all losses each.
-    evaluations: how often the losses were computed.
+    weights: `[K]`, on the simplex: the multipliers of the losses.  At a minimum the
+      gradients weighted by them sum to 0, and only greatest losses have weight.
+    gap: what can still be gained according to the model of the last step, in units of
+      the loss: the greatest loss minus the least value over d of max_k (loss_k +
+      <gradient_k, d>) + |d|^2 / 2, where the length |d| is in the metric of the
+      observed curvature.  It is 0 at a stationary point and nowhere else.  For convex
+      losses, no point within length r has a value below value - gap - r sqrt(2 gap).
+    steps: number of steps; each takes the gradients of all losses once.
+    evaluations: number of times the losses were computed.
     status: a `MinimaxStatus`.
   """
 
@@ -77,20 +77,20 @@ class MinimaxSolution(NamedTuple):
     return self.status == MinimaxStatus.CONVERGED
 
   def table(self) -> Table:
-    """What is printed: rows of cells, and notes."""
+    """The printed table: rows of cells, and notes."""
     (*rows, (_, status)), notes = table_of_fields(self)
     names = {str(status.value): status.name for status in MinimaxStatus}
     return [*rows, ("status", names.get(status, status))], notes
 
 
 class MinimaxProgress(NamedTuple):
-  """What the callback of `minimize_max` is given after every step.
+  """The argument of the callback of `minimize_max` after every step.
 
   Attributes:
-    steps: so far.
-    evaluations: of the losses, so far.
+    steps: number of steps so far.
+    evaluations: number of times the losses were computed so far.
     value: the greatest loss, after the step.
-    gap: before it, see `MinimaxSolution`.
+    gap: the gap before the step, see `MinimaxSolution`.
   """
 
   steps: Int[Array, ""]
@@ -101,7 +101,7 @@ class MinimaxProgress(NamedTuple):
 
 class _Best(NamedTuple):
   position: jax.Array  # [D]
-  losses: jax.Array  # [K], there
+  losses: jax.Array  # [K], at `position`
   weights: jax.Array  # [K], of the step that led there
   gap: jax.Array  # before that step
 
@@ -110,7 +110,7 @@ class _State(NamedTuple):
   position: jax.Array  # [D]
   losses: jax.Array  # [K]
   best: _Best
-  stale: jax.Array  # How many steps in a row have not improved it.
+  stale: jax.Array  # Number of steps in a row that have not improved `best`.
   optimizer: MinimaxState
   close: jax.Array  # Whether the last gap and the last gain were within the tolerance.
   status: jax.Array
@@ -130,27 +130,30 @@ def minimize_max(
 
   Every step minimises the greatest of the linearised losses plus half the squared
   length of the step, in a metric of the curvature (limited-memory BFGS of the losses
-  weighted by their multipliers).  The dual of that problem has K numbers: it is the
+  weighted by their multipliers).  The dual of that problem has K unknowns: it is the
   minimum-norm problem of `ddi_jax.danskin_direction`, in that metric (Pshenichnyi and
   Danilin, 1978; Han, 1981; Zhou and Tits, 1993).
 
-  Pure; works under `jax.jit` and `jax.vmap`.  Compiled once for every `losses_fn`, by
-  identity.  The scale of the losses does not matter.  The value may rise for a few
-  steps, never above the start's; the best point is returned.
+  The function is pure and works under `jax.jit` and `jax.vmap`.  It is compiled once
+  for every `losses_fn`, which is compared by identity.  The scale of the losses does
+  not matter.  The value may rise for a few steps, but never above that of the start;
+  the best point is returned.
 
   Args:
     losses_fn: params -> losses `[K]`, K >= 1, differentiable; a pure function.  Losses
-      of random batches are not for this: differences of gradients from two batches say
-      nothing of the curvature.
-    params: a pytree of floating-point arrays, float32 or float64: where to start.
-    max_steps: >= 1.
-    tolerance: the gap that counts as converged, as a fraction of the value (where the
-      value is near 0, of what the steps have gained so far).  Default 1e-5 in float32,
-      1e-10 in float64.
-    memory: pairs of the metric, >= 0.  0: the ordinary metric with an adaptive length.
-    max_trials: losses computed in a step before it is given up, >= 1.
-    callback: is called on the host with a `MinimaxProgress` after every step, to watch
-      long runs; it cannot stop them.
+      of random batches are not suitable: differences of gradients from two batches say
+      nothing about the curvature.
+    params: the start: a pytree of floating-point arrays, float32 or float64.
+    max_steps: greatest number of steps, >= 1.
+    tolerance: the gap that counts as converged, as a fraction of the value (or, if the
+      value is near 0, of the total gain so far).  Default 1e-5 in float32, 1e-10 in
+      float64.
+    memory: number of pairs in the metric, >= 0.  0: the ordinary metric, with an
+      adaptive length.
+    max_trials: greatest number of times that one step computes the losses before it
+      gives up, >= 1.
+    callback: a function that is called on the host with a `MinimaxProgress` after every
+      step, to watch long runs; it cannot stop them.
 
   Returns:
     A `MinimaxSolution`.
@@ -238,8 +241,8 @@ def _minimize(
     )
     status = jnp.where(stuck, MinimaxStatus.NO_DESCENT, status)
     status = jnp.where(undefined, MinimaxStatus.NOT_FINITE, status)
-    # A gap within the tolerance is believed when the next step says the same, in a
-    # metric that has learned more, or when there is no step.
+    # A gap within the tolerance is trusted if the next step confirms it, in a metric
+    # that has learned more, or if no step was found.
     close = (known.gap <= allowed) & (jnp.abs(gained) <= allowed)
     done = close & (state.close | ~known.found)
     status = jnp.where(done, MinimaxStatus.CONVERGED, status)

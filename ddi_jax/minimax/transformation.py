@@ -1,4 +1,4 @@
-"""The step on a maximum as an optax transformation, for a loop of one's own."""
+"""The step of `minimize_max` as an optax transformation, for a custom loop."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ if TYPE_CHECKING:
   from jaxtyping import Array, Bool, Float, Int
 
 LossesFn = Callable[[Any], jax.Array]
-_RECENT = 6  # A step must end below the greatest of so many values, the newest's among.
+_RECENT = 6  # A step must end below the greatest of this many values, newest included.
 
 
 class MinimaxState(NamedTuple):
-  """What `minimax_lbfgs` knows after an update, of D parameters in all.
+  """The state of `minimax_lbfgs` after an update; D is the number of parameters.
 
   Attributes:
-    metric: the curvature seen.
+    metric: the metric of the observed curvature.
     position: `[D]`, the parameters of the last update.
-    step: `[D]`, the last update; zeros where none lowered the greatest loss.
-    lagrangian: `[D]`, the gradients there, weighted.
+    step: `[D]`, the last update; zeros if no step lowered the greatest loss.
+    lagrangian: `[D]`, the weighted sum of the gradients at `position`.
     metric_step: `[D]`, the step times the inverse of the metric.
-    weights: `[K]`, the multipliers.
+    weights: `[K]`, the multipliers of the losses.
     losses: `[K]`, after the step, as `losses_fn` gave them.
-    recent: the greatest losses at the last positions, the newest last; -inf before.
-    gap: what the model said could be gained at `position`, see
+    recent: the greatest losses at the last positions, the newest last; -inf before the
+      start.
+    gap: what could be gained at `position` according to the model, see
       `ddi_jax.MinimaxSolution`.
     found: whether a step was found.
-    evaluations: of `losses_fn`, in all updates.
-    updates: how many there were.
+    evaluations: number of evaluations of `losses_fn` in all updates.
+    updates: number of updates.
   """
 
   metric: Metric
@@ -60,26 +61,29 @@ class MinimaxState(NamedTuple):
 def minimax_lbfgs(
   num_losses: int, *, memory: int = 30, max_trials: int = 30
 ) -> optax.GradientTransformationExtraArgs:
-  """Make the step of `ddi_jax.minimize_max` as a transformation, like `optax.lbfgs`.
+  """Make the step of `ddi_jax.minimize_max` a transformation, like `optax.lbfgs`.
 
-  The updates are added to the parameters, and include the step's length.  The greatest
-  loss may rise for a few steps, never above that of six steps before.  What follows
-  in a chain may scale them: the metric learns from the step that was taken.  After a
-  projection or a mask a step need not descend any more, as after any quasi-Newton step.
+  The updates are to be added to the parameters, and include the step's length.  The
+  greatest loss may rise for a few steps, but every step ends below the greatest of its
+  last six values.
+  Later transformations of a chain may scale the updates: the metric learns from the
+  step that was taken.  After a projection or a mask a step need not descend any more,
+  as after any quasi-Newton step.
 
   Args:
     num_losses: K >= 1.
-    memory: pairs of the metric, >= 0.
-    max_trials: losses computed in a step before it is given up, >= 1.
+    memory: number of pairs in the metric, >= 0.
+    max_trials: greatest number of times that one step computes the losses before it
+      gives up, >= 1.
 
   Returns:
     A transformation.  `update(gradients, state, params, losses=, losses_fn=)` takes the
-    K gradients, leaves `[K, *param]`, the losses `[K]` at the parameters, and the
+    K gradients, leaves `[K, *param]`; the losses `[K]` at the parameters; and the
     function params -> losses `[K]`, for the search of a step.
 
   Raises:
     ValueError: for an argument outside its range; from `update`, for gradients or
-      losses of another K, and for what is missing.
+      losses of another K, or for a missing argument.
 
   Example:
     >>> import jax, jax.numpy as jnp, optax, ddi_jax
@@ -156,8 +160,8 @@ def minimax_lbfgs(
       metric=metric,
       position=position,
       step=step,
-      # Of the whole step: a shrunk one leans to the greatest loss, and would hide the
-      # curvature of the others.
+      # With the weights of the unshrunk step: those of a shrunk one lean to the
+      # greatest loss, and would hide the curvature of the others.
       lagrangian=matmul(proposal.weights, gradients),
       weights=proposal.weights,
       metric_step=-result.factor * matmul(result.proposal.weights, gradients),
@@ -190,10 +194,11 @@ def _learned(
   losses: jax.Array,
   gradients: jax.Array,
 ) -> Metric:
-  """The metric after the last step; the first; or a new one where no step was found."""
+  """The metric after the last step; a new one at first or if no step was found."""
   taken = position - state.position
   change = matmul(state.weights, gradients) - state.lagrangian
-  # A step that the chain scaled; for any other, the metric counts as its scale alone.
+  # Whether the chain only scaled the step.  For any other step, the metric counts as
+  # `scale` times identity.
   square = matmul(state.step, state.step)
   factor = matmul(taken, state.step) / jnp.where(square > 0, square, 1)
   difference = jnp.linalg.norm(taken - factor * state.step)
@@ -209,7 +214,7 @@ def _learned(
 def _first_scale(
   position: jax.Array, losses: jax.Array, gradients: jax.Array
 ) -> jax.Array:
-  """Of a metric whose first step is as long as the parameters, or 1."""
+  """The metric's scale for which the first step is as long as the parameters, or 1."""
   length = jnp.linalg.norm(gradients[jnp.argmax(losses)])
   aim = jnp.where(jnp.any(position != 0), jnp.linalg.norm(position), 1)
   return aim / jnp.where(length > 0, length, 1)

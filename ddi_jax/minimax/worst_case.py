@@ -1,4 +1,4 @@
-"""The worst case over a continuous set, minimised: an attack is the oracle."""
+"""Minimisation of the worst case over a continuous set, which an attack finds."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ class WorstCaseSolution(NamedTuple):
 
   Attributes:
     params: the parameters.
-    value: the greatest loss at `params` of all points that were found.
-    excess: by how much the last attack's greatest loss was above that of the points
-      found before, at most 0 if it found nothing new.  It is as honest as the attack:
-      the true worst case is at least `value`.
-    points: `[P, ...]`, the pool; points that were not needed are copies of others.
+    value: the greatest loss at `params` over all points found.
+    excess: how far the greatest loss of the last attack is above that of the points
+      found before; at most 0 if the attack found nothing new.  It is only as reliable
+      as the attack: the true worst case is at least `value`.
+    points: `[P, ...]`, the pool; entries that were not needed are copies of others.
     losses: `[P]`, at `params`.
     weights: `[P]`, the multipliers of the last finite problem.
-    gap: of the last finite problem, see `ddi_jax.MinimaxSolution`.
-    rounds: how many attacks were made.
-    evaluations: of `loss_fn` on the pool, without the attacks'.
-    converged: whether the last attack found no more than the tolerance.
+    gap: the gap of the last finite problem, see `ddi_jax.MinimaxSolution`.
+    rounds: number of rounds.
+    evaluations: number of evaluations of `loss_fn` on the pool, without those of the
+      attacks.
+    converged: whether `excess` is within the tolerance.
   """
 
   params: PyTree
@@ -55,7 +56,7 @@ class _State(NamedTuple):
   points: jax.Array  # [P, ...]
   weights: jax.Array  # [P]
   losses: jax.Array  # [P], at params
-  found: jax.Array  # [K, ...], by the last attack
+  found: jax.Array  # [K, ...], the points of the last attack
   found_losses: jax.Array  # [K]
   gap: jax.Array
   rounds: jax.Array
@@ -77,36 +78,39 @@ def minimize_worst_case(
   max_steps: int = 500,
   memory: int = 30,
 ) -> WorstCaseSolution:
-  """Minimise the greatest loss over a set of points, max over x of loss_fn(params, x).
+  """Minimise the greatest loss over a set of points, max_x loss_fn(params, x).
 
-  Rounds of two halves: the attack looks for points of great loss, from `num_restarts`
-  random starts, and `minimize_max` minimises the greatest loss over the pool of all
-  that were found.  It ends when the attack finds nothing above the pool's greatest loss
-  (the exchange or cutting-set method: Blankenship and Falk, 1976; Mutapcic and Boyd,
-  2009).  Where the attack finds the exact worst case and the losses are convex in the
-  parameters, the result is the minimum of the worst case.
+  A round has two halves.  The attack looks for points of great loss, from
+  `num_restarts` random starts, and `minimize_max` minimises the greatest loss over the
+  pool of all points found.  The method ends when the attack finds nothing above the
+  pool's greatest loss (the exchange or cutting-set method: Blankenship and Falk, 1976;
+  Mutapcic and Boyd, 2009).  If the attack finds the exact worst case and the losses are
+  convex in the parameters, the result is the minimum of the worst case.
 
-  Pure; works under `jax.jit`.
+  The function is pure and works under `jax.jit`.
 
   Args:
     loss_fn: (params, one point) -> loss, a scalar, differentiable in both.
-    attack: how to look for points, and where: `ddi_jax.pgd` of a ball around `point`.
-    params: a pytree of float32 or float64: where to start.
+    attack: the attack that looks for points; it also determines the set.
+      `ddi_jax.pgd`, for example, searches a ball around `point`.
+    params: the start: a pytree of float32 or float64 arrays.
     point: the point that the attack perturbs, of any shape; the first of the pool.
-    key: consumed: split into one key per round.
-    num_restarts: K >= 1, runs of the attack per round.
-    pool_size: P > K.  A full pool gives up points without weight, of least loss first.
-    max_rounds: >= 1.
-    tolerance: what the last attack may find above the pool's greatest loss, as a
-      fraction of it.  Default 1e-5 in float32, 1e-8 in float64.
-    max_steps: of `minimize_max`, per round.
-    memory: of `minimize_max`.
+    key: a key, from which one key per round is derived; consumed.
+    num_restarts: K >= 1, number of runs of the attack per round.
+    pool_size: P > K, number of points in the pool.  A full pool drops points without
+      weight, those of least loss first.
+    max_rounds: greatest number of rounds, >= 1.
+    tolerance: the excess of the last attack over the pool's greatest loss that counts
+      as converged, as a fraction of that loss.  Default 1e-5 in float32, 1e-8 in
+      float64.
+    max_steps: steps of `minimize_max` per round.
+    memory: see `ddi_jax.minimize_max`.
 
   Returns:
     A `WorstCaseSolution`.
 
   Raises:
-    ValueError: for an argument outside its range, and see `minimize_max`.
+    ValueError: for an argument outside its range; see also `minimize_max`.
 
   Example:
     >>> import jax, jax.numpy as jnp, ddi_jax
@@ -147,7 +151,7 @@ def minimize_worst_case(
     return found, losses_at(params, found)
 
   def excess_of(losses: jax.Array, found: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(How far what was found lies above the pool, whether within the tolerance)."""
+    """(Excess of the new points over the pool, whether it is within the tolerance)."""
     value = jnp.max(losses)
     excess = jnp.max(found) - value
     return excess, excess <= tolerance * jnp.abs(value)
@@ -208,7 +212,7 @@ def minimize_worst_case(
 
 
 def _exchange(state: _State) -> jax.Array:
-  """The next pool: what has weight, and of the rest, with what was found, the worst."""
+  """The next pool: points with weight, then the worst of the rest and the new ones."""
   points = jnp.concatenate([state.points, state.found])
   losses = jnp.concatenate([state.losses, state.found_losses])
   needed = jnp.concatenate(

@@ -149,7 +149,7 @@ def test_stopped_and_resumed_is_the_same_as_never_stopped():
 def test_what_autoattack_misses_is_said():
   p = problem(batch=8)
   idle = {"idle": lambda key, logits_fn, inputs, labels: inputs}
-  with pytest.warns(UserWarning, match="PGD broke 8 examples that it had not") as shown:
+  with pytest.warns(UserWarning, match="broke 8 examples that AutoAttack had") as shown:
     result = ddi_jax.evaluate(
       KEY, p.logits_fn, p.inputs, p.labels, ddi_jax.linf(0.2), version=idle
     )
