@@ -30,6 +30,15 @@ def check_installed(*modules: str) -> None:
       raise ModuleNotFoundError(name=name)
 
 
+def check_known(name: str, value: Any) -> None:
+  """Raise ValueError for a tracer, for a setting that a program is built from."""
+  if not is_concrete(value):
+    raise ValueError(
+      f"{name} must be a number that is known when the program is traced, got a traced "
+      "value: pass a Python number."
+    )
+
+
 def is_concrete(value: Any) -> bool:
   """Whether the value is known now, that is, not a tracer (of `jax.jit`, say)."""
   return not isinstance(value, jax.core.Tracer)
@@ -237,6 +246,7 @@ def check_examples(
     False
   """
   check_bounds(bounds)
+  check_positive_int("num_classes", num_classes, optional=True)
   check_array("inputs", inputs)
   check_inside(inputs, bounds)
   if not is_concrete(inputs) and inputs.size:

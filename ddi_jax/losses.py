@@ -175,8 +175,11 @@ def _check(logits: jax.Array, labels: jax.Array, *, min_classes: int) -> jax.Arr
   if logits.ndim < 1 or logits.shape[:-1] != labels.shape:
     raise ValueError(
       "logits must be [..., C] and labels [...], one class per row of logits, got "
-      f"{logits.shape} and {labels.shape}."
+      f"{logits.shape} and {labels.shape}.  Where the model returns class ids, return "
+      "its logits instead."
     )
+  if not jnp.issubdtype(logits.dtype, jnp.floating):
+    raise ValueError(f"logits must be floating point, got {logits.dtype}.")
   if not jnp.issubdtype(labels.dtype, jnp.integer):
     raise ValueError(f"labels must be integers, got {labels.dtype}.")
   if logits.shape[-1] < min_classes:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddi_jax.checks import check_array, check_number, is_concrete
+from ddi_jax.checks import check_array, check_known, check_number, is_concrete
 from ddi_jax.numerics.draws import draw_flat
 from ddi_jax.numerics.thresholds import kth_largest
 from ddi_jax.reuse import reused
@@ -175,6 +175,7 @@ def l1(epsilon: float | jax.Array, *, top_fraction: float = 0.01) -> ThreatModel
     Array([[0.25, 0.75]], dtype=float32)
   """
   check_number("epsilon", epsilon, "[0, inf)")
+  check_known("top_fraction", top_fraction)
   check_number("top_fraction", top_fraction, "[0, 1]")
 
   def size(perturbations: jax.Array) -> jax.Array:

@@ -19,6 +19,25 @@ def bad_losses(params):
   return jnp.stack([params.sum(), -params.sum()])
 
 
+def effects(step_lengths):
+  return ddi_jax.step_effects(
+    losses.cross_entropy,
+    {"first": ddi_jax.TriedDirection(ddi_jax.first_restart_direction())},
+    step_lengths,
+    attack=ddi_jax.pgd(BALL, steps=1, step_size=0.1),
+    num_restarts=1,
+    evaluation_attack=ddi_jax.pgd(BALL, steps=1, step_size=0.1),
+    evaluation_restarts=1,
+  )
+
+
+def curve(epsilons=(0.1,), **settings):
+  inputs, labels = jnp.full((2, 4), 0.5), jnp.array([0, 1])
+  return ddi_jax.robustness_curve(
+    KEY, lambda x: x, inputs, labels, ddi_jax.linf, epsilons, **settings
+  )
+
+
 # Of every public function with a numerical setting: a call of that setting, and what is
 # out of its range.  Strings, arrays of rank 1 and Booleans are in no range.
 SETTINGS = {
@@ -47,6 +66,8 @@ SETTINGS = {
   "alpha_max": [(lambda v: attacks.fab(BALL, alpha_max=v), [-0.1, 1.1])],
   "eta": [(lambda v: attacks.fab(BALL, eta=v), [0.9])],
   "beta": [(lambda v: attacks.fab(BALL, beta=v), [0, 1])],
+  r"step_lengths\[0\]": [(lambda v: effects([v]), [-1])],
+  r"epsilons\[0\]": [(lambda v: curve(epsilons=[v]), [-1])],
   "confidence": [(lambda v: ddi_jax.wilson_interval(1, 2, confidence=v), [0, 1])],
 }
 CASES = [(name, *case) for name, cases in SETTINGS.items() for case in cases]
@@ -417,7 +438,7 @@ def test_aux_and_has_aux_belong_together():
   attack = ddi_jax.pgd(BALL, steps=1, step_size=0.1)
   for has_aux, fn, message in (
     (False, with_aux, r"got a tuple of 2\.  Pass has_aux=True"),
-    (True, loss_fn, r"with has_aux=True, loss_fn must return \(losses, aux\), got"),
+    (True, loss_fn, r"loss_fn must return a tuple \(losses, aux\), got one value"),
   ):
     for call in (
       lambda: ddi_jax.restart_gradients(fn, attack, 2, has_aux=has_aux)(  # noqa: B023
@@ -525,7 +546,7 @@ def test_old_keys_half_precision_and_no_examples():
     assert result.adversarial.dtype == np.float32
   with pytest.raises(ValueError, match=r"N >= 1 examples, got shape \(0, 10\)"):
     evaluate(KEY, p.logits_fn, p.inputs[:0], p.labels[:0])
-  with pytest.raises(ValueError, match="at least one example"):
+  with pytest.raises(ValueError, match=r"N >= 1 examples, got shape \(0, 10\)"):
     attacks.apgd(BALL)(KEY, p.logits_fn, p.inputs[:0], p.labels[:0])
   with pytest.raises(ValueError, match=r"a single key, got keys of shape \(3,\)"):
     evaluate(jax.random.split(KEY, 3), p.logits_fn, p.inputs, p.labels)
@@ -563,3 +584,87 @@ def test_bounds_of_jax_scalars_work_under_jit():
   found = jax.jit(lambda x: attack(KEY, lambda z: z.sum(axis=1), x))(p.inputs)
   plain = ddi_jax.pgd(BALL, steps=1, step_size=0.1)
   np.testing.assert_allclose(found, plain(KEY, lambda z: z.sum(axis=1), p.inputs))
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, True, np.array(2), None])
+def test_other_counts_are_integers_too(value):
+  with pytest.raises(ValueError, match="batch_size must be an integer >= 1"):
+    curve(batch_size=value)
+  if value is not None:
+    with pytest.raises(ValueError, match="num_classes must be None or an integer >= 1"):
+      ddi_jax.check_examples(jnp.ones((2, 3)), jnp.array([7, 8]), num_classes=value)
+  if value != 0:
+    with pytest.raises(ValueError, match="successes must be an integer >= 0"):
+      ddi_jax.wilson_interval(value, 3)
+
+
+def test_settings_that_a_program_is_built_from_are_not_traced():
+  for call in (
+    lambda v: ddi_jax.l1(0.1, top_fraction=v).epsilon,
+    lambda v: attacks.square(BALL, p_init=v) and 0.0,
+  ):
+    with pytest.raises(ValueError, match="known when the program is traced"):
+      jax.jit(call)(0.5)
+
+
+def test_the_check_of_a_model_checks_its_data():
+  def check(**changes):
+    data = {"inputs": jnp.full((2, 4), 0.5), "labels": jnp.array([0, 1])}
+    return attacks.check_model(lambda x: x, **data | changes)
+
+  for labels, message in (
+    (jnp.array([0, 9]), r"labels must be in \[0, 4\)"),
+    (jnp.array([0, 1, 2]), r"labels must be integers of shape \(2,\)"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      check(labels=labels)
+  with pytest.raises(ValueError, match="inputs must be finite"):
+    check(inputs=jnp.full((2, 4), jnp.nan))
+  with pytest.raises(ValueError, match=r"got uint8.  Scale images in 0..255"):
+    check(inputs=jnp.ones((2, 4), jnp.uint8))
+  for bounds in ((1, 0), (0, 0), (jnp.nan, 1.0), "ab", 1.0, (None, 1.0)):
+    with pytest.raises(ValueError, match="bounds must be None or two numbers"):
+      check(bounds=bounds)
+
+
+def test_what_is_no_model_is_named():
+  inputs, labels = jnp.full((2, 4), 0.5), jnp.array([0, 1])
+  for call in (
+    lambda: ddi_jax.evaluate(KEY, inputs, inputs, labels, BALL),
+    lambda: attacks.apgd(BALL, steps=1)(KEY, 1.0, inputs, labels),
+    lambda: attacks.check_model({"w": 1}, inputs, labels),
+  ):
+    with pytest.raises(ValueError, match=r"logits_fn must be a function of \(inputs\)"):
+      call()
+
+
+def test_gradients_and_their_info_are_told_apart():
+  params, inputs, labels = jnp.ones(3), jnp.ones((2, 3)) / 2, jnp.zeros(2)
+  both = ddi_jax.candidate_gradients(
+    lambda p, x, y: (x @ p - y) ** 2, params, inputs[None], labels
+  )
+  direction = ddi_jax.danskin_direction()
+  with pytest.raises(ValueError, match="gradients, info = gradients_fn"):
+    direction.update(both, direction.init(params), params)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_losses_in_a_list_or_with_too_much_beside_them(kind):
+  def loss_fn(params, x, y):
+    return kind([x @ params, y, 0][: 2 if kind is list else 3])
+
+  with pytest.raises(ValueError, match=f"{kind.__name__} of [23]"):
+    ddi_jax.candidate_gradients(
+      loss_fn, jnp.ones(3), jnp.ones((1, 2, 3)), jnp.zeros(2), has_aux=True
+    )
+
+
+def test_a_key_for_random_losses_is_asked_for():
+  gradients_fn = ddi_jax.restart_gradients(
+    lambda p, x, y, key: (x @ p - y) ** 2,
+    ddi_jax.pgd(BALL, steps=1, step_size=0.1),
+    2,
+    loss_keys="shared",
+  )
+  with pytest.raises(ValueError, match=r"key must be a key such as jax.random.key"):
+    gradients_fn(jnp.ones(3), jnp.ones((2, 3)) / 2, jnp.zeros(2), 0)

@@ -248,21 +248,30 @@ def check_call(
   """Check the arguments of an attack, and return the logits of the inputs."""
   check_array("inputs", inputs)
   check_array("labels", labels)
-  if not jnp.issubdtype(inputs.dtype, jnp.floating):
-    raise ValueError(f"inputs must be floating point, got {inputs.dtype}.")
-  if not len(inputs):
-    raise ValueError(f"inputs must hold at least one example, got {inputs.shape}.")
   check_arguments(logits_fn)
-  if labels.shape != inputs.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
-    raise ValueError(
-      f"labels must be integers of shape {inputs.shape[:1]}, got {labels.dtype} "
-      f"{labels.shape}."
-    )
+  check_data(inputs, labels)
   check_inside(inputs, bounds)
   logits = logits_fn(inputs)
   check_logits(logits, len(inputs))
   check_labels(labels, logits.shape[1])
   return logits
+
+
+def check_data(inputs: Any, labels: Any) -> None:
+  """Raise ValueError unless there are examples `[N, ...]` with labels `[N]`."""
+  if not jnp.issubdtype(inputs.dtype, jnp.floating):
+    integers = jnp.issubdtype(inputs.dtype, jnp.integer)
+    advice = "  Scale images in 0..255 to [0, 1]: inputs / 255." if integers else ""
+    raise ValueError(f"inputs must be floating point, got {inputs.dtype}.{advice}")
+  if inputs.ndim < 2 or not len(inputs):
+    raise ValueError(
+      f"inputs must be [N, ...] with N >= 1 examples, got shape {inputs.shape}."
+    )
+  if labels.shape != inputs.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+    raise ValueError(
+      f"labels must be integers of shape {inputs.shape[:1]}, one class per example, "
+      f"got {labels.dtype} of shape {labels.shape}."
+    )
 
 
 def check_logits(logits: Any, num_examples: int) -> None:
@@ -287,11 +296,17 @@ def check_logits(logits: Any, num_examples: int) -> None:
 
 def check_arguments(logits_fn: LogitsFn, randomised: bool = False) -> None:
   """Raise ValueError for a model that cannot be called with inputs (and a key)."""
+  arguments = ("inputs", "key") if randomised else ("inputs",)
+  if not callable(logits_fn):
+    raise ValueError(
+      f"logits_fn must be a function of ({', '.join(arguments)}), got "
+      f"{type(logits_fn).__name__}.  Parameters are bound first, as in "
+      "jax.tree_util.Partial(apply, params)."
+    )
   try:
     signature = inspect.signature(logits_fn)
   except (TypeError, ValueError):  # Some functions written in C.
     return
-  arguments = ("inputs", "key") if randomised else ("inputs",)
   try:
     signature.bind(*arguments)
   except TypeError as error:

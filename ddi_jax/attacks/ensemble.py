@@ -193,6 +193,7 @@ def create_ensemble(
       bounds=bounds,
       after_batch=after_batch,
     )
+    messages += _of_not_a_number(key, batches, result)
     by_square = result.broken.get("square", 0) if result.finished else 0
     if "square" in names[1:] and by_square > _USUAL_FOR_SQUARE * len(result.faced):
       messages.append(
@@ -205,6 +206,26 @@ def create_ensemble(
     return result._replace(warnings=tuple(messages))
 
   return run
+
+
+def _of_not_a_number(
+  key: jax.Array, batches: Batches, result: AutoAttackResult
+) -> list[str]:
+  """A warning if examples are broken by a NaN rather than by another class."""
+  broken = np.flatnonzero(result.broken_by >= 0)
+  if not result.finished or not len(broken) or result.adversarial is None:
+    return []
+  logits = batches.logits_at(result.adversarial, broken, key)
+  count = np.sum(np.isnan(logits).any(axis=1))
+  if not count:
+    return []
+  message = (
+    f"AutoAttack: at {count} of the {len(broken)} adversarial points that were found a "
+    "logit is NaN, which counts as misclassified.  Mend the model there, or the "
+    "robust accuracy says more about its arithmetic than about its classes."
+  )
+  warnings.warn(message, stacklevel=4)
+  return [message]
 
 
 def check_batches(

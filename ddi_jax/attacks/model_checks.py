@@ -8,9 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddi_jax import losses
-from ddi_jax.attacks.classifier import LogitsFn, check_arguments
+from ddi_jax.attacks.classifier import LogitsFn, check_arguments, check_data
 from ddi_jax.attacks.programs import as_partial, programs_of
-from ddi_jax.checks import check_positive_int
+from ddi_jax.checks import (
+  check_bounds,
+  check_inside,
+  check_labels,
+  check_positive_int,
+)
 from ddi_jax.threat_models import Bounds
 
 
@@ -42,6 +47,10 @@ def check_model(
   Returns:
     One message for each suspicious sign; empty if there is none.
 
+  Raises:
+    ValueError: for inputs that are not finite floating-point numbers `[N, ...]`, labels
+      that are not integers `[N]` in [0, C), or a model that does not return logits.
+
   Example:
     >>> import jax, jax.numpy as jnp, ddi_jax
     >>> inputs, labels = jnp.array([[0.55, 0.45, 0.3]]), jnp.array([0])
@@ -49,16 +58,20 @@ def check_model(
     'the model returns probabilities'
   """
   check_positive_int("batch_size", batch_size, optional=True)
+  check_bounds(bounds)
   check_arguments(logits_fn, randomised=key is not None)
   first_key, second_key = None, jax.random.key(0)
   if key is not None:
     first_key, second_key = jax.random.split(key)
   # Move the data to the host, where the next operations need no compilation.
   inputs, labels = np.asarray(inputs), np.asarray(labels)
+  check_data(inputs, labels)
+  check_inside(inputs, None)  # Finite; outside the box is a sign below.
   size = min(batch_size or len(inputs), len(inputs))
 
   logits_fn = as_partial(logits_fn)
   programs = programs_of(logits_fn, inputs[:size], randomised=key is not None)
+  check_labels(labels, programs.num_classes)
   signs = []
   for start in range(0, len(inputs), size):
     # The last batch is padded to the shape of the others.
@@ -108,7 +121,7 @@ def _signs(logits: np.ndarray, pull_back: Any, labels: np.ndarray) -> _Signs:
     gradient = _pull(pull_back, _slopes(logits, labels, loss))
     gradients[name] = np.asarray(gradient).reshape(len(logits), -1)
   return _Signs(
-    right=np.argmax(logits, axis=1) == labels,
+    right=(np.argmax(logits, axis=1) == labels) & ~np.isnan(logits).any(axis=1),
     not_finite=~np.isfinite(logits).all(axis=1),
     probabilities=(logits >= 0).all(axis=1) & (abs(logits.sum(axis=1) - 1) < 1e-5),
     vanished={name: ~np.any(g != 0, axis=1) for name, g in gradients.items()},

@@ -10,7 +10,7 @@ import numpy as np
 
 from ddi_jax.attacks import classifier
 from ddi_jax.attacks.classifier import BestPoints, ClassifierAttack, LogitsFn
-from ddi_jax.checks import check_number, check_positive_int
+from ddi_jax.checks import check_known, check_number, check_positive_int
 from ddi_jax.numerics.draws import draw_flat
 from ddi_jax.reuse import reused
 from ddi_jax.threat_models import Bounds, ThreatModel, check_radius
@@ -72,6 +72,7 @@ def square(
   if schedule_queries is None:
     schedule_queries = queries
   check_positive_int("schedule_queries", schedule_queries)
+  check_known("p_init", p_init)
   check_number("p_init", p_init, "(0, 1]")
   power = {"linf": None, "l2": 2, "l1": 1}[threat_model.norm]
   epsilon = threat_model.epsilon

@@ -1,6 +1,7 @@
 """Run several attacks in turn, each on the examples that are still robust."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
 import functools
 from typing import Any, NamedTuple
 import warnings
@@ -189,9 +190,9 @@ class Batches:
     if jnp.issubdtype(self.inputs.dtype, jnp.floating) and self.inputs.itemsize < 4:
       # Half precision would round points out of the ball.
       self.inputs = self.inputs.astype(np.float32)
-    _check_data(self.inputs, self.labels)
-    check_inside(self.inputs, bounds)
     classifier.check_arguments(logits_fn, randomised)
+    classifier.check_data(self.inputs, self.labels)
+    check_inside(self.inputs, bounds)
     self.logits_fn = as_partial(logits_fn)
     self.size = min(batch_size, len(self.inputs))
     self.programs = programs_of(
@@ -217,6 +218,15 @@ class Batches:
       part = indices[start : start + self.size]
       outcome = program(*self.arguments(part, key))
       yield part, [np.asarray(array)[: len(part)] for array in outcome]
+
+  def logits_at(
+    self, points: np.ndarray, indices: np.ndarray, key: jax.Array
+  ) -> np.ndarray:
+    """The logits `[n, C]` at other points `[N, ...]` of the examples `indices [n]`."""
+    moved = copy.copy(self)
+    moved.inputs = points
+    runs = moved.run(self.programs.classify, indices, key)
+    return np.concatenate([logits for _, (_, logits) in runs])
 
   def classify(self, key: jax.Array, count: int | None = None) -> Clean:
     """Classify the first `count` clean inputs, or all."""
@@ -353,19 +363,6 @@ def _run_and_classify(
   points = np.asarray(programs.attack(attack, keys, logits_fn, inputs, labels))
   broken, _ = programs.classify(keys, logits_fn, points, labels)
   return points, stage.threat_model.size(points - inputs), broken
-
-
-def _check_data(inputs: Any, labels: Any) -> None:
-  if not np.issubdtype(inputs.dtype, np.floating):
-    raise ValueError(f"inputs must be floating point, got {inputs.dtype}.")
-  if inputs.ndim < 2 or not len(inputs):
-    raise ValueError(
-      f"inputs must be [N, ...] with N >= 1 examples, got shape {inputs.shape}."
-    )
-  if labels.shape != inputs.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-    raise ValueError(
-      f"labels must be integers [{len(inputs)}], got {labels.dtype} {labels.shape}."
-    )
 
 
 def _check_inside(stage: Stage, points: Any, sizes: Any, bounds: Bounds) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ddi_jax import losses
 from ddi_jax.attacks.classifier import LogitsFn
+from ddi_jax.attacks.remaining import select
 from ddi_jax.candidates.repeated_attacks import worst_candidate
 from ddi_jax.candidates.source import LossOfLogits, Source
 from ddi_jax.checks import (
@@ -102,7 +103,8 @@ def msd(
         target = points + step_size * ascent
         moved.append(threat_model.project(target, inputs, bounds).astype(inputs.dtype))
       moved_losses = jnp.stack([losses_of(candidate) for candidate in moved])
-      return worst_candidate(jnp.stack(moved), moved_losses)
+      any_finite = jnp.isfinite(moved_losses).any(axis=0)
+      return select(any_finite, worst_candidate(jnp.stack(moved), moved_losses), points)
 
     points = loops.repeat(steps, advance, inputs, gradient, inputs)
     return points[None]

@@ -16,6 +16,7 @@ from ddi_jax.gradients.gram import (
   pairwise_cosines,
   scaled_norm,
 )
+from ddi_jax.gradients.per_candidate import RestartInfo
 from ddi_jax.gradients.recomputed import RecomputedGradients
 from ddi_jax.numerics.precision import accumulation_dtype
 
@@ -155,6 +156,13 @@ def weighted_direction(
     **extra_args: Any,
   ) -> tuple[chex.ArrayTree, DirectionState]:
     del state, extra_args
+    if isinstance(updates, tuple) and any(
+      isinstance(part, RestartInfo) for part in updates
+    ):
+      raise ValueError(
+        "updates must be the gradients alone, got (gradients, RestartInfo): write "
+        "gradients, info = gradients_fn(...)."
+      )
     gradients: Any = updates
     if not isinstance(updates, RecomputedGradients):
       gradients = KeptGradients(updates, params)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddi_jax.checks import check_number
+from ddi_jax.checks import check_non_negative_int, check_number, check_positive_int
 
 # The header of `Accuracy.cells`.
 CELLS = ("accuracy", "95 % interval")
@@ -74,10 +74,11 @@ def wilson_interval(
     >>> f"{low:.3f} to {high:.3f}"
     '0.700 to 0.858'
   """
-  if total < 1 or not 0 <= successes <= total:
+  check_positive_int("total", total)
+  check_non_negative_int("successes", successes)
+  if successes > total:
     raise ValueError(
-      "successes must be in [0, total] and total >= 1, got "
-      f"{successes!r} and {total!r}."
+      f"successes must be in [0, total], got {successes!r} of {total!r}."
     )
   check_number("confidence", confidence, "(0, 1)")
   z = NormalDist().inv_cdf((1 + confidence) / 2)

@@ -19,6 +19,7 @@ from ddi_jax.attacks.stages import (
   run_stages,
   start_stages,
 )
+from ddi_jax.checks import check_number, check_positive_int
 from ddi_jax.evaluation.accuracy import CELLS, Accuracy, accuracy_of
 from ddi_jax.reuse import reused
 from ddi_jax.tables import Table, doubts, printed_as_table
@@ -120,10 +121,13 @@ def robustness_curve(
       "make_threat_model must be a function of the radius, such as ddi_jax.linf, got "
       f"{type(make_threat_model).__name__}."
     )
-  if np.ndim(epsilons) != 1:
+  check_positive_int("batch_size", batch_size)
+  if not isinstance(epsilons, Sequence | np.ndarray | jax.Array):
     raise ValueError(f"epsilons must be a list of numbers, got {epsilons!r}.")
+  for index, epsilon in enumerate(epsilons):
+    check_number(f"epsilons[{index}]", epsilon, "[0, inf)")
   radii = tuple(float(epsilon) for epsilon in epsilons)
-  if not radii or radii[0] < 0 or any(np.diff(radii) <= 0) or radii[-1] == np.inf:
+  if not radii or any(np.diff(radii) <= 0):
     raise ValueError(
       f"epsilons must be finite numbers >= 0, increasing; got {list(epsilons)!r}."
     )

@@ -228,7 +228,9 @@ def evaluate(
     is_stopped=lambda: stopped,
     after_batch=stop_after_batch,
   )
-  confidence = float(np.mean(jax.nn.softmax(clean.logits).max(axis=1)))
+  confidences = np.asarray(jax.nn.softmax(clean.logits).max(axis=1))
+  confidences = confidences[np.isfinite(confidences)]
+  confidence = float(confidences.mean()) if len(confidences) else float("nan")
   evaluation = RobustnessEvaluation(
     confidence, temperature, pgd_results, result, result.warnings
   )

@@ -10,7 +10,7 @@ import optax
 
 from ddi_jax.attacks import Attack
 from ddi_jax.candidates import restart_candidates, worst_candidate
-from ddi_jax.checks import check_key, check_positive_int
+from ddi_jax.checks import check_key, check_number, check_positive_int
 from ddi_jax.directions.weighting import DirectionState
 from ddi_jax.gradients.gram import gram_matrix, unit_norm
 from ddi_jax.gradients.per_candidate import (
@@ -115,11 +115,14 @@ def step_effects(
     >>> effects.after.shape, bool(jnp.all(effects.after < effects.before))
     ((2, 2, 1), True)
   """
-  if not directions or not len(step_lengths):
+  are_several = hasattr(step_lengths, "__len__")
+  if not directions or not are_several or not len(step_lengths):
     raise ValueError(
-      "step_effects needs a direction and a step length, got "
+      "step_effects needs a direction and a list of step lengths, got "
       f"{len(directions)} directions and step_lengths {step_lengths!r}."
     )
+  for index, length in enumerate(step_lengths):
+    check_number(f"step_lengths[{index}]", length, "[0, inf)")
   for name, value in (
     ("num_restarts", num_restarts),
     ("evaluation_restarts", evaluation_restarts),

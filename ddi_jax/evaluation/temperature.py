@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from ddi_jax import losses
 from ddi_jax.checks import check_array
 
 if TYPE_CHECKING:
@@ -38,8 +37,9 @@ def calibrate_temperature(
   Returns:
     T > 0, a scalar, accurate to about 1e-6 of its value.  It lies between 1e-8 and 1e8
     times the largest spread of an example's logits (at the upper end for a model that
-    is worse than chance).  It is 1 if every example's logits are all equal, or if a
-    logit is not finite.
+    is worse than chance).  It is 1 if every example's logits are all equal.  A class
+    with the logit -inf is left out of an example.  An example is left out if the logit
+    of its label is not finite, or a logit is NaN or +inf.
 
   Example:
     >>> import jax.numpy as jnp, ddi_jax
@@ -50,7 +50,12 @@ def calibrate_temperature(
   """
   check_array("logits", logits)
   check_array("labels", labels)
-  logits = logits - jnp.max(logits, axis=1, keepdims=True)
+  finite = jnp.isfinite(logits)
+  kept = jnp.all(finite | jnp.isneginf(logits), axis=1)
+  kept &= jnp.take_along_axis(finite, labels[:, None], axis=1)[:, 0]
+  finite &= kept[:, None]
+  logits = jnp.where(finite, logits, -jnp.inf)
+  logits = jnp.where(finite, logits - jnp.max(logits, axis=1, keepdims=True), 0)
   logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
   spread = -jnp.min(logits)
   solvable = (spread > 0) & jnp.isfinite(spread)
@@ -60,9 +65,13 @@ def calibrate_temperature(
     """The derivative in 1/T, up to a positive factor."""
 
     def loss(inverse: jax.Array) -> jax.Array:
-      each = losses.cross_entropy(inverse * scaled, labels)
-      uniform = -jax.nn.log_softmax(inverse * scaled).mean()
-      return (each.sum() + uniform) / (len(labels) + 1)
+      products = inverse * scaled
+      exponentials = jnp.where(finite, jnp.exp(products), 0)
+      normalizer = jnp.log(jnp.where(kept, exponentials.sum(axis=1), 1))
+      right = jnp.take_along_axis(products, labels[:, None], axis=1)[:, 0]
+      mean = products.sum(axis=1) / jnp.maximum(finite.sum(axis=1), 1)
+      prior = (normalizer - mean).sum() / jnp.maximum(kept.sum(), 1)
+      return ((normalizer - right).sum() + prior) / (len(labels) + 1)
 
     return jax.grad(loss)(jnp.exp(log_inverse))
 

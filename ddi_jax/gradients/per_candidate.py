@@ -11,7 +11,13 @@ import jax.numpy as jnp
 
 from ddi_jax.attacks import Attack
 from ddi_jax.candidates import restart_candidates
-from ddi_jax.checks import ARRAYS, check_array, check_choice, check_positive_int
+from ddi_jax.checks import (
+  ARRAYS,
+  check_array,
+  check_choice,
+  check_key,
+  check_positive_int,
+)
 from ddi_jax.numerics import loops
 from ddi_jax.numerics.precision import at_least_float32
 from ddi_jax.tables import printed_as_table
@@ -158,6 +164,7 @@ def restart_gradients(
     keys = None
     draw: list[jax.Array] = []
     if loss_keys is not None:
+      check_key(key)
       key, loss_key = jax.random.split(key)
       draw = [loss_key]
       keys = jnp.broadcast_to(loss_key, num_restarts)
@@ -253,9 +260,10 @@ def checked_losses(
   """(Losses, aux) of `loss_fn`, after a check that the losses have shape `[B]`."""
   result = loss_fn(params, inputs, labels, *key)
   if has_aux and not (isinstance(result, tuple) and len(result) == 2):
+    several = isinstance(result, tuple | list)
+    got = f"{type(result).__name__} of {len(result)}" if several else "one value"
     raise ValueError(
-      "with has_aux=True, loss_fn must return (losses, aux), got one value of shape "
-      f"{jnp.shape(result)}."
+      f"with has_aux=True, loss_fn must return a tuple (losses, aux), got {got}."
     )
   if not has_aux and isinstance(result, tuple):
     raise ValueError(

@@ -130,6 +130,16 @@ def test_msd_takes_the_norm_that_gains_most_at_each_step():
   np.testing.assert_allclose(found, points, atol=1e-5)
 
 
+def test_msd_stays_where_every_step_leads_to_a_loss_that_is_not_finite():
+  def half_defined(inputs):
+    moved = jnp.any((inputs != INPUTS).reshape(3, -1), axis=1)
+    return jnp.where(moved[:, None], jnp.nan, logits_fn(inputs))
+
+  source = sources.msd([LINF], steps=2, step_sizes=[0.06], bounds=None)
+  (found,) = source(KEY, half_defined, INPUTS, LABELS)
+  np.testing.assert_array_equal(found, INPUTS)
+
+
 def test_warm_restarts_go_on():
   def attacked(steps, start):
     attack = ddi_jax.pgd(LINF, steps=steps, step_size=0.01, random_start=start)

@@ -122,6 +122,45 @@ def test_over_confidence_deceives_plain_pgd_but_not_the_calibrated_one():
   assert result.temperature > 100
 
 
+@pytest.mark.filterwarnings("ignore:AutoAttack")  # Of the model's confidence.
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_one_example_s_logits_do_not_spoil_the_figures_of_the_others(bad):
+  """A NaN at the first example, or a class that is masked there."""
+  p = problem(batch=16)
+  first = jnp.asarray(p.inputs[:1])
+
+  def model(value, inputs):
+    apart = jnp.abs(inputs - first).reshape(len(inputs), -1).max(axis=1) > 2 * EPSILON
+    logits = 1e4 * p.logits_fn(inputs)
+    return logits.at[:, 0].add(jnp.where(apart, 0, value))
+
+  sound, faulty = (
+    evaluate(jax.tree_util.Partial(model, jnp.float32(value)), p, p.labels)
+    for value in (0, bad)
+  )
+  assert faulty.temperature == pytest.approx(sound.temperature, rel=0.2)
+  assert faulty.mean_confidence == pytest.approx(sound.mean_confidence, abs=1e-3)
+  for name, result in faulty.pgd.items():
+    assert np.mean(result.robust[1:] != sound.pgd[name].robust[1:]) < 0.25
+
+
+@pytest.mark.filterwarnings("ignore:AutoAttack")  # Of its constant logits.
+def test_examples_that_are_broken_by_nan_are_counted():
+  def model(inputs):
+    moved = jnp.any(inputs != 0.5, axis=1)
+    logits = jnp.array([[9.0, 0, 0, 0]]) + 0 * inputs
+    return logits.at[:, 3].add(jnp.where(moved, jnp.nan, 0))
+
+  inputs, labels = jnp.full((2, 4), 0.5), jnp.zeros(2, int)
+  run = ddi_jax.autoattack(
+    ddi_jax.linf(0.1), {"square": attacks.square(ddi_jax.linf(0.1), queries=2)}
+  )
+  said = "at 2 of the 2 adversarial points that were found a logit is NaN"
+  with pytest.warns(UserWarning, match=said):
+    result = run(KEY, model, inputs, labels)
+  assert any(said in message for message in result.warnings)
+
+
 def test_stopped_and_resumed_is_the_same_as_never_stopped():
   p = problem(batch=10)
   told = []
@@ -174,7 +213,7 @@ def test_bad_arguments_are_refused():
     ddi_jax.evaluate(KEY, p.logits_fn, p.inputs, p.labels, linf, version="rand")
   with pytest.raises(ValueError, match="standard, plus, rand, or a list of"):
     ddi_jax.evaluate(KEY, p.logits_fn, p.inputs, p.labels, linf, version="best")
-  with pytest.raises(ValueError, match=r"labels must be integers \[16\]"):
+  with pytest.raises(ValueError, match=r"labels must be integers of shape \(16,\)"):
     ddi_jax.evaluate(KEY, p.logits_fn, p.inputs, jnp.ones(16), linf)
 
 

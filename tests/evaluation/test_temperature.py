@@ -55,6 +55,27 @@ def test_all_examples_right_gives_a_temperature_too():
   np.testing.assert_allclose(confidence, (10 + 0.1) / 11, rtol=1e-4)
 
 
+def test_examples_that_are_not_finite_are_left_out():
+  logits, labels = examples()
+  expected = ddi_jax.calibrate_temperature(logits, labels)
+  for bad in (jnp.nan, jnp.inf):
+    more = jnp.concatenate([logits, logits[:3].at[:, 2].set(bad)])
+    found = ddi_jax.calibrate_temperature(more, jnp.concatenate([labels, labels[:3]]))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+  impossible = logits.at[0, labels[0]].set(-jnp.inf)
+  found = ddi_jax.calibrate_temperature(impossible, labels)
+  without = ddi_jax.calibrate_temperature(logits[1:], labels[1:])
+  np.testing.assert_allclose(found, without, rtol=1e-5)
+
+
+def test_a_class_that_is_masked_does_not_exist():
+  logits, labels = examples()
+  masked = jnp.concatenate([logits, jnp.full((200, 1), -jnp.inf)], axis=1)
+  found = ddi_jax.calibrate_temperature(masked, labels)
+  expected = ddi_jax.calibrate_temperature(logits, labels)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_models_that_know_nothing():
   _, labels = examples()
   assert float(ddi_jax.calibrate_temperature(jnp.ones((200, 5)), labels)) == 1

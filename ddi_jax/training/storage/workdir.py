@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+import re
 import socket
 from typing import Any
 
@@ -33,15 +34,23 @@ def absolute(workdir: Path | str) -> Path:
   """The folder that the user means, wherever the program changes to; "~" is a home.
 
   Raises:
-    ConfigError: for the home of somebody unknown.
+    ConfigError: for the home of somebody unknown, or a name that checkpoints cannot
+      have.
   """
   try:
-    return Path(workdir).expanduser().absolute()
+    path = Path(workdir).expanduser().absolute()
   except RuntimeError as error:
     raise ConfigError(
       f"workdir must begin with ~ or the ~NAME of a user, or be another path; got "
       f"{str(workdir)!r}: {error}"
     ) from error
+  is_utf8 = not re.search("[\ud800-\udfff]", str(path))
+  if "\\" in str(path) or not is_utf8:
+    raise ConfigError(
+      "workdir must be a path in UTF-8 without backslashes, which the checkpoints' "
+      f"library takes for slashes; got {str(path)!r}."
+    )
+  return path
 
 
 def default_workdir(config: ml_collections.ConfigDict, name: str) -> Path:

@@ -208,6 +208,9 @@ def test_a_workdir_is_where_the_user_meant(tmp_path, monkeypatch):
   assert {path.name for path in tmp_path.iterdir()} == {home.name, "elsewhere", "link"}
   with pytest.raises(training.ConfigError, match="workdir must begin with ~ or"):
     training.train(config, "~nobody_of_this_name/run")
+  for name in ("back\\slash", "\udcff"):  # Checkpoints would lie elsewhere, or nowhere.
+    with pytest.raises(training.ConfigError, match="UTF-8 without backslashes"):
+      training.train(config, name)
 
 
 def test_interrupted_before_an_evaluation_still_competes_for_the_best(tmp_path):
