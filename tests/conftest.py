@@ -1,6 +1,7 @@
 """Settings and fixtures shared by all tests."""
 
 from importlib import metadata
+import importlib.util
 import os
 from pathlib import Path
 import tempfile
@@ -18,9 +19,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # Most programs of the tests run for less time than they compile.  Set it to 0 to test
 # them as users compile them.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1":
-  # XLA's older code generator compiles in a third of the time; jaxlib 0.11 is the last
-  # that has both.  Processes that the tests start inherit it.
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and (
+  os.environ.get("JAX_PLATFORMS") == "cpu" or not importlib.util.find_spec("libtpu")
+):
+  # XLA's older code generator compiles in a third of the time.  Compilers that do not
+  # know the flag end the process: those of jaxlib from 0.11 on, and libtpu.
   if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):
     _FLAGS = "--xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{_FLAGS} {os.environ.get('XLA_FLAGS', '')}"
