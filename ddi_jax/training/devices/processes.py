@@ -57,7 +57,7 @@ def initialize(
   if 0 < len(missing) < len(given):
     raise ConfigError(
       "--coordinator, --num_processes and --process_id go together; without "
-      f"{' and '.join(missing)}, leave out all of them where the environment tells."
+      f"{' and '.join(missing)}, omit all of them to read them from the environment."
     )
   if num_processes is not None and process_id is not None:
     if num_processes < 1 or not 0 <= process_id < num_processes:
