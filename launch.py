@@ -1,4 +1,4 @@
-"""Train and evaluate a network.  This file only reads flags for `ddi_jax.training`.
+"""Train and evaluate a network from flags; `ddi_jax.training` does the work.
 
 python launch.py --config=configs/digits.py
 python launch.py --config=configs/digits.py:debug --workdir=/tmp/try
@@ -45,7 +45,7 @@ _CONFIG = command_line.define_config_flag(
   "launch.py", "An experiment, configs/NAME.py or configs/NAME.py:debug."
 )
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "The run's folder; by default runs/NAME, named after the config."
+  "workdir", None, "The run's folder; by default one in runs/, named after the config."
 )
 _EVALUATE = flags.DEFINE_string(
   "evaluate",
@@ -156,7 +156,7 @@ def _audit_settings(attacks: str) -> training.AuditSettings:
       epsilons = tuple(float(text) for text in _EPSILONS.value if text)
     except ValueError as error:
       raise training.ConfigError(
-        f"--evaluate_epsilons must be numbers with commas between: {error}."
+        f"--evaluate_epsilons must be numbers separated by commas: {error}."
       ) from error
   return training.AuditSettings(
     attacks=attacks,

@@ -1,4 +1,4 @@
-"""CIFAR-10, l_inf epsilon 0.031: the setting of Latorre et al. (2023), at full size.
+"""CIFAR-10, l_inf epsilon 0.031: the full setting of Latorre et al. (2023).
 
   python launch.py --config=configs/cifar10.py --config.data.data_dir=DIR
   python launch.py --config=configs/cifar10.py:debug --config.data.data_dir=DIR

@@ -1,4 +1,4 @@
-"""CIFAR-10, the union of l_inf 0.03, l2 0.5 and l1 12: three threat models at once.
+"""CIFAR-10 in the union of three threat models: l_inf 0.03, l2 0.5 and l1 12.
 
   python launch.py --config=configs/cifar10_union.py --config.data.data_dir=DIR
   python launch.py --config=configs/cifar10_union.py:debug --config.data.data_dir=DIR

@@ -1,4 +1,4 @@
-"""MNIST, l_inf epsilon 0.3, a small convolutional net that two CPU cores can train.
+"""MNIST, l_inf epsilon 0.3, with a small convolutional net for two CPU cores.
 
   python launch.py --config=configs/mnist.py --config.data.data_dir=DIR
   python launch.py --config=configs/mnist.py:debug --config.data.data_dir=DIR

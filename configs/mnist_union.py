@@ -1,4 +1,4 @@
-"""MNIST, the union of l_inf 0.3, l2 2.0 and l1 10: three threat models at once.
+"""MNIST in the union of three threat models: l_inf 0.3, l2 2.0 and l1 10.
 
   python launch.py --config=configs/mnist_union.py --config.data.data_dir=DIR
   python launch.py --config=configs/mnist_union.py:debug --config.data.data_dir=DIR

@@ -98,8 +98,8 @@ def make_plan(config: ml_collections.ConfigDict, settings: AuditSettings) -> Aud
       version = tuple(named_attacks(threat_model, settings.attacks.split(",")))
     except ValueError as error:
       raise ConfigError(
-        f"--evaluate must be {', '.join(VERSIONS)} or names of attacks with commas "
-        f"between: {error}"
+        f"--evaluate must be {', '.join(VERSIONS)} or names of attacks separated by "
+        f"commas: {error}"
       ) from error
     attacks = curve_attacks = version
   epsilons = settings.epsilons

@@ -337,7 +337,7 @@ def test_default_plan_is_autoattack_and_a_curve_to_twice_epsilon():
     (["--evaluate_limit=5"], "launch.py: --evaluate_limit needs --evaluate."),
     (
       ["--evaluate=autoattack", "--evaluate_epsilons=0,a"],
-      "launch.py: --evaluate_epsilons must be numbers with commas between: could not "
+      "launch.py: --evaluate_epsilons must be numbers separated by commas: could not "
       "convert string to float: 'a'.",
     ),
   ],
