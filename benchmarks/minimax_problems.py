@@ -127,7 +127,7 @@ def _rosen_suzuki(x):
 
 
 def _polak6(x):
-  """Rosen-Suzuki in bent coordinates."""
+  """The Rosen-Suzuki problem in transformed coordinates."""
   x1, x2, x3, x4 = x
   bent = x1 - (x4 + 1) ** 4
   return _rosen_suzuki((bent, x2 - bent**4, x3, x4))

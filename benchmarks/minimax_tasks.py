@@ -29,10 +29,10 @@ class Task(NamedTuple):
 
 
 def noisy_digits(noise: float) -> tuple[np.ndarray, np.ndarray]:
-  """scikit-learn's digits with Gaussian noise: images `[1797, 64]`, labels `[1797]`.
+  """Noisy images `[1797, 64]` and labels `[1797]` of scikit-learn's digits.
 
   Args:
-    noise: standard deviation of the noise, for pixels in [0, 1].
+    noise: standard deviation of the Gaussian noise, for pixels in [0, 1].
   """
   digits = sklearn.datasets.load_digits()
   rng = np.random.default_rng(0)

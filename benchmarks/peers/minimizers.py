@@ -368,4 +368,5 @@ SOLVERS: dict[str, Callable[[Problem], Run]] = {
   "subgradient": subgradient,
   "group DRO, Adam": group_dro,
 }
-DENSE = ("SLSQP (scipy)", "trust-constr (scipy)", "SLSQP (NLopt)")  # n^2 numbers
+# These solvers store n^2 numbers.
+DENSE = ("SLSQP (scipy)", "trust-constr (scipy)", "SLSQP (NLopt)")

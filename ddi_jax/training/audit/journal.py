@@ -49,7 +49,7 @@ class Journal:
     if differing:
       raise ConfigError(
         f"{folder} holds another evaluation ({'; '.join(differing)}): "
-        "--evaluate_restart forgets it."
+        "--evaluate_restart discards it."
       )
     # The file is as large as the inputs, but only rows that are written take space.
     self._points = np.lib.format.open_memmap(

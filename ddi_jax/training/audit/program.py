@@ -114,7 +114,7 @@ def audit_run(
       results = _attack(config, plan, subject, journal, interrupted)
     except ResumeError as error:
       raise ConfigError(
-        f"{folder} holds another evaluation ({error}): --evaluate_restart forgets it."
+        f"{folder} holds another evaluation ({error}): --evaluate_restart discards it."
       ) from error
   if results is None:
     print(f"Interrupted and saved in {folder}; the same command resumes.")

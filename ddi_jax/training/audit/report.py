@@ -138,7 +138,7 @@ def write(
 
 
 def _format(evaluation: ddi_jax.RobustnessEvaluation, result: Mapping[str, Any]) -> str:
-  """The closing table."""
+  """The final table, as text."""
   rows, (broken, *notes) = evaluation.table(result["evaluation"])
   lines = [
     "",

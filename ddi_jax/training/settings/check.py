@@ -1,7 +1,8 @@
 """Check a config, before a run starts and before anything is written.
 
-A function of the library checks its own arguments.  This module checks ranges that only
-the training program knows, and settings that none of the chosen pieces uses.
+The library's functions check their own arguments.  This module checks ranges that only
+the training program knows.  It also refuses settings that none of the chosen pieces
+(method, sources, data set, model, optimiser, schedule) uses.
 """
 
 from collections.abc import Callable, Collection
@@ -274,7 +275,7 @@ def _check_unused(config: ml_collections.ConfigDict) -> None:
   listed = ", ".join(sorted(takes)) or "no setting of its own"
   raise ConfigError(
     f"config.{field} is {value!r}, but config.{chooser} {name!r} does not use it; it "
-    f"takes {listed}.  Leave it at its default, or choose what uses it."
+    f"takes {listed}.  Leave it at its default, or choose a piece that uses it."
   )
 
 

@@ -15,7 +15,8 @@ def default_config() -> ml_collections.ConfigDict:
   """Return all settings with their defaults; a config file changes some of them.
 
   Some groups hold arguments of a function of the library, with that function's
-  defaults.  It is an error to change a setting that none of the chosen pieces uses.
+  defaults.  It is an error to change a setting that the run does not use, for example
+  one of a method that is not chosen.
 
   Example:
     >>> from ddi_jax import training
@@ -32,7 +33,7 @@ def default_config() -> ml_collections.ConfigDict:
   # Number of restarts K, for all methods except standard and pgd.
   config.num_restarts = 4
   # The sources of the candidates.  (): num_restarts restarts of config.attack.
-  # Otherwise names from ddi_jax/training/settings/sources.py with numbers of
+  # Otherwise names from ddi_jax/training/settings/sources.py with the numbers of their
   # candidates, ("uniform:2", "spatial"), or your own sources, ("module:name:2",).
   config.sources = ()
   config.source_settings = ml_collections.ConfigDict()  # Arguments of your own sources.

@@ -218,7 +218,7 @@ def set_damaged_aside(workdir: Path) -> list[str]:
   for path in directory.glob(f"*{_TEMPORARY}*"):
     shutil.rmtree(path)
   messages = []
-  fallback = f"going on from step {good[-1]}" if good else "starting from step 0"
+  fallback = f"resuming from step {good[-1]}" if good else "starting from step 0"
   for step in damaged:
     folder = directory / str(step)
     if step in unfinished:
