@@ -24,7 +24,7 @@ from ddi_jax import data, losses, models
 from ddi_jax.training.settings.threats import step_size
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of TFDS' cifar10.")
-_TRAINED = flags.DEFINE_list("trained", ["0", "50", "300"], "Numbers of steps.")
+_TRAINED = flags.DEFINE_list("trained", ["0", "50", "300"], "Training steps.")
 _BATCHES = flags.DEFINE_integer("batches", 4, "Number of batches of test images.")
 _FULL, _OTHER_KEYS = "full", "full, other keys"
 _SETTINGS = {  # Title -> (dtype of the attack, stop_below, number of omitted steps).

@@ -33,7 +33,7 @@ _FOLDER = flags.DEFINE_string("folder", "runs/experiments", "Folder of all runs.
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of tables; by default --folder.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Number of runs at a time.", lower_bound=1)
 _LIST = flags.DEFINE_bool("list", False, "Print the names of the next runs to make.")
-_TABLES = flags.DEFINE_bool("tables", False, "Make no run; write the finished ones.")
+_TABLES = flags.DEFINE_bool("tables", False, "Make no run; tabulate finished runs.")
 _RUN = flags.DEFINE_string("run", None, "Make only the run with this name.")
 
 # (config, folder) -> the stages' runs; a stage may depend on the results of the former.
