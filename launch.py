@@ -1,4 +1,4 @@
-"""Trains and evaluates a network: flags only, the work is in `ddi_jax.training`.
+"""Train and evaluate a network from flags; `ddi_jax.training` does the work.
 
 python launch.py --config=configs/digits.py
 python launch.py --config=configs/digits.py:debug --workdir=/tmp/try
@@ -20,13 +20,13 @@ def _leave(*_: Any) -> None:
   os._exit(128 + signal.SIGINT)
 
 
-# During the imports: there a KeyboardInterrupt can abort in C++, or be lost.  Where
-# SIGINT is ignored, as in the background of a script, it stays ignored.
+# This handler is for the imports, in which a KeyboardInterrupt can abort in C++ or be
+# lost.  If SIGINT is ignored, as in the background of a script, it stays ignored.
 _STOPS = signal.getsignal(signal.SIGINT) is signal.default_int_handler
 if __name__ == "__main__" and _STOPS:
   signal.signal(signal.SIGINT, _leave)
 
-try:  # First of all, since it says which extra is not installed.
+try:  # Imported first, because it says which extra is not installed.
   from ddi_jax import training  # isort: skip
   from absl import app, flags, logging
   import ml_collections
@@ -45,55 +45,56 @@ _CONFIG = command_line.define_config_flag(
   "launch.py", "An experiment, configs/NAME.py or configs/NAME.py:debug."
 )
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "The run's folder; by default made from the config, under runs/."
+  "workdir", None, "The run's folder; by default one in runs/, named after the config."
 )
 _EVALUATE = flags.DEFINE_string(
   "evaluate",
   None,
   "Evaluate the workdir's run instead of training: autoattack, autoattack-plus, or "
-  "attacks by name with commas between.",
+  "names of attacks separated by commas.",
 )
 _CHECKPOINT = flags.DEFINE_enum(
-  "evaluate_checkpoint", "best", CHECKPOINTS, "Which checkpoint."
+  "evaluate_checkpoint", "best", CHECKPOINTS, "The checkpoint to evaluate."
 )
 _LIMIT = flags.DEFINE_integer(
-  "evaluate_limit", None, "Only so many test images.", lower_bound=1
+  "evaluate_limit", None, "Maximum number of test images.", lower_bound=1
 )
 _EPSILONS = flags.DEFINE_list(
   "evaluate_epsilons",
   None,
-  "Radii of the curve of robust accuracy, increasing; empty for no curve; by default "
-  "from 0 to twice the config's.",
+  "Increasing radii of the curve of robust accuracy; empty for no curve; by default "
+  "from 0 to twice the config's radius.",
 )
 _NORM = flags.DEFINE_string(
-  "evaluate_norm", None, "In which norm, for a run evaluated in several."
+  "evaluate_norm", None, "The norm to use, for a run that is evaluated in several."
 )
 _SAVE = flags.DEFINE_bool("evaluate_save", False, "Save the adversarial examples.")
 _RESTART = flags.DEFINE_bool(
-  "evaluate_restart", False, "Forget the results of an earlier evaluation."
+  "evaluate_restart", False, "Discard the results of an earlier evaluation."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed",
   False,
-  "Join several processes, found in the environment (SLURM, Open MPI, Kubernetes, "
-  "Cloud TPU) or by the next three flags; config.mesh has all their devices.",
+  "Train with several processes, given by the environment (SLURM, Open MPI, "
+  "Kubernetes, Cloud TPU) or by --coordinator, --num_processes and --process_id; "
+  "config.mesh is over the devices of all processes.",
 )
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's number, from 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
 _STOPPED = (
   "\nlaunch.py: stopped at once; the same command resumes from the last checkpoint, if "
   "there is one."
 )
-_INTERRUPTED = 128 + signal.SIGTERM  # The exit status; what runs jobs starts it again.
+_INTERRUPTED = 128 + signal.SIGTERM  # Exit status, upon which a job runner restarts it.
 
 
 def main(argv: list[str]) -> None:
-  """Trains or evaluates as the flags say."""
+  """Train or evaluate as the flags say."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   if not flags.FLAGS["verbosity"].present:
-    logging.set_verbosity(logging.ERROR)  # Not a page of orbax per checkpoint.
+    logging.set_verbosity(logging.ERROR)  # orbax would log a page per checkpoint.
   config = _config_of_flags()
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
   workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(config, name)
@@ -102,7 +103,10 @@ def main(argv: list[str]) -> None:
 
 
 def _config_of_flags() -> ml_collections.ConfigDict:
-  """The config; settings of pieces that flags replaced are reset to their defaults."""
+  """The config, without settings that belong to pieces replaced by flags.
+
+  Such settings are reset to their defaults.
+  """
   overrides = set(config_flags.get_override_values(flags.FLAGS["config"]))
   if not overrides & set(CHOICES):
     return _CONFIG.value
@@ -152,7 +156,7 @@ def _audit_settings(attacks: str) -> training.AuditSettings:
       epsilons = tuple(float(text) for text in _EPSILONS.value if text)
     except ValueError as error:
       raise training.ConfigError(
-        f"--evaluate_epsilons must be numbers with commas between: {error}."
+        f"--evaluate_epsilons must be numbers separated by commas: {error}."
       ) from error
   return training.AuditSettings(
     attacks=attacks,
@@ -186,10 +190,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-  sys.path.insert(0, "")  # Your own pieces are found in the current folder.
+  sys.path.insert(0, "")  # Find your own pieces in the current folder.
   if _STOPS:
     signal.signal(signal.SIGINT, signal.default_int_handler)
   try:
     app.run(main, flags_parser=_parse_flags)
-  except KeyboardInterrupt:  # Before the run: in the config file, for example.
+  except KeyboardInterrupt:  # Raised before the run, for example in the config file.
     _stop()

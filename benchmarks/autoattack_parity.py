@@ -1,25 +1,26 @@
-"""AutoAttack here, in torchattacks and in its authors' release, on the same weights.
+"""Compare AutoAttack with torchattacks and its authors' release on one network.
 
 pip install -e '.[peers,training]' && pip install --no-deps torchattacks
 python benchmarks/autoattack_parity.py --workdir=RUN [--data_dir=DIR] [--norms=linf,l2]
 
-The network of a finished run is exported through a safetensors file into PyTorch.  Then
-each attack alone, and the ensemble, run on the same test images here, in torchattacks
-(l_inf and l2) and in pyautoattack, the PyTorch release of Croce and Hein; one after the
-other in one process, once for each seed.  torchattacks runs with --steps too; its own
-default is 10.  PyTorch classifies all points, and one outside the ball or the box
-breaks nothing.
+The network of a finished run is exported through a safetensors file into PyTorch.  Each
+attack alone, and the ensemble, then run on the same test images in three libraries:
+ddi_jax, torchattacks (l_inf and l2) and pyautoattack, the PyTorch release of Croce and
+Hein.  They run one after another in one process, once for each seed.  torchattacks uses
+--steps as well, instead of its default of 10.  PyTorch classifies all points.  A point
+outside the ball or the box counts as a failed attack.
 
-With --journal each outcome is added to a file when it is there, and taken from it when
-the same command runs again; --ensemble=union spares the ensemble's own run and takes
-each image's worst case over its attacks, --ensemble=only spares the attacks' own runs.
+With --journal, each result is added to a file, and the same command later reads it from
+there.  --ensemble=union does not run the ensemble, but takes each image's worst case
+over the attacks.  --ensemble=only runs only the ensemble.
 
-Square's windows in torchattacks and pyautoattack never reach the last row and column;
---widen_windows draws them over the whole image, as the paper does.  AutoAttack takes
-the first --queries of a schedule for 10,000; torchattacks rescales it to them, and with
---rescale_schedule the other two do.
+In torchattacks and pyautoattack, Square's windows never reach the last row and column;
+--widen_windows draws them over the whole image, as in the paper.  AutoAttack's schedule
+of Square is for 10,000 queries, of which it takes the first --queries.  torchattacks
+rescales the schedule to --queries, and so do the other two with --rescale_schedule.
 
-Prints two Markdown tables: robust accuracies with their differences, and speed.
+The script prints two Markdown tables: robust accuracies with their differences, and
+speed.
 """
 
 from collections.abc import Callable, Mapping
@@ -50,33 +51,33 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 import networks
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A finished run of launch.py.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "As config.data.data_dir.")
-_NORMS = flags.DEFINE_list("norms", ["linf", "l2"], "Which balls; l1 too.")
-_EPSILONS = flags.DEFINE_list("epsilons", None, "Their radii; by default see below.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "See config.data.data_dir.")
+_NORMS = flags.DEFINE_list("norms", ["linf", "l2"], "Norms: linf, l2 or l1.")
+_EPSILONS = flags.DEFINE_list("epsilons", None, "Radii; for defaults see _EPSILON.")
 _ATTACKS = flags.DEFINE_list(
-  "attacks", ["apgd-ce", "apgd-t", "fab-t", "square"], "Of the ensemble, in order."
+  "attacks", ["apgd-ce", "apgd-t", "fab-t", "square"], "The ensemble's, in order."
 )
-_IMAGES = flags.DEFINE_integer("images", 1000, "Test images.")
+_IMAGES = flags.DEFINE_integer("images", 1000, "Number of test images.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 250, "Images at a time.")
-_SEEDS = flags.DEFINE_integer("seeds", 2, "Runs of each attack.")
-_STEPS = flags.DEFINE_integer("steps", 100, "Of APGD and FAB.")
-_QUERIES = flags.DEFINE_integer("queries", 5000, "Of Square.")
+_SEEDS = flags.DEFINE_integer("seeds", 2, "Number of runs of each attack.")
+_STEPS = flags.DEFINE_integer("steps", 100, "Steps of APGD and FAB.")
+_QUERIES = flags.DEFINE_integer("queries", 5000, "Queries of Square.")
 _JOURNAL = flags.DEFINE_string("journal", None, "A file to add to and resume from.")
 _TOTAL = flags.DEFINE_enum(
-  "ensemble", "run", ["run", "union", "only"], "How it is attacked, or nothing else."
+  "ensemble", "run", ["run", "union", "only"], "See the docstring of this module."
 )
-_WIDEN = flags.DEFINE_bool("widen_windows", False, "Of the peers' Square.")
+_WIDEN = flags.DEFINE_bool("widen_windows", False, "Widen the peers' Square windows.")
 _RESCALE = flags.DEFINE_bool(
   "rescale_schedule",
   False,
-  "Of Square's windows to --queries; not in torchattacks.",
+  "Rescale the schedule of Square's windows to --queries, as torchattacks does.",
 )
 _CPU_TIME = flags.DEFINE_bool(
-  "cpu_time", False, "Seconds of the process, not of the wall: for one busy core."
+  "cpu_time", False, "Measure CPU time instead of wall time, for one busy core."
 )
 flags.mark_flag_as_required("workdir")
 
-_EPSILON = {  # Those of RobustBench; for l_inf the run's own.
+_EPSILON = {  # Radii of RobustBench.  For l_inf the radius is the run's.
   "l2": 0.5,
   "l1": 12.0,
 }
@@ -89,7 +90,7 @@ Run = Callable[[list[str], int], np.ndarray]
 
 
 class Case(NamedTuple):
-  """What is attacked."""
+  """The network and the images to attack, and the threat model."""
 
   threat_model: ddi_jax.ThreatModel
   model: jax.tree_util.Partial
@@ -99,14 +100,14 @@ class Case(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """Of one library and attack, over the seeds."""
+  """The results of one attack in one library, by seed."""
 
-  robust: list[np.ndarray]  # Each [N].
+  robust: list[np.ndarray]  # Whether each image is robust; each array is [N].
   seconds: list[float]
 
 
 class ChannelsLast(torch.nn.Module):
-  """A network in its faster layout, for attacks that know the ordinary one only."""
+  """A network in its faster layout, for attacks that use the ordinary layout."""
 
   def __init__(self, network):
     super().__init__()
@@ -120,7 +121,7 @@ class ChannelsLast(torch.nn.Module):
 
 
 def in_torch(config, model, description):
-  """The same network, with weights that went through a file."""
+  """The same network in PyTorch, with weights passed through a file."""
   settings = (description.num_classes, description.mean, description.std)
   options = model_settings(config)
   channels = description.image_shape[-1]
@@ -141,7 +142,7 @@ def in_torch(config, model, description):
 
 
 def here(case: Case) -> Run:
-  """Ours: an ensemble is compiled when it first runs."""
+  """The attacks of ddi_jax; an ensemble is compiled when it first runs."""
   threat_model, steps = case.threat_model, _STEPS.value
   sparse = threat_model.norm == "l1"
   known = {
@@ -174,7 +175,7 @@ def here(case: Case) -> Run:
 
 
 def in_torchattacks(case: Case) -> Run:
-  """Its attacks with our number of steps."""
+  """The attacks of torchattacks with our number of steps."""
 
   def run(names, seed):
     ensemble = torchattacks.AutoAttack(
@@ -207,7 +208,7 @@ def in_torchattacks(case: Case) -> Run:
 
 
 def in_pyautoattack(case: Case) -> Run:
-  """The authors' release."""
+  """The attacks of the authors' release."""
   inputs, labels = _to_torch(case.images, case.labels)
 
   def run(names, seed):
@@ -234,7 +235,7 @@ def in_pyautoattack(case: Case) -> Run:
 
 
 def widen_windows(square) -> None:
-  """Lets a peer's Square draw the last corner of a window too."""
+  """Let a peer's Square draw the last possible corner of a window too."""
   draw = square.random_int
   square.random_int = lambda self, low=0, high=1, shape=(1,): draw(
     self, low, high + 1, list(shape)
@@ -242,7 +243,7 @@ def widen_windows(square) -> None:
 
 
 def accuracy(case: Case, points: np.ndarray) -> np.ndarray:
-  """Whether each image is still right, in PyTorch, `[N]`."""
+  """Whether PyTorch still classifies each image correctly, `[N]`."""
   epsilon = case.threat_model.epsilon
   sizes = np.asarray(case.threat_model.size(points - case.images))
   allowed = (sizes <= epsilon * 1.001) & (points.min((1, 2, 3)) >= 0)
@@ -254,7 +255,7 @@ def accuracy(case: Case, points: np.ndarray) -> np.ndarray:
 
 
 def recorded(case: Case, library: str, name: str, seed: int, measure: Callable):
-  """(robust, seconds) from the journal, or else measured and added to it."""
+  """Read (robust, seconds) from the journal, or measure them and add them to it."""
   what = {
     "norm": case.threat_model.norm,
     "epsilon": case.threat_model.epsilon,
@@ -288,7 +289,7 @@ def recorded(case: Case, library: str, name: str, seed: int, measure: Callable):
 
 
 def compare(case: Case, runs: Mapping[str, Run]) -> dict[tuple[str, str], Outcome]:
-  """(attack, library) -> outcome; the libraries take turns."""
+  """Run all attacks: (attack, library) -> outcome.  The libraries take turns."""
   clock = time.process_time if _CPU_TIME.value else time.perf_counter
 
   def measure(run, chosen, seed):
@@ -328,7 +329,7 @@ def compare(case: Case, runs: Mapping[str, Run]) -> dict[tuple[str, str], Outcom
 
 
 def parity_rows(case, outcomes, libraries):
-  """Robust accuracies in per cent, means over the seeds; and differences in points."""
+  """Rows of robust accuracies (per cent, means over seeds) and their differences."""
   ours, *others = libraries
   for name in dict.fromkeys(name for name, _ in outcomes):
     robust = {
@@ -347,7 +348,7 @@ def parity_rows(case, outcomes, libraries):
 
 
 def speed_rows(case, outcomes, libraries):
-  """Seconds of a run and images a second; of ours the first run compiles."""
+  """Rows with the seconds of a run and images per second; our first run compiles."""
   ours, *others = libraries
   for name in dict.fromkeys(name for name, _ in outcomes):
     first, *rest = outcomes[name, ours].seconds
@@ -364,14 +365,14 @@ def speed_rows(case, outcomes, libraries):
 
 
 def print_table(header, rows):
-  """As Markdown."""
+  """Print a Markdown table."""
   for cells in (header, ["---"] * len(header), *rows):
     print("|", " | ".join(cells), "|")
   print(flush=True)
 
 
 def main(_):
-  """Prints the tables."""
+  """Print the tables."""
   logging.set_verbosity(logging.ERROR)
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   if _WIDEN.value:

@@ -1,15 +1,17 @@
-"""The cheapest candidates: the fall of the robust loss against gradient evaluations.
+"""The fall of the robust loss against the cost of making the candidates.
 
 python benchmarks/candidates.py
 
-A small network, for scikit-learn's digits by default (`--data`, `--epsilon`), trained
-for a while on each example's worst candidate in l_inf.  From the same parameters and
-batches, every set of candidates gives a step -t z by each of three methods; the fall is
-that of the mean worst loss that fresh, longer attacks find before and after the step.
-Gradient evaluations are those of making the candidates, per example.  The warm starts
-are those found with the parameters of 10 steps before.  Prints a Markdown table; the
-last column is the fall of the proximal form as a share of that of the first row, 10
-full restarts.
+A small network, for scikit-learn's digits by default (`--data`, `--epsilon`), is
+trained for a while on each example's worst candidate in l_inf.  From the same
+parameters and batches, every set of candidates gives a step -t z by each of three
+methods.  Fresh, longer attacks measure the mean worst loss before and after the step,
+and the fall is the difference.  Gradient evaluations are those needed per example to
+make the candidates.  Warm starts come from attacks on the parameters of 10 steps
+before.
+
+The script prints a Markdown table.  The last column is the fall of the proximal form as
+a share of its fall in the first row, 10 full restarts.
 """
 
 from collections.abc import Callable
@@ -23,10 +25,10 @@ import small_network
 import ddi_jax
 from ddi_jax import candidates as sources
 
-_STEPS = flags.DEFINE_integer("steps", 200, "Of training before it.")
+_STEPS = flags.DEFINE_integer("steps", 200, "Training steps before the comparison.")
 _LENGTH = flags.DEFINE_float("length", 0.3, "t.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images.")
-_BATCHES = flags.DEFINE_integer("batches", 8, "To take the mean over.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images in a batch.")
+_BATCHES = flags.DEFINE_integer("batches", 8, "Batches over which to take the mean.")
 _EPSILON = flags.DEFINE_float("epsilon", 0.15, "l_inf radius.")
 _ONLY = flags.DEFINE_multi_string("only", None, "Rows to make; default all.")
 _PGD_STEPS = 8
@@ -36,8 +38,8 @@ class CandidateSet(NamedTuple):
   """One row of the table.
 
   Attributes:
-    make: (earlier moves `[K, B, ...]`) -> the source.
-    evaluations: gradients that it takes per example.
+    make: (perturbations of earlier attacks `[K, B, ...]`) -> the source.
+    evaluations: number of gradients that the source takes per example.
   """
 
   make: Callable[[jax.Array], sources.Source]
@@ -45,7 +47,7 @@ class CandidateSet(NamedTuple):
 
 
 def candidate_sets(epsilon: float) -> dict[str, CandidateSet]:
-  """The rows by name."""
+  """The sets of candidates by the names of their rows."""
   model = ddi_jax.linf(epsilon)
 
   def settings(steps):
@@ -90,7 +92,7 @@ METHODS = {
 
 
 def main(argv: list[str]) -> None:
-  """Trains, then compares sets of candidates."""
+  """Train, then compare sets of candidates."""
   del argv
   print(describe_machine("jax", "ddi_jax"))
   network = small_network.create(_BATCH_SIZE.value)

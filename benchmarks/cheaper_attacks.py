@@ -1,12 +1,13 @@
-"""What is lost by cheaper attacks: bfloat16, an early end, fewer steps.
+"""The effect of cheaper attacks: bfloat16, early stopping and fewer steps.
 
 python benchmarks/cheaper_attacks.py --data_dir=DIR --width=16 --batch_size=64 --steps=7
 
-On CIFAR-10 (TFDS form in DIR), a ResNet-18 at initialisation, after a few steps of PGD
-training, and after more.  On test images, with the same keys for all: mean loss in
-float32 and share of images broken by K restarts, the cosine of the Danskin direction
-with that of full attacks, and the time of the K attacks.  A second full attack with
-other keys shows what the choice of keys alone makes.  Prints a Markdown table.
+The network is a ResNet-18 for CIFAR-10 (in TFDS' format in DIR): at initialisation,
+after a few steps of PGD training, and after more.  All attacks run on the same test
+images with the same keys.  The script measures the mean loss in float32, the share of
+images broken by K restarts, the cosine of the Danskin direction with that of full
+attacks, and the time of the K attacks.  A second full attack with other keys shows the
+effect of the keys alone.  The script prints a Markdown table.
 """
 
 import functools
@@ -22,11 +23,11 @@ import ddi_jax
 from ddi_jax import data, losses, models
 from ddi_jax.training.settings.threats import step_size
 
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS' cifar10 is.")
-_TRAINED = flags.DEFINE_list("trained", ["0", "50", "300"], "After so many steps.")
-_BATCHES = flags.DEFINE_integer("batches", 4, "Batches of test images.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of TFDS' cifar10.")
+_TRAINED = flags.DEFINE_list("trained", ["0", "50", "300"], "Training steps.")
+_BATCHES = flags.DEFINE_integer("batches", 4, "Number of batches of test images.")
 _FULL, _OTHER_KEYS = "full", "full, other keys"
-_SETTINGS = {  # Title -> (dtype of the attack, stop_below, steps less).
+_SETTINGS = {  # Title -> (dtype of the attack, stop_below, number of omitted steps).
   _FULL: ("float32", None, 0),
   "bfloat16": ("bfloat16", None, 0),
   "end below 5 % of pixels": ("float32", 0.05, 0),
@@ -106,14 +107,14 @@ def _compare(attacks, measure, params, batches):
   for name, rows in measured.items():
     worst, broken = (np.mean([row[part] for row in rows]) for part in range(2))
     cosines = [
-      float(row[2] @ full[2])  # Of unit norm.
+      float(row[2] @ full[2])  # Both have unit norm.
       for row, full in zip(rows, measured[_FULL], strict=True)
     ]
     yield name, worst, broken, np.mean(cosines), seconds.get(name)
 
 
 def main(_):
-  """Trains, compares and prints."""
+  """Train, compare and print."""
   print(workload.describe() + "\n", flush=True)
   work = workload.create("pgd", {"optimizer.learning_rate": 0.05})
   splits = data.load("cifar10", data_dir=_DATA_DIR.value, validation_size=1000)

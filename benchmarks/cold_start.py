@@ -1,11 +1,11 @@
-"""The seconds that a user waits on a CPU: compilation, first calls, short calls.
+"""The time that a user waits on a CPU: compilation, first calls, short calls.
 
 python benchmarks/cold_start.py
 
-scikit-learn's digits, a small convolutional network, l_inf.  Compilation is JAX's own
-figure (tracing, lowering and XLA); CPU seconds count all threads, and vary less than
-the clock on a shared machine.  Nothing is read from a compilation cache.  Prints a
-Markdown table.
+The data are scikit-learn's digits, with a small convolutional network and l_inf
+attacks.  The compilation time is JAX's own figure (tracing, lowering and XLA).  CPU
+seconds count all threads, and vary less than wall time on a shared machine.  No
+compilation cache is used.  The script prints a Markdown table.
 """
 
 import collections
@@ -37,8 +37,8 @@ _COMPILATION = "/jax/core/compile/"
 
 
 def main(_: list[str]) -> None:
-  """Measures and prints."""
-  warnings.simplefilter("ignore")  # Those of the evaluation.
+  """Measure and print."""
+  warnings.simplefilter("ignore")  # Hide warnings of the evaluation.
   jax.config.update("jax_enable_compilation_cache", False)
   print(describe_machine("jax", "jaxlib", "flax", "optax") + "\n")
   print("| what | seconds | of which compilation | CPU seconds | programs |")
@@ -59,7 +59,7 @@ def main(_: list[str]) -> None:
 
 
 def _train() -> None:
-  """The whole first run of the README, and when its first line of figures comes."""
+  """Time the first run of the README, to its end and to its first line of figures."""
   command = [sys.executable, "launch.py", "--config=configs/digits.py"]
   began = time.perf_counter()
   with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +87,10 @@ def _print(name: str, *cells: Any) -> None:
 
 
 def _network() -> tuple[Any, np.ndarray, np.ndarray]:
-  """A network after 100 steps on clean images, as a `Partial`; images and labels."""
+  """A network trained for 100 steps on clean images, its images and labels.
+
+  The network is a `Partial`.
+  """
   splits = data.load("digits", validation_size=200)
   images = np.asarray(splits.train.images, np.float32) / splits.max_value
   labels = np.asarray(splits.train.labels)
@@ -122,7 +125,7 @@ def _network() -> tuple[Any, np.ndarray, np.ndarray]:
 
 @contextlib.contextmanager
 def _timed(name: str) -> Iterator[None]:
-  """Prints a line for what is computed inside."""
+  """Time the computation in the `with` block, and print a line about it."""
   seconds: dict[str, list[float]] = collections.defaultdict(list)
 
   def listen(event: str, duration: float, **_: Any) -> None:
@@ -140,7 +143,7 @@ def _timed(name: str) -> Iterator[None]:
 
 
 def _short_calls() -> None:
-  """What is called from Python again and again."""
+  """Time functions that are called from Python many times."""
   rows = np.random.default_rng(0).normal(size=(8, 100)).astype(np.float32)
   gram = jnp.asarray(rows @ rows.T)
   gradients = {"w": jnp.asarray(rows), "b": jnp.asarray(rows[:, :10])}
@@ -155,7 +158,7 @@ def _short_calls() -> None:
 
 
 def _print_microseconds(name: str, call: Callable[[], Any]) -> None:
-  """The median of 200 calls, waited for, after some to warm up."""
+  """Print the median time of 200 blocking calls, after some calls to warm up."""
   seconds = []
   for _ in range(220):
     began = time.perf_counter()

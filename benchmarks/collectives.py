@@ -1,14 +1,15 @@
-"""What a training step sends between devices, read from the compiled program.
+"""The bytes that a compiled training step sends between devices.
 
 python benchmarks/collectives.py --mesh=2x4 --num_restarts=4 --width=16
 
-Compiles the program's step for virtual CPU devices, restart x data of them, and sets
-the bytes of its collective operations beside those of the formulas of docs/scaling.md.
-Nothing runs.  Prints a Markdown table, with XLA's plan of temporaries.
+The script compiles the program's step for restart x data virtual CPU devices, and
+compares the bytes of its collective operations with the formulas in docs/scaling.md.
+Nothing is run.  The output is a Markdown table, which includes XLA's plan of
+temporaries.
 
-With --topology=v5e:2x4 the step is compiled for TPUs of that form.  None has to be
-there, only `pip install libtpu`; the compiler takes minutes.  The table then has the
-compiler's estimate of cycles too; tpu_estimate.py has more of it.
+With --topology=v5e:2x4 the step is compiled for TPUs of that topology.  This needs no
+TPU, only `pip install libtpu`, and takes minutes.  The table then also has the
+compiler's estimate of cycles; tpu_estimate.py gives more details.
 """
 
 import math
@@ -20,9 +21,9 @@ import described_tpus
 import jax
 import workload
 
-_MESH = flags.DEFINE_list("mesh", ["2x4"], "Meshes, restart x data, comma between.")
-_FSDP = flags.DEFINE_bool("fsdp", False, "Parameters split over all devices.")
-_TOPOLOGY = flags.DEFINE_string("topology", None, "Of TPUs to compile for.")
+_MESH = flags.DEFINE_list("mesh", ["2x4"], "Meshes, restart x data, comma-separated.")
+_FSDP = flags.DEFINE_bool("fsdp", False, "Split parameters over all devices.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "TPU topology to compile for.")
 
 
 def expected_bytes(
@@ -33,13 +34,13 @@ def expected_bytes(
   *,
   summed_by: str = "all-reduce",
 ) -> dict[str, float]:
-  """The formulas of docs/scaling.md: bytes that a device sends for large arrays.
+  """The bytes that a device sends for large arrays, as derived in docs/scaling.md.
 
   Args:
-    num_rows: K.
-    num_parameters: d, all in tensors that are split.
-    restart: R, devices that split the restarts.
-    data: D, devices that split the batch.
+    num_rows: K, the number of gradients.
+    num_parameters: d, the number of parameters, all in tensors that are split.
+    restart: R, the number of devices over which the restarts are split.
+    data: D, the number of devices over which the batch is split.
     summed_by: how the compiler sums over the batch, "all-reduce" or "reduce-scatter".
   """
   itemsize = 4
@@ -54,19 +55,19 @@ def expected_bytes(
 
 
 def _lower_for_cpus(changes: dict[str, Any]) -> tuple[Any, Any]:
-  """The step lowered for virtual CPU devices, and its state."""
+  """Lower the step for virtual CPU devices; also return its state."""
   work = workload.create("danskin", changes)
   return work.lower(), work.state
 
 
 def _lower_for_tpus(changes: dict[str, Any]) -> tuple[Any, Any]:
-  """The same for TPUs that are described, not there."""
+  """Lower the step for described TPUs, which need not exist; also return its state."""
   config = workload.create_config("danskin", changes)
   return described_tpus.lower(config, described_tpus.describe(_TOPOLOGY.value))
 
 
 def main(argv: list[str]) -> None:
-  """Prints a line for every mesh."""
+  """Print a line for every mesh."""
   del argv
   shapes = [tuple(int(size) for size in text.split("x")) for text in _MESH.value]
   jax.config.update("jax_num_cpu_devices", max(math.prod(shape) for shape in shapes))

@@ -1,6 +1,6 @@
-"""A compiled program, read from its text: what it computes, sends and costs.
+"""Read from a compiled program's text what it computes, sends and costs.
 
-What stands in a loop counts as often as the loop turns.
+An operation in a loop counts once for every turn of the loop.
 """
 
 import collections
@@ -41,14 +41,14 @@ _GROUPS = re.compile(r"batch_group_count=(\d+)")
 
 
 class Collective(NamedTuple):
-  """One operation of a compiled program that sends something.
+  """One operation of a compiled program that sends data between devices.
 
   Attributes:
-    name: "all-gather" and so on.
+    name: the kind of operation, for example "all-gather".
     result_bytes: size of its result on a device.
     group_size: number of devices that take part together.
     times: how often it runs in a step; a loop of unknown length counts as one turn.
-    part: the named scope that it belongs to, see `operations`.
+    part: the named scope to which it belongs, see `operations`.
   """
 
   name: str
@@ -58,7 +58,7 @@ class Collective(NamedTuple):
   part: str = OTHER
 
   def sent_bytes(self) -> float:
-    """What a device sends each time, in a ring or directly: the least possible."""
+    """The least number of bytes that a device sends each time, in a ring or not."""
     others = self.group_size - 1
     if self.name == "reduce-scatter":
       return self.result_bytes * others
@@ -69,17 +69,17 @@ class Collective(NamedTuple):
 
 
 class Operation(NamedTuple):
-  """One operation of a program for TPUs, with all that is fused into it.
+  """One operation of a program for TPUs, including operations fused into it.
 
   Attributes:
-    name: in the program.
-    kind: "fusion", "copy" and so on.
-    scopes: where the source has it: named scopes and the functions of jax; may be "".
-    part: the named scope that it belongs to, see `operations`.
+    name: its name in the program.
+    kind: the kind of operation, for example "fusion" or "copy".
+    scopes: its place in the source, as named scopes and functions of jax; may be "".
+    part: the named scope to which it belongs, see `operations`.
     times: how often it runs in a step.
-    cycles: the compiler's estimate for one time.
-    flops: multiplications and additions of its convolutions, one time.
-    shape: of its result, in the program's words.
+    cycles: the compiler's estimate of its cycles for one run.
+    flops: multiplications and additions of its convolutions in one run.
+    shape: shape of its result, as written in the program.
   """
 
   name: str
@@ -93,7 +93,7 @@ class Operation(NamedTuple):
 
 
 class _Executed(NamedTuple):
-  """A line of the program that runs."""
+  """A line of the program that is executed."""
 
   function: str
   line: str
@@ -103,12 +103,12 @@ class _Executed(NamedTuple):
 
 
 def operations(program: str, parts: Sequence[str] = ()) -> Iterator[Operation]:
-  """What a program for TPUs computes.
+  """The operations of a program for TPUs.
 
   Args:
     program: the text of the compiled program.
     parts: named scopes.  An operation belongs to the first of them in its own name,
-      else to that of the loop it stands in, else to "other".
+      otherwise to the part of the loop that contains it, otherwise to "other".
   """
   computations, entry = _computations(program)
   for executed in _executed(computations, entry, parts):
@@ -134,12 +134,12 @@ def operations(program: str, parts: Sequence[str] = ()) -> Iterator[Operation]:
 
 
 def estimated_cycles(program: str) -> int:
-  """The TPU compiler's estimate for a step."""
+  """The TPU compiler's estimate of the cycles of a step."""
   return sum(each.times * each.cycles for each in operations(program))
 
 
 def find_collectives(program: str, parts: Sequence[str] = ()) -> Iterator[Collective]:
-  """What a program sends; parts as those of `operations`."""
+  """The collective operations of a program; for `parts` see `operations`."""
   computations, entry = _computations(program)
   for function, line, times, part, _ in _executed(computations, entry, parts):
     match = _LINE.search(line)
@@ -148,13 +148,13 @@ def find_collectives(program: str, parts: Sequence[str] = ()) -> Iterator[Collec
     name, size, group = match["name"], _result_bytes(match), 2
     if name != "collective-permute":
       group = _group_size(match["rest"])
-    if function.startswith("all-reduce-scatter"):  # So are they written for TPUs.
+    if function.startswith("all-reduce-scatter"):  # A reduce-scatter on TPUs.
       name, size = "reduce-scatter", size // group
     yield Collective(name, size, group, times, part)
 
 
 def sent_by_kind(program: str) -> dict[str, float]:
-  """Bytes that a device sends in operations of each kind."""
+  """The bytes that a device sends, by the kind of operation."""
   total: dict[str, float] = collections.Counter()
   for collective in find_collectives(program):
     total[collective.name] += collective.times * collective.sent_bytes()
@@ -162,7 +162,7 @@ def sent_by_kind(program: str) -> dict[str, float]:
 
 
 def _computations(program: str) -> tuple[dict[str, list[str]], str]:
-  """(Name -> lines of each function of the program, the name of the first to run)."""
+  """The lines of the program's functions by name, and the entry function's name."""
   computations: dict[str, list[str]] = {}
   name = entry = ""
   for line in program.splitlines():
@@ -180,7 +180,7 @@ def _computations(program: str) -> tuple[dict[str, list[str]], str]:
 def _executed(
   computations: dict[str, list[str]], entry: str, parts: Sequence[str]
 ) -> Iterator[_Executed]:
-  """All lines that run, with how often they do."""
+  """All lines that are executed, and how often."""
 
   def visit(name: str, times: int, part: str, fused: bool) -> Iterator[_Executed]:
     for line in computations[name]:
@@ -207,7 +207,7 @@ def _part(line: str, parts: Sequence[str]) -> str | None:
 def _turns(
   loop: str, computations: dict[str, list[str]], called: dict[str, str]
 ) -> int:
-  """How often a loop turns: as XLA notes, or `i < constant` says; else once."""
+  """The number of turns of a loop, from XLA's note or a test `i < constant`, or 1."""
   noted = _TRIP_COUNT.search(loop)
   if noted is not None:
     return int(noted[1])
@@ -218,7 +218,7 @@ def _turns(
 
 
 def _flops(computations: dict[str, list[str]], function: str, line: str) -> int:
-  """Of the convolutions in a line of a function and in what is fused into it."""
+  """FLOPs of the convolutions in a line of a function, including fused ones."""
   if (match := _CONVOLUTION.search(line)) is not None:
     shapes = {
       named["name"]: _shape(named["type"])
@@ -238,7 +238,10 @@ def _flops(computations: dict[str, list[str]], function: str, line: str) -> int:
 def _convolution_flops(
   convolution: re.Match[str], inputs: Sequence[int], kernel: Sequence[int]
 ) -> int:
-  """Two for each product that is not with a zero of padding or dilation."""
+  """FLOPs of a convolution: two for each product, except with zeros.
+
+  Products with zeros of padding or dilation do not count.
+  """
   rest, output = convolution["rest"], _shape(convolution["type"])
   labels = _LABELS.search(rest)
   assert labels is not None
@@ -257,7 +260,7 @@ def _convolution_flops(
 
 
 def _window(rest: str, axis: int) -> dict[str, int]:
-  """The settings of a convolution along an axis; of two pads the lower."""
+  """The window settings of a convolution along an axis; `pad` is the lower padding."""
   settings = {"size": 1, "stride": 1, "pad": 0, "lhs_dilate": 1, "rhs_dilate": 1}
   written = re.search(r"window=\{(.*?)\}", rest)
   for name, values in re.findall(r"(\w+)=([\dx_-]+)", written[1] if written else ""):
@@ -266,14 +269,17 @@ def _window(rest: str, axis: int) -> dict[str, int]:
 
 
 def _shape(text: str) -> tuple[int, ...]:
-  """Of the first array in a type."""
+  """The shape of the first array in a type."""
   match = _ARRAY.search(text)
   assert match is not None
   return tuple(int(extent) for extent in match[3].split(",") if extent)
 
 
 def _result_bytes(match: re.Match[str]) -> int:
-  """The size of the result; what starts an operation has its operands beside it."""
+  """The size of the result in bytes.
+
+  The result of an operation's start also contains the operands, which do not count.
+  """
   arrays = [_num_bytes(*array) for array in _ARRAY.findall(match["type"])]
   if match["start"] and match["name"] == "all-gather":
     return sum(arrays[len(arrays) // 2 :])

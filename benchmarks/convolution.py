@@ -1,9 +1,9 @@
-"""Time of a convolution's gradients, jax's own and ours, inside a loop and outside.
+"""Time a convolution's gradients, jax's and ours, inside and outside a loop.
 
 python benchmarks/convolution.py
 
-Prints a Markdown table in milliseconds for the 3x3 convolutions of the small network on
-MNIST and of ResNet-18 at width 16, batch 64.
+The script prints a Markdown table in milliseconds for the 3x3 convolutions of the small
+network on MNIST and of ResNet-18 at width 16, batch 64.
 """
 
 import statistics
@@ -31,7 +31,7 @@ SHAPES = [
 
 
 def milliseconds(fn, argument):
-  """Median time of a call."""
+  """The median time of a call."""
   jax.block_until_ready(fn(argument))
   times = []
   for _ in range(REPEATS):
@@ -42,7 +42,7 @@ def milliseconds(fn, argument):
 
 
 def times_of(conv, shape):
-  """Of the inputs' and the kernel's gradient: outside a loop, and inside."""
+  """The times of the inputs' and the kernel's gradient, outside and inside a loop."""
   size, channels, features, stride = shape
   inputs = jax.random.normal(jax.random.key(0), (BATCH, size, size, channels))
   kernel = jax.random.normal(jax.random.key(1), (3, 3, channels, features))
@@ -53,7 +53,7 @@ def times_of(conv, shape):
 
   cotangent = apply(inputs, kernel)
   for index, argument in enumerate((inputs, kernel)):
-    # A convolution is linear in each argument: its value is not computed here.
+    # A convolution is linear in each argument, so its value is not computed here.
     def gradient(point, index=index):
       _, pullback = jax.vjp(apply, inputs, kernel)
       return pullback(cotangent * point.ravel()[0])[index]
@@ -66,7 +66,7 @@ def times_of(conv, shape):
 
 
 def main():
-  """Prints the table."""
+  """Print the table."""
   print(
     "| size, in, out, stride | inputs' gradient: jax | in a loop | ours | in a loop ",
     end="",

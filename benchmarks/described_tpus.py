@@ -1,7 +1,7 @@
-"""The training step compiled for TPUs that are described, not there.
+"""Compile the training step for TPUs that are described and need not exist.
 
-`pip install libtpu` brings the compiler.  Nothing is allocated: state and batch are
-shapes.
+`pip install libtpu` provides the compiler.  Nothing is allocated, because state and
+batch are only shapes.
 """
 
 import math
@@ -20,14 +20,15 @@ from ddi_jax.training.settings.model import create_model, known_images
 from ddi_jax.training.step import train_step, warm_memory
 from ddi_jax.training.step.state import Hyperparameters, create_train_state
 
-_TRAINING_IMAGES = 50_000  # For settings that count epochs, and the memory of `warm`.
+# Size of the training set, for settings that count epochs and the memory of `warm`.
+_TRAINING_IMAGES = 50_000
 
 
 def describe(topology: str) -> list[Any]:
-  """The devices of a topology, "v5e:2x2" for example.
+  """The devices of a topology, for example "v5e:2x2".
 
   Raises:
-    RuntimeError: if libtpu is missing or does not know it.
+    RuntimeError: if libtpu is missing or does not know the topology.
   """
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # There is no TPU to ask.
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -35,14 +36,14 @@ def describe(topology: str) -> list[Any]:
 
 
 def lower(config: ml_collections.ConfigDict, devices: list[Any]) -> tuple[Any, Any]:
-  """The step of a config, lowered for `config.mesh` of these devices.
+  """Lower the step of a config for `config.mesh` of these devices.
 
   Args:
     config: a checked config of a known data set.
     devices: from `describe`, at least as many as the mesh has.
 
   Returns:
-    (what `jax.jit(...).lower` returns, the shapes of the `TrainState`).
+    (the result of `jax.jit(...).lower`, the shapes of the `TrainState`).
   """
   shape = (config.mesh.data, config.mesh.restart)
   mesh = Mesh(np.array(devices[: math.prod(shape)]).reshape(shape), meshes.ALL)

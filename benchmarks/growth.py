@@ -2,9 +2,10 @@
 
 python benchmarks/growth.py --steps=2 --repeats=2 --picture=docs/images/growth.png
 
-One of K, batch size and width changes at a time, the others are the flags'.  Memory is
-what XLA plans for: arguments, results and temporaries.  Of the slopes, doubling by
-doubling, the exponent is printed: 1 is proportional.  Prints a Markdown table.
+The script changes one of K, batch size and width at a time; flags set the others.
+Memory is what XLA plans for arguments, results and temporaries.  An exponent is the
+slope between neighbouring values in logarithmic scale; 1 means proportional growth.
+The script prints a Markdown table.
 """
 
 import itertools
@@ -15,7 +16,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import workload
 
-_COUNTS = flags.DEFINE_list("counts", ["1", "2", "4", "8", "16", "32"], "K.")
+_COUNTS = flags.DEFINE_list("counts", ["1", "2", "4", "8", "16", "32"], "Values of K.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["16", "32", "64", "128", "256"], "B.")
 _WIDTHS = flags.DEFINE_list("widths", ["8", "16", "32", "64"], "Width.")
 _PICTURE = flags.DEFINE_string("picture", None, "Where to draw the table, a PNG.")
@@ -23,7 +24,7 @@ _MEBI = 2**20
 
 
 def _grid():
-  """(axis's title, its field, values); the fields as in the config."""
+  """A list of (title of the axis, field of the config, values)."""
   return [
     ("K", "num_restarts", [int(text) for text in _COUNTS.value]),
     ("batch size", "batch_size", [int(text) for text in _BATCH_SIZES.value]),
@@ -32,7 +33,7 @@ def _grid():
 
 
 def _measure(field, values):
-  """(seconds, mebibytes) of each value."""
+  """The (seconds, mebibytes) for each value."""
   steps = {
     value: workload.CompiledStep(workload.create("danskin", {field: value}))
     for value in values
@@ -46,7 +47,7 @@ def _exponent(first, second, ratio):
 
 
 def _draw(measured):
-  """Time and memory over each axis, in doubly logarithmic scale."""
+  """Plot time and memory over each axis, in logarithmic scales."""
   mpl.use("Agg")
   figure, axes = plt.subplots(2, 3, figsize=(10, 5.5), sharey="row", layout="tight")
   for column, ((title, _, values), rows) in enumerate(measured):
@@ -67,7 +68,7 @@ def _draw(measured):
 
 
 def main(_):
-  """Times, prints and draws."""
+  """Time, print and draw."""
   print(workload.describe() + "\n", flush=True)
   print("| | value | step (s) | exponent | memory (MiB) | exponent |")
   print("|---|---|---|---|---|---|")

@@ -1,10 +1,11 @@
-"""A long run: whether memory, open files or the log grow with its steps.
+"""Check that memory, open files and the log do not grow in a long run.
 
   python benchmarks/long_run.py
 
-Runs the training program itself for 20,000 small steps on digits, with an evaluation
-and a checkpoint every 500, and ends with an error if the second half of the run took
-more memory than noise, more open files, or more log than its lines.
+The script runs the training program for 20,000 small steps on digits, with an
+evaluation and a checkpoint every 500 steps.  It ends with an error if, in the second
+half of the run, memory grew by more than noise, open files grew, or the log grew by
+more than its lines.
 """
 
 import argparse
@@ -21,13 +22,13 @@ import numpy as np
 from ddi_jax import training
 from ddi_jax.training.storage import logs
 
-MEMORY_NOISE = 8.0  # MiB that the second half may take more than the first
-EVALUATE_EVERY = 500  # steps
-_INTERVAL = 0.25  # seconds between samples
+MEMORY_NOISE = 8.0  # MiB by which memory may grow in the second half.
+EVALUATE_EVERY = 500  # Steps between evaluations.
+_INTERVAL = 0.25  # Seconds between samples.
 
 
 def small_config(steps: int):
-  """The run: two restarts, one attack step, batch 8, a network of some 300 weights."""
+  """A config with two restarts, one attack step, batch 8 and some 300 weights."""
   config = training.default_config()
   config.update_from_flattened_dict(
     {
@@ -50,10 +51,10 @@ def small_config(steps: int):
 
 
 class Usage(threading.Thread):
-  """Samples what this process holds while the `with` block runs.
+  """Sample the resources of this process while the `with` block runs.
 
   Attributes:
-    samples: (resident MiB, open files, KiB of metrics.jsonl), in time.
+    samples: (resident MiB, open files, KiB of metrics.jsonl), in order of time.
   """
 
   def __init__(self, workdir: Path):
@@ -81,7 +82,7 @@ class Usage(threading.Thread):
 
 
 def parts(samples: np.ndarray, number: int) -> list[np.ndarray]:
-  """The medians `[3]` of the samples of equal parts of the steps, start-up left out."""
+  """The medians `[3]` of the samples in equal parts of the steps, without start-up."""
   size = samples[:, 2]
   edges = np.linspace(0, size[-1], number + 1)
   return [
@@ -91,18 +92,18 @@ def parts(samples: np.ndarray, number: int) -> list[np.ndarray]:
 
 
 def find_growth(workdir: Path, samples: np.ndarray, steps: int) -> list[str]:
-  """What grew, a line each.
+  """Find what grew during a run.
 
   Args:
-    workdir: of the finished run.
+    workdir: folder of the finished run.
     samples: `[N, 3]`, see `Usage`.
-    steps: of the run.
+    steps: number of steps of the run.
 
   Returns:
-    Nothing if the run is as it should be.
+    A line for each fault; empty if there is none.
   """
   faults = []
-  # The first quarter warms up: allocators, and what is compiled at evaluations.
+  # The first quarter warms up the allocators, and compiles the evaluations.
   _, second, _, last = parts(samples, 4)
   if last[0] - second[0] > MEMORY_NOISE:
     faults.append(f"memory grew from {second[0]:.1f} to {last[0]:.1f} MiB")
@@ -110,7 +111,7 @@ def find_growth(workdir: Path, samples: np.ndarray, steps: int) -> list[str]:
     faults.append(f"open files grew from {second[1]:.0f} to {last[1]:.0f}")
   records = list(logs.read_metrics(workdir))
   evaluations = steps // EVALUATE_EVERY + 1
-  expected = steps + evaluations + 1  # and the test
+  expected = steps + evaluations + 1  # The last one is the test.
   if len(records) != expected:
     faults.append(f"{len(records)} lines are logged, not {expected}")
   events = sum(path.stat().st_size for path in (workdir / "tensorboard").iterdir())
@@ -124,7 +125,7 @@ def find_growth(workdir: Path, samples: np.ndarray, steps: int) -> list[str]:
 
 
 def run(steps: int, workdir: Path) -> tuple[np.ndarray, list[str]]:
-  """Runs the program; (samples, faults)."""
+  """Run the program; return (samples, faults)."""
   with Usage(workdir) as usage:
     training.train(small_config(steps), workdir)
   samples = np.array(usage.samples)
@@ -132,7 +133,7 @@ def run(steps: int, workdir: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def main() -> None:
-  """Runs and reports."""
+  """Run and report."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--steps", type=int, default=20_000)
   steps = parser.parse_args().steps

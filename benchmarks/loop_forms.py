@@ -1,11 +1,11 @@
-"""Time of one DDi training step by how many restarts are computed at once.
+"""Time a DDi training step by the number of restarts that are computed at once.
 
 python benchmarks/loop_forms.py --width=16 --batch_size=64 --num_restarts=4
 
-Times the program's step for several values of `config.restarts_at_a_time`, "auto" being
-its default, None, and K PGD steps to compare with.  Prints a Markdown table.  With
---convolution=lax the model uses `jax.lax.conv_general_dilated`, as a user's own model
-would.
+The script times the program's step for several values of `config.restarts_at_a_time`,
+where "auto" is its default, None.  It also times K PGD steps for comparison.  It prints
+a Markdown table.  With --convolution=lax the model uses
+`jax.lax.conv_general_dilated`, as a user's own model would.
 """
 
 from absl import app, flags
@@ -18,7 +18,7 @@ _AT_A_TIME = flags.DEFINE_list(
 
 
 def _settings(num_restarts: int) -> dict[str, int | None]:
-  """Title -> `config.restarts_at_a_time`, each once."""
+  """The values of `config.restarts_at_a_time` by title, without repetition."""
   numbers: dict[str, int | None] = {}
   for text in _AT_A_TIME.value:
     if text == _AUTO:
@@ -30,7 +30,7 @@ def _settings(num_restarts: int) -> dict[str, int | None]:
 
 
 def main(_):
-  """Times and prints."""
+  """Time and print."""
   print(workload.describe() + "\n", flush=True)
   num_restarts = flags.FLAGS.num_restarts
   steps = {"pgd": workload.CompiledStep(workload.create("pgd"))}

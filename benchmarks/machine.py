@@ -1,4 +1,4 @@
-"""What every benchmark and experiment says of where it ran."""
+"""Describe the machine on which a benchmark or experiment runs."""
 
 import importlib.metadata
 import os
@@ -14,17 +14,17 @@ def describe_machine(*packages: str) -> str:
 
 
 def device() -> str:
-  """What jax computes on."""
+  """The device on which jax computes."""
   return f"{jax.devices()[0].device_kind}, {_num_cores()} cores, {platform.machine()}"
 
 
 def versions(*packages: str) -> str:
-  """Of some packages."""
+  """The versions of some packages."""
   return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
 
 
 def _num_cores() -> int | None:
-  """Those that this process may use, where that is known."""
+  """The number of cores that this process may use; if unknown, all cores."""
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count()

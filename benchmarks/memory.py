@@ -1,11 +1,11 @@
-"""Memory and time of a step by how much of it is in memory at once.
+"""Memory and time of a step by the number of restarts and gradients in memory.
 
 python benchmarks/memory.py --width=16 --batch_size=64 --steps=2
 
-For the program's DDi training step and several K: XLA's plan of arguments, results and
-temporaries, and the time of a step, with n restarts attacked and differentiated at
-once, and with all K gradients kept or m of them, recomputed when needed.  Prints a
-Markdown table.
+For the program's DDi training step and several K, the script measures the time of a
+step and XLA's plan of arguments, results and temporaries.  In a step, n restarts are
+attacked and differentiated at once.  All K gradients are kept, or only m of them, which
+are then recomputed when needed.  The script prints a Markdown table.
 """
 
 from absl import app, flags
@@ -13,8 +13,8 @@ import jax
 import workload
 
 _COUNTS = flags.DEFINE_list("counts", ["2", "4", "8"], "K.")
-_RESTARTS = flags.DEFINE_list("restarts_at_a_time", ["1", "2", "4"], "n.")
-_GRADIENTS = flags.DEFINE_list("gradients_at_a_time", ["0", "1", "2"], "m; 0: all.")
+_RESTARTS = flags.DEFINE_list("restarts_at_a_time", ["1", "2", "4"], "Values of n.")
+_GRADIENTS = flags.DEFINE_list("gradients_at_a_time", ["0", "1", "2"], "m; 0 is all.")
 _MEBI = 2**20
 
 
@@ -28,7 +28,7 @@ def _compiled(count, restarts, gradients):
 
 
 def main(_):
-  """Times and prints."""
+  """Time and print."""
   print(workload.describe() + "\n", flush=True)
   counts, restarts, gradients = (
     [int(text) for text in flag.value] for flag in (_COUNTS, _RESTARTS, _GRADIENTS)

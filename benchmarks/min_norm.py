@@ -3,17 +3,18 @@
 pip install -e '.[peers]'
 python benchmarks/min_norm.py
 
-Prints Markdown tables, one per set of matrices and K.  All solvers get the same float64
-Gram matrices, also where ours has a float32 row.  The gap is max_k (value -
-<z, g_k>) / value of the weights that came back, made non-negative and of sum 1, and
-computed in float64 by the same lines for all.  "one" is a call from Python on one
-matrix; "of 1,000" is the time per matrix when 1,000 are at hand: a single batched call
-where the solver has one, else a Python loop (over fewer matrices for the slow ones).
+The script prints Markdown tables, one per set of matrices and K.  All solvers get the
+same float64 Gram matrices, even in our rows for float32.  The gap is max_k (value -
+<z, g_k>) / value.  It is computed in float64 by the same code for all solvers, after
+making their weights non-negative with sum 1.  "one" is a call from Python on one
+matrix.  "of 1,000" is the time per matrix for 1,000 matrices: a single batched call if
+the solver supports it, otherwise a Python loop (over fewer matrices if it is slow).
 The solvers take turns, round after round, so that a busy machine slows all of them.
-"no solver" is a jitted function that returns a solution without solving: what a call of
-anything in jax takes, to be read beside the rows of ours.  jax runs with
-jax_cpu_enable_async_dispatch=False: by default it hands a loop to another thread, which
-makes a single call from Python some 20 us longer.
+
+"no solver" is a jitted function that returns a solution without solving.  It shows how
+long any call in jax takes, for comparison with our rows.  jax runs with
+jax_cpu_enable_async_dispatch=False: by default it passes a loop to another thread,
+which makes a single call from Python some 20 us longer.
 """
 
 from collections.abc import Callable
@@ -40,11 +41,11 @@ _SIZES = flags.DEFINE_list("sizes", ["2", "10", "64"], "K.")
 _SETS = flags.DEFINE_list(
   "sets",
   ["mnist", "cifar10_small", "independent", "spread", "near_origin"],
-  "Of matrices: of training runs (benchmarks/data), or synthetic.",
+  "Sets of matrices, from training runs (benchmarks/data) or synthetic.",
 )
 _BATCH = flags.DEFINE_integer("batch", 1_000, "Matrices in a batch.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds after one of warm-up.")
-_SECONDS = flags.DEFINE_float("seconds", 0.2, "At the most, per solver and round.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds, after a warm-up round.")
+_SECONDS = flags.DEFINE_float("seconds", 0.2, "Time limit per solver and round.")
 _DATA = Path(__file__).parent / "data"
 
 
@@ -54,7 +55,7 @@ class _Solver(NamedTuple):
 
 
 def _matrices(name: str, size: int, count: int) -> np.ndarray:
-  """`[count, size, size]`, float64."""
+  """Gram matrices `[count, size, size]`, float64."""
   rng = np.random.default_rng(0)
   if name in ("mnist", "cifar10_small"):
     triangles = np.load(_DATA / f"{name}.npz")["triangles"]
@@ -118,13 +119,13 @@ def _quadprog(gram):
   scaled = gram / gram.max()
   try:
     return quadprog.solve_qp(scaled, np.zeros(size), constraints, right, 1)[0]
-  except ValueError:  # Wants a positive definite matrix.
+  except ValueError:  # quadprog needs a positive definite matrix.
     scaled = scaled + 1e-10 * np.eye(size)
     return quadprog.solve_qp(scaled, np.zeros(size), constraints, right, 1)[0]
 
 
 def _factor(gram):
-  """L with L L' = gram, also for a singular one."""
+  """The factor L with L L' = gram; the matrix may be singular."""
   values, vectors = np.linalg.eigh(gram / gram.max())
   return vectors * np.sqrt(np.maximum(values, 0))
 
@@ -206,7 +207,7 @@ def _gap(weights, gram):
 
 
 def _clock(call, items) -> tuple[float, list]:
-  """(Median seconds of a call, results), for as many items as the time allows."""
+  """(Median seconds of a call, results) for as many items as the time limit allows."""
   results, seconds = [], []
   for item in items:
     start = time.perf_counter()

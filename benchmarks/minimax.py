@@ -1,19 +1,21 @@
-"""`ddi_jax.minimize_max` beside other minimisers of a maximum.
+"""Compare `ddi_jax.minimize_max` with other minimisers of a maximum.
 
 pip install -e '.[peers]'
 python benchmarks/minimax.py --seconds=1
 
-Float64, but for one row.  All solvers start at the same point of published problems
-(benchmarks/minimax_problems.py) and of tasks (benchmarks/minimax_tasks.py).  An
-evaluation computes all losses at one point; gradients come on top, for every solver.
-Others get 20 times our evaluations (tasks: 3 times), at least 500, and, but for the
-gradient methods, twice our time, at least --seconds.  The greatest task gets 100 of
-our steps.
+All computations are in float64, except for one row.  All solvers start at the same
+point of published problems (benchmarks/minimax_problems.py) and of tasks
+(benchmarks/minimax_tasks.py).  An evaluation computes all losses at one point.
+Gradients are not counted, for any solver.  Other solvers get 20 times our evaluations
+(3 times for tasks), and at least 500.  Except for the gradient methods, their time is
+limited to twice our time, and at least --seconds.  For the largest task, our solver
+gets 100 steps.
 
-Error: (value - least value of all solvers in float64, or the published optimum if it
-is less) / its absolute value; where that is 0, the value itself.  "Equal": after as
-many evaluations as ours took in all.  Seconds are without compilation: of ours the
-median of three runs, of the others one (of the best learning rate, if it has one).
+The error is (value - best) / |best|, or the value itself if best is 0.  Here best is
+the least value of all solvers in float64, or the published optimum if that is less.
+"Equal" is the error after as many evaluations as our solver took in all.  Seconds are
+without compilation.  For our solver they are the median of three runs, for the others
+one run (with the best learning rate, if the solver has one).
 """
 
 from pathlib import Path
@@ -36,16 +38,18 @@ from peers.minimizers import DENSE, SOLVERS, Problem, Run
 
 import ddi_jax
 
-_OUTPUT = flags.DEFINE_string("output", None, "Folder that receives minimax.csv.")
-_ONLY = flags.DEFINE_string("only", "", "Regular expression: problems by name.")
-_SOLVERS = flags.DEFINE_string("solvers", "", "Regular expression: others by name.")
-_SECONDS = flags.DEFINE_float("seconds", 5, "Per solver and problem, at least.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for minimax.csv.")
+_ONLY = flags.DEFINE_string("only", "", "Regular expression for problems' names.")
+_SOLVERS = flags.DEFINE_string("solvers", "", "Regular expression for others' names.")
+_SECONDS = flags.DEFINE_float("seconds", 5, "Least time limit per solver and problem.")
 _PICTURE = flags.DEFINE_string("picture", None, "A PNG of the last problem's runs.")
 
 OURS = "minimize_max"
 SINGLE = "minimize_max, float32"
-GOAL = 1e-7  # the relative error
-DENSE_LIMIT = 2000  # parameters; one iteration of a dense method takes minutes above
+GOAL = 1e-7  # The relative error to reach.
+# Greatest number of parameters for dense methods.  With more, an iteration takes
+# minutes.
+DENSE_LIMIT = 2000
 
 
 def _max_steps(task: Task) -> int:
@@ -53,7 +57,7 @@ def _max_steps(task: Task) -> int:
 
 
 def _minimize(task: Task, dtype: type) -> tuple[Run, ddi_jax.MinimaxSolution, float]:
-  """Ours: the run, its solution, and the seconds of the compilation."""
+  """Run our solver; return the run, its solution, and the seconds of compilation."""
   start = jnp.asarray(task.start, dtype)
 
   def losses_fn(x: jax.Array) -> jax.Array:
@@ -86,7 +90,7 @@ def _minimize(task: Task, dtype: type) -> tuple[Run, ddi_jax.MinimaxSolution, fl
 
 
 def _problems() -> list[tuple[Task, float | None]]:
-  """With the published optimum, where there is one."""
+  """All problems, each with its published optimum if there is one."""
   published = [
     (Task(p.name, np.array(p.start), p.losses_fn), p.optimum) for p in PROBLEMS
   ]
@@ -140,7 +144,7 @@ def _rows(task: Task, optimum: float | None) -> list[dict[str, Any]]:
 
 
 def _draw(runs: dict[str, Run], reference: float, scale: float) -> None:
-  """The error after every evaluation; the names at the ends of the lines."""
+  """Plot the error after every evaluation, with names at the ends of the lines."""
   mpl.use("Agg")
   figure, axis = plt.subplots(figsize=(9, 4.5), layout="tight")
   ends = {}
@@ -152,7 +156,7 @@ def _draw(runs: dict[str, Run], reference: float, scale: float) -> None:
     style = {"color": "black", "linewidth": 2.5} if is_ours else {"linewidth": 1.2}
     (line,) = axis.loglog(np.arange(len(errors)) + 1, errors, **style)
     ends[name] = (len(errors), np.log10(errors[-1]), line.get_color())
-  # Names below one another, from the greatest error down.
+  # Place the names below one another, from the greatest error down.
   height = np.inf
   for name, (last, error, color) in sorted(ends.items(), key=lambda e: -e[1][1]):
     height = min(error, height - 0.55)
@@ -173,7 +177,7 @@ def _draw(runs: dict[str, Run], reference: float, scale: float) -> None:
 
 
 def _first(values: np.ndarray, goal: float) -> int | str:
-  """The evaluation that reaches it."""
+  """The number of the first evaluation that reaches the goal."""
   reached = np.flatnonzero(values <= goal)
   return int(reached[0]) + 1 if len(reached) else ""
 

@@ -1,13 +1,14 @@
-"""Minimax on random batches: what a quasi-Newton metric makes of noise.
+"""Minimax on random batches: the effect of noise on a quasi-Newton metric.
 
 python benchmarks/minimax_batches.py
 
-Softmax regression on noisy digits (benchmarks/minimax_tasks.py), the greatest of ten
-classes' losses.  Every step draws a batch of as many images of each class;
-`minimax_lbfgs` looks for its step on that batch, and Adam follows the proximal-bundle
-direction (t = 1) of the same batch, with the best of five learning rates.  Prints the
-greatest loss over all images after 300 steps, mean and standard deviation over three
-seeds; the least possible is that of `minimize_max` on all images.
+The problem is softmax regression on noisy digits (benchmarks/minimax_tasks.py), with
+the greatest of ten classes' losses.  Every step draws a batch with equally many images
+of each class.  `minimax_lbfgs` searches for its step on that batch.  Adam follows the
+proximal-bundle direction (t = 1) of the same batch, with the best of five learning
+rates.  The script prints the greatest loss over all images after 300 steps, as mean and
+standard deviation over three seeds.  The least possible value is that of `minimize_max`
+on all images.
 """
 
 import jax

@@ -1,15 +1,17 @@
 """Published minimax problems: a start, the losses as a function, and the optimum.
 
-Luksan and Vlcek (2000), "Test problems for nonsmooth unconstrained and linearly
-constrained optimization", report V-798 of the Institute of Computer Science, Prague:
-of section 2 (minimax), and of section 3 where the function is the greatest of finitely
-many smooth ones.  Formulas, data and starts are those of its Fortran collection (but
-CB2 starts as in section 3).  Where an absolute value counts, r and -r are two losses.
+The source is Luksan and Vlcek (2000), "Test problems for nonsmooth unconstrained and
+linearly constrained optimization", report V-798 of the Institute of Computer Science,
+Prague.  The problems are those of section 2 (minimax), and those of section 3 in which
+the function is the greatest of finitely many smooth ones.  Formulas, data and starts
+are those of its Fortran collection, except that CB2 starts as in section 3.  An
+absolute value |r| is written as two losses, r and -r.
 
-The rule: SLSQP of SciPy on the epigraph form, from the same start and restarted at its
-own end, reaches the published optimum to within one unit of the last digit printed.
-Left out are problems that fail it (GAMMA and Watson, where SLSQP finds less), that are
-not smooth at their optimum (SPIRAL), or not bounded below (Colville1).
+A problem is included if SciPy's SLSQP on the epigraph form, from the same start and
+restarted where it ended, reaches the published optimum to within one unit of the last
+digit printed.  Left out are problems that fail this test (GAMMA and Watson, for which
+SLSQP finds a lower value), that are not smooth at their optimum (SPIRAL), or that are
+not bounded below (Colville1).
 """
 
 from collections.abc import Callable
@@ -24,10 +26,10 @@ class Problem(NamedTuple):
   """Minimise the greatest of the losses.
 
   Attributes:
-    name: in the report.
+    name: the problem's name in the report.
     start: `[n]`.
     losses_fn: parameters `[n]` -> losses `[K]`; exact only in float64.
-    optimum: as published.
+    optimum: the published optimum.
   """
 
   name: str
@@ -42,7 +44,7 @@ def _absolute(residuals: jax.Array) -> jax.Array:
 
 
 def _penalised(value: jax.Array, violations: list[jax.Array]) -> jax.Array:
-  """An exact penalty: the value, and the value with ten times each violation."""
+  """An exact penalty: the value, and the value plus ten times each violation."""
   return jnp.stack([value, *(value + 10 * violation for violation in violations)])
 
 
@@ -125,7 +127,7 @@ def _rosen_suzuki(x):
 
 
 def _polak6(x):
-  """Rosen-Suzuki in bent coordinates."""
+  """The Rosen-Suzuki problem in transformed coordinates."""
   x1, x2, x3, x4 = x
   bent = x1 - (x4 + 1) ** 4
   return _rosen_suzuki((bent, x2 - bent**4, x3, x4))
@@ -163,7 +165,7 @@ def _kowalik_osborne(x):
 
 
 def _davidon2(x):
-  """Sums of squares: no absolute value is needed."""
+  """The losses are sums of squares, so no absolute values are needed."""
   times = np.arange(1, 21) / 5
   x1, x2, x3, x4 = x
   first = x1 + x2 * times - np.exp(times)
@@ -262,7 +264,7 @@ def _wong1(x):
 
 
 def _wong2_terms(x):
-  """Value and violations."""
+  """The value and the violations."""
   x1, x2, x3, x4, x5, x6, x7, x8, x9, x10 = x
   value = x1**2 + x2**2 + x1 * x2 - 14 * x1 - 16 * x2 + (x3 - 10) ** 2
   value += 4 * (x4 - 5) ** 2 + (x5 - 3) ** 2 + 2 * (x6 - 1) ** 2 + 5 * x7**2
@@ -284,7 +286,7 @@ def _wong2(x):
 
 
 def _wong3(x):
-  """Wong2 with ten parameters and nine violations more."""
+  """Wong2 with ten more parameters and nine more violations."""
   value, violations = _wong2_terms(x[:10])
   x1, x2 = x[:2]
   x11, x12, x13, x14, x15, x16, x17, x18, x19, x20 = x[10:]
@@ -316,7 +318,10 @@ def _polak2(x):
 
 
 def _polak3(x):
-  """Weighted with i + j + 1; other collections have its inverse, and 3.70348."""
+  """The weights are i + j + 1.
+
+  Other collections have the inverse of this, and the optimum 3.70348.
+  """
   i, j = np.arange(11.0), np.arange(10.0)[:, None]
   squares = (x - np.sin(j + 2 * i)) ** 2
   return jnp.sum((i + j + 1) * jnp.exp(squares), axis=1)

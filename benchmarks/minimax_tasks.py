@@ -1,4 +1,4 @@
-"""Minimax tasks from practice: classes, digital filters, plants to control."""
+"""Minimax tasks from practice: classification, digital filters and control."""
 
 from collections.abc import Callable, Sequence
 import functools
@@ -18,7 +18,7 @@ class Task(NamedTuple):
   """Minimise the greatest of the losses.
 
   Attributes:
-    name: of the task.
+    name: the task's name.
     start: `[n]`, float64.
     losses_fn: parameters `[n]` -> losses `[K]`.
   """
@@ -29,10 +29,10 @@ class Task(NamedTuple):
 
 
 def noisy_digits(noise: float) -> tuple[np.ndarray, np.ndarray]:
-  """scikit-learn's digits with Gaussian noise: images `[1797, 64]`, labels `[1797]`.
+  """Noisy images `[1797, 64]` and labels `[1797]` of scikit-learn's digits.
 
   Args:
-    noise: standard deviation, of pixels in [0, 1].
+    noise: standard deviation of the Gaussian noise, for pixels in [0, 1].
   """
   digits = sklearn.datasets.load_digits()
   rng = np.random.default_rng(0)
@@ -43,13 +43,13 @@ def noisy_digits(noise: float) -> tuple[np.ndarray, np.ndarray]:
 def class_losses(
   params: jax.Array, widths: Sequence[int], images: jax.Array, labels: jax.Array
 ) -> jax.Array:
-  """The mean cross-entropy of each of ten classes, `[10]`, of a network of tanh.
+  """The mean cross-entropy of each of ten classes, `[10]`, for a tanh network.
 
   Args:
     params: `[n]`, all matrices and vectors, layer by layer.
-    widths: of the hidden layers; none is softmax regression.
+    widths: widths of the hidden layers; without any, the network is softmax regression.
     images: `[B, 64]`.
-    labels: `[B]`, of all ten classes.
+    labels: `[B]`; all ten classes must occur.
   """
   outputs = images.astype(params.dtype)
   begin = 0
@@ -65,11 +65,11 @@ def class_losses(
 
 
 def worst_class(widths: Sequence[int], *, decay: float) -> Task:
-  """Ten classes of noisy digits, all 1,797 images at once.
+  """The task with ten classes of noisy digits, all 1,797 images at once.
 
   Args:
-    widths: of the hidden layers.
-    decay: times half the squared length of the parameters, added to every loss.
+    widths: widths of the hidden layers.
+    decay: factor of half the parameters' squared norm, which is added to every loss.
   """
   images, labels = noisy_digits(noise=0.6)
   rng = np.random.default_rng(0)
@@ -88,10 +88,10 @@ def worst_class(widths: Sequence[int], *, decay: float) -> Task:
 
 
 def linear_phase_filter() -> Task:
-  """A low-pass filter of 31 symmetric taps: equiripple, as scipy.signal.remez has it.
+  """A low-pass filter with 31 symmetric taps: equiripple, as in scipy.signal.remez.
 
-  Losses: the error of the amplitude and its negative, pass band up to 0.2 of the
-  sampling rate, stop band from 0.25 on, weighted by 10.
+  The losses are the error of the amplitude and its negative.  The pass band reaches up
+  to 0.2 of the sampling rate.  The stop band begins at 0.25 and has weight 10.
   """
   frequencies = np.concatenate([np.linspace(0, 0.2, 120), np.linspace(0.25, 0.5, 150)])
   passes = frequencies <= 0.2
@@ -106,9 +106,9 @@ def linear_phase_filter() -> Task:
 
 
 def low_delay_filter() -> Task:
-  """A low-pass filter of 32 taps with a delay of 10 samples, so not symmetric.
+  """A low-pass filter with 32 taps and a delay of 10 samples, hence not symmetric.
 
-  Losses: the squared distance between the frequency response and the wanted one.
+  The losses are squared distances between the frequency response and the desired one.
   """
   frequencies = np.concatenate([np.linspace(0, 0.2, 120), np.linspace(0.26, 0.5, 150)])
   passes = frequencies <= 0.2
@@ -123,20 +123,20 @@ def low_delay_filter() -> Task:
 
 
 LENGTHS, MASSES = np.meshgrid(np.linspace(1.0, 1.6, 5), np.linspace(1.0, 2.0, 5))
-TIME_STEP = 0.025  # seconds
-LAG = 0.1  # seconds, of the motor
+TIME_STEP = 0.025  # In seconds.
+LAG = 0.1  # Lag of the motor in seconds.
 
 
 def simulate_pendulum(
   policy: jax.Array, length: jax.Array, mass: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Three seconds of a pendulum that starts 1 rad from upright, under one policy.
+  """Simulate three seconds of a pendulum that starts 1 rad from upright.
 
   Args:
-    policy: `[41]`, of a network with 8 hidden units: sine and cosine of the angle and
-      the speed -> torque, at most 40 Nm.
-    length: in metres.
-    mass: in kilograms.
+    policy: `[41]`, the parameters of a network with 8 hidden units.  It maps sine and
+      cosine of the angle and the speed to the torque, at most 40 Nm.
+    length: length in metres.
+    mass: mass in kilograms.
 
   Returns:
     Angles (0 is upright), speeds and torques, `[120]` each, one per `TIME_STEP`.
@@ -168,9 +168,10 @@ def simulate_pendulum(
 
 
 def pendulum_cost(policy: jax.Array, length: jax.Array, mass: jax.Array) -> jax.Array:
-  """Of one plant: the mean of angle^2 + 0.1 speed^2 + 0.3 (torque / weight)^2.
+  """The cost of a policy for one pendulum.
 
-  The weight is mass * 9.81 * length; 0.001 |policy|^2 comes on top.
+  It is the mean of angle^2 + 0.1 speed^2 + 0.3 (torque / weight)^2, plus
+  0.001 |policy|^2.  The weight is mass * 9.81 * length.
   """
   length, mass = length.astype(policy.dtype), mass.astype(policy.dtype)
   angles, speeds, torques = simulate_pendulum(policy, length, mass)
@@ -180,12 +181,13 @@ def pendulum_cost(policy: jax.Array, length: jax.Array, mass: jax.Array) -> jax.
 
 
 def pendulums() -> Task:
-  """One policy for 25 pendulums of unlike length and mass.
+  """The task to find one policy for 25 pendulums with different lengths and masses.
 
-  Losses: the cost of each, divided by what a policy made for it alone would cost.
+  The losses are the pendulums' costs, each divided by the cost of a policy that is
+  optimised for this pendulum alone.
   """
   start = 0.3 * np.random.default_rng(0).normal(size=41)
-  start[32:] = 0  # No torque: all fall.
+  start[32:] = 0  # There is no torque at the start, so all pendulums fall.
   plants = (jnp.asarray(LENGTHS.ravel()), jnp.asarray(MASSES.ravel()))
 
   @jax.jit
@@ -204,7 +206,7 @@ def pendulums() -> Task:
 
 
 def tasks() -> list[Task]:
-  """All of them."""
+  """All tasks."""
   return [
     linear_phase_filter(),
     low_delay_filter(),

@@ -1,13 +1,14 @@
-"""What float32 loses of Danskin's direction when the K gradients are nearly equal.
+"""The accuracy of Danskin's direction in float32 for nearly equal gradients.
 
 python benchmarks/nearly_equal.py
 
-Gradients of norm about 1 and the given pairwise cosine, drawn in float64; their lengths
-differ as much as they do themselves, so that the min-norm point lies on a face.  The
-reference is the min-norm point of the float64 gradients.  Compared with it, from the
-same gradients rounded to float32: the min-norm point by way of an ordinary float32 Gram
-matrix, and what `ddi_jax.danskin_direction` gives, which takes inner products of
-differences.  Prints a Markdown table of medians over seeds.
+The gradients are drawn in float64 with norm about 1 and the given pairwise cosine.
+Their lengths differ as much as their directions, so that the min-norm point lies on a
+face.  The reference is the min-norm point of the float64 gradients.  Two results from
+the same gradients rounded to float32 are compared with it: the min-norm point from an
+ordinary float32 Gram matrix, and the result of `ddi_jax.danskin_direction`, which uses
+inner products of differences.  The script prints a Markdown table of medians over
+seeds.
 """
 
 from absl import app, flags

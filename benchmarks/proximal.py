@@ -1,14 +1,14 @@
-"""How much the robust loss falls in one step along each direction, and at what price.
+"""The fall of the robust loss in one step along each direction, and its cost.
 
 python benchmarks/proximal.py
 python benchmarks/proximal.py --data=mnist --data_dir=DIR
 
-A small network, for scikit-learn's digits by default, trained for a while on each
-example's worst of an l_inf, an l2 and an l1 attack (MAX).  Then, from the same
-parameters and batches: the step -t z of every method, and the mean over examples of the
-worst loss that fresh, longer attacks find before and after it.  Passes are forward
-passes over the batch, after the attacks (a gradient counts as 3, a Jacobian-vector
-product as 2).  Prints a Markdown table for each t.
+A small network, for scikit-learn's digits by default, is trained for a while on each
+example's worst of an l_inf, an l2 and an l1 attack (MAX).  Every method then takes a
+step -t z from the same parameters and batches.  Fresh, longer attacks measure the mean
+over examples of the worst loss, before and after the step.  Passes are forward passes
+over the batch, without those of the attacks (a gradient counts as 3, a Jacobian-vector
+product as 2).  The script prints a Markdown table for each t.
 """
 
 from absl import app, flags
@@ -19,11 +19,11 @@ import small_network
 
 import ddi_jax
 
-_STEPS = flags.DEFINE_integer("steps", 200, "Of training before it.")
-_LENGTHS = flags.DEFINE_multi_float("lengths", [0.1, 0.3, 1.0], "t.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images.")
-_BATCHES = flags.DEFINE_integer("batches", 8, "To take the mean over.")
-_COUNT = flags.DEFINE_integer("count", 1, "Candidates of each of the three norms.")
+_STEPS = flags.DEFINE_integer("steps", 200, "Training steps before the comparison.")
+_LENGTHS = flags.DEFINE_multi_float("lengths", [0.1, 0.3, 1.0], "Values of t.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images in a batch.")
+_BATCHES = flags.DEFINE_integer("batches", 8, "Batches over which to take the mean.")
+_COUNT = flags.DEFINE_integer("count", 1, "Candidates in each of the three norms.")
 
 # Settings of ddi_jax.proximal_danskin_gradient.
 METHODS = {
@@ -39,7 +39,7 @@ METHODS = {
 
 
 def main(argv: list[str]) -> None:
-  """Trains, then compares single steps."""
+  """Train, then compare single steps."""
   del argv
   print(describe_machine("jax", "ddi_jax"))
   threats = small_network.threat_models()
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
         # The certificate of MAX costs more than its step.
         passes.append(num_candidates + 3 if name == "MAX" else float(spent))
       fall, error = small_network.mean_and_error(falls)
-      # What AVG and DDi foretell is not of their step.
+      # The predicted decrease of AVG and DDi is not that of their step.
       text = "" if name in ("AVG", "DDi") else f"{np.mean(foretold):.4f}"
       cells = f"{fall:.4f} | {error:.4f} | {text} | {np.mean(passes):.1f}"
       print(f"| {name} | {cells} |", flush=True)

@@ -1,12 +1,12 @@
-"""Saves Gram matrices of a training run's K gradients, for benchmarks/min_norm.py.
+"""Save Gram matrices of a training run's gradients, for benchmarks/min_norm.py.
 
 python benchmarks/record_grams.py --config=configs/mnist.py \
   --config.data.data_dir=DIR --config.seed=0 --output=benchmarks/data/mnist.npz
 
-Trains with one PGD attack per step and, at evenly spaced steps, takes the gradients at
-64 restarts on that step's batch.  Their inner products are accumulated in float64, so
-the matrix is that of the float32 gradients to 1e-16.  The file holds the step numbers,
-and the matrices as one triangle each.
+The script trains with one PGD attack per step.  At evenly spaced steps, it computes the
+gradients at 64 restarts on the step's batch.  Their inner products are accumulated in
+float64, so the matrix is that of the float32 gradients to 1e-16.  The file has the step
+numbers, and one triangle of each matrix.
 """
 
 from absl import app, flags
@@ -27,7 +27,7 @@ _KEY = jax.random.key(0)
 
 
 def main(_):
-  """Trains with PGD, and now and then takes K gradients on the way."""
+  """Train with PGD, and compute K gradients at some of the steps."""
   config = _CONFIG.value
   config.method = "pgd"
   config = training.drop_unused(config)

@@ -1,7 +1,7 @@
-"""A small CELU network, trained in part, for single steps.
+"""A small, partly trained CELU network, for benchmarks of single steps.
 
-The flags `--data` and `--data_dir` say for which data set: scikit-learn's digits, MNIST
-or CIFAR-10.
+The flags `--data` and `--data_dir` choose the data set: scikit-learn's digits, MNIST or
+CIFAR-10.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,8 +22,8 @@ from ddi_jax.threat_models import ThreatModel
 
 Params = chex.ArrayTree
 _DATA = flags.DEFINE_enum("data", "digits", ("digits", "mnist", "cifar10"), "Data set.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS' mnist and cifar10 are.")
-# Of the three threat models (l_inf, l2, l1), by data set.
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of TFDS' mnist and cifar10.")
+# Radii of the three threat models (l_inf, l2, l1), by data set.
 _RADII = {
   "digits": (0.1, 0.8, 3.0),
   "mnist": (0.15, 1.5, 10.0),
@@ -32,12 +32,12 @@ _RADII = {
 
 
 class Network(NamedTuple):
-  """A network on its way.
+  """A network in training.
 
   Attributes:
     logits: (params, inputs `[B, H, W, C]`) -> logits `[B, 10]`.
     loss: (params, inputs, labels) -> losses `[B]`.
-    params: at first.
+    params: the current parameters.
     batch: () -> the next random (inputs, labels).
   """
 
@@ -48,7 +48,7 @@ class Network(NamedTuple):
 
 
 def threat_models() -> tuple[ThreatModel, ThreatModel, ThreatModel]:
-  """In l_inf, l2 and l1, of the radii for the data set."""
+  """The threat models in l_inf, l2 and l1, with the radii for the data set."""
   linf, l2, l1 = _RADII[_DATA.value]
   return ddi_jax.linf(linf), ddi_jax.l2(l2), ddi_jax.l1(l1)
 
@@ -63,7 +63,7 @@ def create(batch_size: int) -> Network:
     "small",
     image_shape=images.shape[1:],
     num_classes=10,
-    mean=(0.3,) * images.shape[-1],  # Near enough, for all three.
+    mean=(0.3,) * images.shape[-1],  # Roughly right for all three data sets.
     std=(0.4,) * images.shape[-1],
     settings={
       "width": 8,
@@ -92,7 +92,7 @@ def create(batch_size: int) -> Network:
 def train_on_worst(
   network: Network, source: Source, steps: int, learning_rate: float = 1e-3
 ) -> Network:
-  """Adam on each example's worst candidate (MAX, Tramer and Boneh, 2019)."""
+  """Train with Adam on the worst candidates (MAX, Tramer and Boneh, 2019)."""
   optimizer = optax.adam(learning_rate)
 
   @jax.jit
@@ -114,7 +114,7 @@ def train_on_worst(
 def restarts_in(
   threat_models: Sequence[ThreatModel], *, steps: int, count: int
 ) -> Source:
-  """PGD restarts in each of some threat models, steps of 2.5 epsilon / steps."""
+  """PGD restarts in each threat model, with step size 2.5 epsilon / steps."""
   return sources.combine(
     *(
       sources.restarts(
@@ -144,5 +144,5 @@ def moved(params: Params, gradient: Params, length: float | jax.Array) -> Params
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-  """The mean, and its standard error."""
+  """The mean and its standard error."""
   return float(np.mean(values)), float(np.std(values, ddof=1) / len(values) ** 0.5)

@@ -1,13 +1,14 @@
-"""Where the time and memory of one DDi training step go.
+"""The time and memory of one DDi training step and of its parts.
 
 python benchmarks/step.py --width=16 --batch_size=64 --num_restarts=4 --steps=7
 
-Times the program's compiled training step, one PGD step to compare with, and the step's
-parts, each compiled by itself on the same arrays.  Model FLOP/s: the FLOPs that XLA's
-cost analysis counts in one input gradient and one parameter gradient (compiled alone,
-since a loop's body is counted once), times how often they are taken; set against the
-speed of a large matrix product on the same machine.  Memory is what XLA plans for:
-arguments, results and temporaries.  Prints Markdown tables.
+The script times the program's compiled training step, one PGD step for comparison, and
+the step's parts, each compiled by itself on the same arrays.  For model FLOP/s, XLA's
+cost analysis counts the FLOPs in one input gradient and one parameter gradient, which
+are compiled alone because the body of a loop is counted once.  These are multiplied by
+the number of gradients.  The speed is compared with a large matrix product on the same
+machine.  Memory is what XLA plans for arguments, results and temporaries.  The script
+prints Markdown tables.
 """
 
 import time
@@ -26,13 +27,13 @@ from ddi_jax.models.convolution.xla_options import compiler_options
 _AT_A_TIME = flags.DEFINE_integer(
   "restarts_at_a_time",
   None,
-  "Restarts computed at once; the config's default if not set.",
+  "Number of restarts computed at once; by default as in the config.",
 )
 _GIBI = 2**30
 
 
 def _matmul_flops_per_second() -> float:
-  """The best of some large float32 matrix products."""
+  """The best speed of some large float32 matrix products."""
   size = 4096 if jax.default_backend() != "cpu" else 2048
   matrix = jnp.ones((size, size))
   multiply = jax.jit(lambda a: jnp.matmul(a, a))
@@ -50,7 +51,7 @@ def _flops(fn, *args) -> float:
 
 
 def _parts(work):
-  """Name -> a call of one part of the step; and the FLOPs of the two gradients."""
+  """Calls of the parts of the step by name, and the FLOPs of the two gradients."""
   config, experiment = work.config, work.experiment
   parts, state = experiment.parts, experiment.start()
   rate = experiment.hyperparameters.learning_rate
@@ -108,7 +109,7 @@ def _parts(work):
 
 
 def _update(parts):
-  """From K gradients to the optimizer's update."""
+  """The function from K gradients to the optimiser's update."""
 
   def update(gradients, state):
     return parts.optimizer.update(gradients, state.opt_state, state.params)
@@ -117,7 +118,7 @@ def _update(parts):
 
 
 def main(_):
-  """Times and prints."""
+  """Time and print."""
   print(workload.describe() + "\n", flush=True)
   changes = {
     "restarts_at_a_time": _AT_A_TIME.value,

@@ -1,9 +1,9 @@
-"""The k-th largest of each row: a search by bits against `jax.lax.top_k` and a sort.
+"""Time the k-th largest of rows: a bitwise search, `jax.lax.top_k` and a sort.
 
 python benchmarks/thresholds.py
 
 The shapes are those of an l1 attack's step on a batch of MNIST and of CIFAR-10, with 1
-% of the coordinates.  Prints a Markdown table of medians in milliseconds.
+% of the coordinates.  The script prints a Markdown table of medians in milliseconds.
 """
 
 import functools
@@ -18,7 +18,7 @@ from ddi_jax.numerics.thresholds import kth_largest
 
 
 def main(_):
-  """Prints the table."""
+  """Print the table."""
   print(describe_machine("jax"))
   print(
     "\n| rows x n | k | by bits (ms) | top_k (ms) | sort (ms) |\n|---|---|---|---|---|"

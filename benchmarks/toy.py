@@ -1,10 +1,11 @@
-"""The picture of the README: the paper's two-dimensional toy problem.
+"""Draw the figure in the README: the paper's two-dimensional toy problem.
 
 python benchmarks/toy.py
 
-g(x, y) = y |x + e_1|^2 + (1 - y) |x - e_1|^2 - y (1 - y) with y in [0, 1], from
-x = (1, 0); 10 ascent steps of size 1 on y from each of K = 10 uniform starts, then a
-step of length 0.1 along each method's direction (Latorre et al., 2023, section 3).
+The problem is g(x, y) = y |x + e_1|^2 + (1 - y) |x - e_1|^2 - y (1 - y) with y in
+[0, 1], from x = (1, 0).  A step makes 10 ascent steps of size 1 on y from each of K =
+10 uniform starts, then one of length 0.1 along the method's direction (Latorre et al.,
+2023, section 3).
 """
 
 from pathlib import Path
@@ -43,7 +44,7 @@ def robust_loss(x):
 
 
 def trajectory(direction):
-  """The points `[STEPS + 1, 2]` visited."""
+  """The points visited with a direction, `[STEPS + 1, 2]`."""
   attack = ddi_jax.pgd(
     ddi_jax.linf(0.5), steps=10, step_size=1.0, ascent=lambda gradients, *_: gradients
   )
@@ -66,7 +67,7 @@ def trajectory(direction):
 
 
 def main():
-  """Draws both panels."""
+  """Draw both panels."""
   figure = Figure(figsize=(9, 3.4), layout="constrained")
   FigureCanvasAgg(figure)
   plane, descent = figure.subplots(1, 2, width_ratios=(1.2, 1))

@@ -1,17 +1,17 @@
-"""What a training step would cost on TPUs, as their compiler estimates it.
+"""The cost of a training step on TPUs, as estimated by their compiler.
 
 python benchmarks/tpu_estimate.py --config=configs/cifar10.py --topology=v5e:2x2
 python benchmarks/tpu_estimate.py --config=configs/imagenet.py --topology=v6e:4x4 \
   --num_restarts=4 --attack_dtypes=bfloat16 --restarts=sequential
 
-Compiles the config's step for chips that need not be there (`pip install libtpu`) and
-prints a line of a Markdown table for every K, type of the attack and arrangement of the
-restarts.  Nothing runs and nothing is allocated.  A compilation takes minutes.
+The script compiles the config's step for chips that need not exist (`pip install
+libtpu`).  It prints a line of a Markdown table for every K, dtype of the attack and
+arrangement of the restarts.  Nothing is run or allocated.  A compilation takes minutes.
 
-It is an estimate: the compiler's static count of cycles for each operation, times how
-often the loops turn, at the clock that the chip's published peak implies.  Memory that
-several operations want at once, what is sent, and the host cost nothing in it.  It was
-never compared with a real chip here.  Its use is to compare programs with each other.
+The time is an estimate: the compiler's static count of cycles for each operation, times
+the turns of its loops, at the clock rate that the chip's published peak implies.  It
+does not include contention for memory, communication and the host.  We have never
+compared it with a real chip.  Use it to compare programs with each other.
 
 The share of the matrix unit's peak counts the multiplications and additions of all
 convolutions and matrix products, without those by zeros of padding and dilation.
@@ -34,12 +34,12 @@ from ddi_jax.training.settings.methods import find_method
 from ddi_jax.training.settings.sources import num_candidates
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config.")
-_TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "Of TPUs to compile for.")
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "TPU topology to compile for.")
 _MESH = flags.DEFINE_list(
-  "mesh", None, "Meshes, restart x data, comma between; by default 1 x all chips."
+  "mesh", None, "Meshes, restart x data, comma-separated; by default 1 x all chips."
 )
 _BATCH_PER_CHIP = flags.DEFINE_integer(
-  "batch_per_chip", None, "Of mesh.data; by default the config's batch is split."
+  "batch_per_chip", None, "Batch per part of mesh.data; by default the batch is split."
 )
 _NUM_RESTARTS = flags.DEFINE_list("num_restarts", ["1", "4", "10"], "Values of K.")
 _ATTACK_DTYPES = flags.DEFINE_list(
@@ -49,21 +49,21 @@ _RESTARTS = flags.DEFINE_list(
   "restarts", ["sequential", "vmapped"], "How the K restarts are computed."
 )
 _OPERATIONS = flags.DEFINE_integer(
-  "operations", 0, "Also print so many of the slowest operations of each part."
+  "operations", 0, "Number of slowest operations of each part to print as well."
 )
 _PARTS = ("attack", "gradients", "direction", "optimizer")
 _GIB = 2**30
 
 
 class Chip(NamedTuple):
-  """What is published of a chip (Google Cloud's pages "TPU v5e" and so on).
+  """Published figures of a chip (Google Cloud's pages "TPU v5e" and so on).
 
   Attributes:
     peak: bfloat16 FLOP/s.
-    flops_per_cycle: at that speed: matrix units x rows x columns x 2.  So it is for v4
-      and v5; of the later ones the power of two that the compiler's own estimate of a
-      large matrix product comes close to.
-    memory: bytes.
+    flops_per_cycle: FLOPs per cycle at that speed.  For v4 and v5 this is matrix units
+      x rows x columns x 2.  For later chips it is the power of two that is close to the
+      compiler's own estimate of a large matrix product.
+    memory: memory in bytes.
     sent_per_second: bytes, half of the "bidirectional interconnect bandwidth".
   """
 
@@ -74,7 +74,7 @@ class Chip(NamedTuple):
 
   @property
   def clock(self) -> float:
-    """Cycles per second."""
+    """The clock rate in cycles per second."""
     return self.peak / self.flops_per_cycle
 
 
@@ -89,12 +89,12 @@ CHIPS = {
 
 
 class Estimate(NamedTuple):
-  """What the compiler says of a step on one chip.
+  """The compiler's estimate of a step on one chip.
 
   Attributes:
-    operations: all that it gives an estimate of cycles for.
+    operations: all operations for which the compiler estimates cycles.
     memory: bytes of arguments, results, temporaries and the program itself.
-    sent: bytes sent by part and kind of collective.
+    sent: bytes sent, by part and kind of collective.
   """
 
   operations: list[Operation]
@@ -102,12 +102,12 @@ class Estimate(NamedTuple):
   sent: dict[tuple[str, str], float]
 
   def milliseconds(self, part: str | None, chip: Chip) -> float:
-    """Of a part; None for the whole step."""
+    """The time of a part in milliseconds; None stands for the whole step."""
     cycles = sum(o.times * o.cycles for o in self._of(part))
     return 1e3 * cycles / chip.clock
 
   def matrix_share(self, part: str | None, chip: Chip) -> float:
-    """FLOPs of a part over what the matrix units could do in its time."""
+    """The FLOPs of a part divided by what the matrix units could do in its time."""
     cycles = sum(o.times * o.cycles for o in self._of(part))
     return sum(o.times * o.flops for o in self._of(part)) / max(
       cycles * chip.flops_per_cycle, 1
@@ -118,7 +118,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(config: ml_collections.ConfigDict, devices: list[Any]) -> Estimate:
-  """Compiles a checked config's step for `config.mesh` of described devices."""
+  """Compile a checked config's step for `config.mesh` of described devices."""
   lowered, _ = described_tpus.lower(config, devices)
   compiled = lowered.compile()
   program, memory = compiled.as_text(), compiled.memory_analysis()
@@ -139,7 +139,7 @@ def estimate(config: ml_collections.ConfigDict, devices: list[Any]) -> Estimate:
 def changed(
   config: ml_collections.ConfigDict, changes: dict[str, Any]
 ) -> ml_collections.ConfigDict:
-  """A checked copy of a config with other settings, by dotted name."""
+  """A checked copy of a config with some settings changed, by dotted name."""
   config = config.copy_and_resolve_references()
   config.update_from_flattened_dict(changes)
   config = training.drop_unused(config, keep=changes)
@@ -150,7 +150,7 @@ def changed(
 def _variants(
   config: ml_collections.ConfigDict, restart: int, data: int
 ) -> Iterator[tuple[str, str, ml_collections.ConfigDict]]:
-  """(Type of the attack, arrangement, config) of each line of the table."""
+  """The (dtype of the attack, arrangement, config) of each line of the table."""
   mesh = {"mesh.restart": restart, "mesh.data": data}
   mesh["evaluation.batch_size"] = restart * data
   if _BATCH_PER_CHIP.value is not None:
@@ -221,7 +221,7 @@ def _slowest(result: Estimate, chip: Chip, count: int) -> Iterator[str]:
 
 
 def main(argv: list[str]) -> None:
-  """Prints the table."""
+  """Print the table."""
   del argv
   devices = described_tpus.describe(_TOPOLOGY.value)
   chip = CHIPS[devices[0].device_kind]

@@ -1,4 +1,4 @@
-"""What the benchmarks of a training step share: its flags, its parts, its clock."""
+"""Shared by benchmarks of a training step: its flags, its parts and its timing."""
 
 from collections.abc import Callable, Mapping
 import statistics
@@ -21,17 +21,17 @@ from ddi_jax.training.settings.values import ATTACK_DTYPES
 from ddi_jax.training.step.state import TrainState
 
 _MODEL = flags.DEFINE_enum("model", "resnet18", models.MODELS, "Network.")
-_WIDTH = flags.DEFINE_integer("width", 16, "Channels of its first convolution.")
+_WIDTH = flags.DEFINE_integer("width", 16, "Channels of the first convolution.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images, 32x32x3.")
-_NUM_RESTARTS = flags.DEFINE_integer("num_restarts", 4, "K.")
+_NUM_RESTARTS = flags.DEFINE_integer("num_restarts", 4, "Number of restarts, K.")
 _STEPS = flags.DEFINE_integer("steps", 7, "Steps of the attack.")
 _ATTACK_DTYPE = flags.DEFINE_enum(
-  "attack_dtype", "float32", ATTACK_DTYPES, "Of the network under attack."
+  "attack_dtype", "float32", ATTACK_DTYPES, "Dtype of the network under attack."
 )
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed rounds after one of warm-up.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed rounds, after a warm-up round.")
 _CONVOLUTION = flags.DEFINE_enum("convolution", "ddi_jax", ["ddi_jax", "lax"], "Whose.")
 _NUM_CLASSES = 10
-_NORM_GROUPS = 8  # The networks' own default.
+_NORM_GROUPS = 8  # The networks' default.
 
 
 class Workload(NamedTuple):
@@ -39,10 +39,10 @@ class Workload(NamedTuple):
 
   Attributes:
     config: a checked config.
-    experiment: its parts, `experiment.train_step` among them.
-    state: the first one; a step donates it, `experiment.start()` makes others.
-    batch: "image", uint8 `[B, 32, 32, 3]`, "label" and "index", `[B]`; on the mesh's
-      devices, if there is a mesh.
+    experiment: the parts of the run, including `experiment.train_step`.
+    state: the initial state.  A step donates it; `experiment.start()` makes new ones.
+    batch: "image", uint8 `[B, 32, 32, 3]`, "label" and "index", `[B]`.  It is on the
+      mesh's devices if there is a mesh.
   """
 
   config: ml_collections.ConfigDict
@@ -57,7 +57,7 @@ class Workload(NamedTuple):
 
   @property
   def model(self) -> nnx.Module:
-    """The network as a module, made anew with the same parameters."""
+    """The network as a new module with the same parameters."""
     return create_model(self.config, self.experiment.splits)
 
   @property
@@ -67,29 +67,29 @@ class Workload(NamedTuple):
 
   @property
   def images(self) -> Any:
-    """Uint8 `[B, 32, 32, 3]`."""
+    """The images, uint8 `[B, 32, 32, 3]`."""
     return self.batch["image"]
 
   @property
   def labels(self) -> Any:
-    """Integers `[B]`."""
+    """The labels, integers `[B]`."""
     return self.batch["label"]
 
   def lower(self) -> Any:
-    """The training step, lowered for this state and batch."""
+    """Lower the training step for this state and batch."""
     return self.train_step.lower(
       self.state, self.batch, self.experiment.hyperparameters
     )
 
 
 def create(method: str, changes: Mapping[str, Any] | None = None) -> Workload:
-  """The program's training step for a method, on random images, as the flags say.
+  """Create a method's training step on random images, as the flags say.
 
-  Flags that the method or the network has no use for are left out.
+  Flags that the method or the network does not use are ignored.
 
   Args:
-    method: of `config.method`.
-    changes: other settings, by dotted name; one that nothing uses is an error.
+    method: a value of `config.method`.
+    changes: other settings by dotted name.  A setting that nothing uses is an error.
   """
   changes = changes or {}
   config = create_config(method, changes)
@@ -124,7 +124,7 @@ def create_config(method: str, changes: Mapping[str, Any]) -> ml_collections.Con
   """The config of `create`, checked."""
   config = training.default_config()
   config.method = method
-  config.data.name = "cifar10"  # Of its shape; the images are random.
+  config.data.name = "cifar10"  # Only its shape is used; the images are random.
   config.num_restarts = _NUM_RESTARTS.value
   config.batch_size = _BATCH_SIZE.value
   config.model.name = _MODEL.value
@@ -151,12 +151,12 @@ def _random_images(count: int) -> data.Dataset:
 
 
 class CompiledStep:
-  """A workload's training step, compiled, that goes on from its own state when called.
+  """A compiled training step that keeps its own state between calls.
 
   Attributes:
-    compile_seconds: how long that took.
+    compile_seconds: the time that compilation took.
     bytes: XLA's plan of arguments, results and temporaries.
-    temporary_bytes: of temporaries alone.
+    temporary_bytes: XLA's plan of temporaries alone.
   """
 
   def __init__(self, work: Workload):
@@ -180,7 +180,7 @@ class CompiledStep:
 
 
 def describe() -> str:
-  """What the flags ask for, on which machine, with which versions."""
+  """A description of the flags' settings, the machine and the versions."""
   return (
     f"{_MODEL.value} (CELU, GroupNorm), width {_WIDTH.value}, batch "
     f"{_BATCH_SIZE.value}, K = {_NUM_RESTARTS.value}, PGD-{_STEPS.value} in "
@@ -191,7 +191,7 @@ def describe() -> str:
 
 
 def median_seconds(calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-  """Times calls in turn, round after round, so that a busy machine slows all."""
+  """Time calls in turn, round after round, so that a busy machine slows all."""
   seconds: dict[str, list[float]] = {name: [] for name in calls}
   for _ in range(_REPEATS.value + 1):
     for name, call in calls.items():

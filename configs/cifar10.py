@@ -1,20 +1,20 @@
-"""CIFAR-10, l_inf epsilon 0.031: the setting of Latorre et al. (2023), at full size.
+"""CIFAR-10, l_inf epsilon 0.031: the full setting of Latorre et al. (2023).
 
   python launch.py --config=configs/cifar10.py --config.data.data_dir=DIR
   python launch.py --config=configs/cifar10.py:debug --config.data.data_dir=DIR
 
-ResNet-18 (CELU, GroupNorm, what the paper calls "no BatchNorm"), K = 10, unit-norm
-steps, 200 epochs of batch 128: 624,000 attacks of 7 steps.  It wants an accelerator and
-has not been run to its end here, so no result is promised; for two CPU cores see
-cifar10_small.py.  Unlike in the paper, augmentation is pad-crop and flip only, without
-mild colour jitter and rotation.
+The network is ResNet-18 with CELU and GroupNorm, which the paper calls "no BatchNorm".
+With K = 10, unit-norm steps and 200 epochs of batch 128, the run makes 624,000 attacks
+of 7 steps.  It needs an accelerator.  We have not run it to its end, so no result is
+promised.  For two CPU cores see cifar10_small.py.  Augmentation is pad-crop and flip
+only, without the paper's mild colour jitter and rotation.
 """
 
 from ddi_jax import training
 
 
 def get_config(variant: str = "full"):
-  """The experiment; "debug" takes a few steps of the same at width 8."""
+  """The experiment; "debug" takes a few steps with a network of width 8."""
   config = training.default_config()
   config.data.name = "cifar10"
   config.data.validation_size = 10_000

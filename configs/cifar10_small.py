@@ -11,7 +11,7 @@ from ddi_jax import training
 
 
 def get_config(variant: str = "full"):
-  """The experiment; "debug" takes a few steps of the same."""
+  """The experiment; "debug" takes only a few steps."""
   config = training.default_config()
   config.data.name = "cifar10"
   config.data.validation_size = 10_000

@@ -1,19 +1,20 @@
-"""CIFAR-10, the union of l_inf 0.03, l2 0.5 and l1 12: three threat models at once.
+"""CIFAR-10 in the union of three threat models: l_inf 0.03, l2 0.5 and l1 12.
 
   python launch.py --config=configs/cifar10_union.py --config.data.data_dir=DIR
   python launch.py --config=configs/cifar10_union.py:debug --config.data.data_dir=DIR
 
-The radii of Maini et al. (2020), with ResNet-18 (CELU, GroupNorm): for accelerators.
-It has not been run to its end here, so no time and no result is promised.  For two CPU
-cores add `--config.model.name=small --config.model.width=16 --config.num_epochs=4`.
-The baselines' flags are those of mnist_union.py.
+The radii are those of Maini et al. (2020).  The network is ResNet-18 (CELU, GroupNorm),
+which needs an accelerator.  We have not run it to its end, so no time and no result is
+promised.  For two CPU cores add
+`--config.model.name=small --config.model.width=16 --config.num_epochs=4`.  The flags
+for the baselines are those in mnist_union.py.
 """
 
 from ddi_jax import training
 
 
 def get_config(variant: str = "full"):
-  """The experiment; "debug" takes a few steps of a small network's."""
+  """The experiment; "debug" takes a few steps with a small network."""
   config = training.default_config()
   config.data.name = "cifar10"
   config.data.validation_size = 10_000
@@ -39,7 +40,7 @@ def get_config(variant: str = "full"):
   config.evaluation.validation_limit = 1000
   config.evaluation.test_limit = 2000
   if variant == "debug":
-    config.model.name = "small"  # ResNet-18 compiles for more than a minute.
+    config.model.name = "small"  # ResNet-18 takes more than a minute to compile.
     config.model.strides = (2, 2)
     config.model.width = 8
     config.model.norm_groups = 8

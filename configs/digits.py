@@ -1,7 +1,7 @@
-"""scikit-learn's 8x8 digits, l_inf epsilon 0.15: the first run, nothing to download.
+"""scikit-learn's 8x8 digits, l_inf epsilon 0.15: a first run without downloads.
 
 python launch.py --config=configs/digits.py          # the whole run
-python launch.py --config=configs/digits.py:debug    # a few seconds, to see it work
+python launch.py --config=configs/digits.py:debug    # a test run of a few seconds
 
 Expect about a minute on two cores and .98 clean, .75 to .80 robust test accuracy.
 """
@@ -10,7 +10,7 @@ from ddi_jax import training
 
 
 def get_config(variant: str = "full"):
-  """The experiment; "debug" takes a few steps of the same."""
+  """The experiment; "debug" takes only a few steps."""
   config = training.default_config()
   config.data.name = "digits"
   config.attack.epsilon = 0.15

@@ -3,18 +3,17 @@
 python launch.py --config=configs/imagenet.py --config.data.data_dir=DIR
 python launch.py --config=configs/imagenet.py:debug --config.data.data_dir=DIR
 
-DIR holds `imagenet2012`, prepared by TensorFlow Datasets in the ArrayRecord format; its
-images are streamed from there, cropped at random and resized to 224x224, never kept in
-memory.  The settings are those usual for adversarial training (batch 256, 90 epochs,
-PGD-2), with K = 4 restarts.  It has not been run here, so no time and no result is
-promised.
+DIR holds `imagenet2012`, prepared by TensorFlow Datasets in the ArrayRecord format.
+Images are streamed from DIR, cropped at random and resized to 224x224; they are not
+kept in memory.  The settings are usual for adversarial training (batch 256, 90 epochs,
+PGD-2), with K = 4 restarts.  We have not run it, so no time and no result is promised.
 """
 
 from ddi_jax import training
 
 
 def get_config(variant: str = "full"):
-  """The experiment; "debug" takes a few steps of the same at width 8 and 64x64."""
+  """The experiment; "debug" takes a few steps with width 8 and 64x64 images."""
   config = training.default_config()
   config.data.name = "imagenet2012"
   config.data.resolution = 224

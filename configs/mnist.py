@@ -1,4 +1,4 @@
-"""MNIST, l_inf epsilon 0.3, a small convolutional net that two CPU cores can train.
+"""MNIST, l_inf epsilon 0.3, with a small convolutional net for two CPU cores.
 
   python launch.py --config=configs/mnist.py --config.data.data_dir=DIR
   python launch.py --config=configs/mnist.py:debug --config.data.data_dir=DIR
@@ -6,15 +6,15 @@
 Expect 10 to 15 minutes on two cores and .97 clean, .89 robust test accuracy
 (`--config.method=standard`: 2 minutes, .98 and .00).
 
-The radius grows over the first two epochs: at 0.3 from the start, training stays at a
-constant prediction (loss 2.30).
+The radius grows over the first two epochs.  With a radius of 0.3 from the start,
+training stays at a constant prediction (loss 2.30).
 """
 
 from ddi_jax import training
 
 
 def get_config(variant: str = "full"):
-  """The experiment; "debug" takes a few steps of the same."""
+  """The experiment; "debug" takes only a few steps."""
   config = training.default_config()
   config.data.name = "mnist"
   config.data.validation_size = 10_000

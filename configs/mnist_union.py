@@ -1,25 +1,26 @@
-"""MNIST, the union of l_inf 0.3, l2 2.0 and l1 10: three threat models at once.
+"""MNIST in the union of three threat models: l_inf 0.3, l2 2.0 and l1 10.
 
   python launch.py --config=configs/mnist_union.py --config.data.data_dir=DIR
   python launch.py --config=configs/mnist_union.py:debug --config.data.data_dir=DIR
 
 One PGD attack in each norm makes three candidates, from which the proximal form takes
-its gradient (docs/sources.md).  On the same code path, by flags:
+its gradient (docs/sources.md).  Flags choose other methods on the same code path:
 
   MAX, Tramer and Boneh (2019): --config.method=worst_restart
-  AVG, likewise: --config.method=average
+  AVG, from the same paper: --config.method=average
   MSD, Maini et al. (2020): --config.method=pgd --config.sources="('msd',)"
-  a single threat: --config.method=pgd --config.sources="('l2',)"
+  a single threat model: --config.method=pgd --config.sources="('l2',)"
 
-The test attacks are longer, one in each norm; "robust" is right against all three.  The
-full run has not been made yet, so no time and no result is promised.
+The test attacks are longer, with one attack in each norm.  An example counts as robust
+if it is classified correctly under all three.  We have not made the full run yet, so no
+time and no result is promised.
 """
 
 from ddi_jax import training
 
 
 def get_config(variant: str = "full"):
-  """The experiment; "debug" takes a few steps of the same."""
+  """The experiment; "debug" takes only a few steps."""
   config = training.default_config()
   config.data.name = "mnist"
   config.data.validation_size = 10_000

@@ -3,11 +3,10 @@
 python examples/one_file.py
 
 This file is Algorithm 1 of Latorre et al. (ICLR 2023), to be read from top to bottom.
-Only the images come from scikit-learn.
-It trains a small network on its digits by DDi with K = 10 restarts, and then
-by PGD adversarial training from the same random numbers.  PGD follows the gradient of
-the first restart alone, which is DDi with K = 1.  It takes steps of unit norm too, so
-that both methods move equally far.
+It trains a small network on scikit-learn's digits by DDi with K = 10 restarts, and then
+by PGD adversarial training from the same random numbers.  Only the images come from
+scikit-learn.  PGD follows the gradient of the first restart alone, which is DDi with
+K = 1.  It takes steps of unit norm too, so that both methods move equally far.
 
 The program ends after about 10 seconds on two CPU cores and prints (jax 0.10.2,
 2026-11-26):

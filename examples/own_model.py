@@ -1,9 +1,9 @@
-"""A flax network of your own, trained robustly, evaluated and saved: one whole script.
+"""Train, evaluate and save a flax network of your own, in one script.
 
 python examples/own_model.py --epochs=30
 
-It has BatchNorm and Dropout, and reads scikit-learn's digits (pip install -e
-'.[training]').  Copy it, and change `Network` and `load`.
+The network has BatchNorm and Dropout, and the data are scikit-learn's digits (pip
+install -e '.[training]').  Copy this script, and change `Network` and `load`.
 """
 
 import argparse
@@ -24,7 +24,7 @@ THREAT_MODEL = ddi_jax.linf(0.1)  # Each pixel changes by at most 0.1.
 
 
 class Network(nnx.Module):
-  """One convolution, one hidden layer."""
+  """A network with one convolution and one hidden layer."""
 
   def __init__(self, rngs: nnx.Rngs) -> None:
     # On a CPU, convolutions of ddi_jax have gradients that stay fast inside a loop.
@@ -43,7 +43,7 @@ class Network(nnx.Module):
 
 
 def load():
-  """Images in [0, 1] and labels, for training and for tests."""
+  """Images in [0, 1] with labels, for training and for testing."""
   digits = load_digits()
   images = (digits.images / 16).astype(np.float32)[..., None]
   labels = digits.target.astype(np.int32)
@@ -51,16 +51,22 @@ def load():
 
 
 def create_train_step(apply, optimizer):
-  """A jitted (params, model_state, opt_state, images, labels, key) -> the new ones."""
+  """The jitted training step.
+
+  It takes (params, model_state, opt_state, images, labels, key), and returns the new
+  params, model_state and opt_state, and the robust loss.
+  """
   attack = ddi_jax.pgd(THREAT_MODEL, steps=5, step_size=0.03)
 
   @jax.jit
   def train_step(params, model_state, opt_state, images, labels, key):
-    def loss_fn(params, images, labels, key):  # Of the gradients: in training mode.
+    # The gradients use the network in training mode.
+    def loss_fn(params, images, labels, key):
       logits, new_state = apply(params, model_state, images, train=True, key=key)
       return ddi_jax.losses.cross_entropy(logits, labels), new_state
 
-    def attack_loss_fn(params, images, labels):  # The attack sees the network at rest.
+    # The attack uses the network in evaluation mode.
+    def attack_loss_fn(params, images, labels):
       logits, _ = apply(params, model_state, images, train=False)
       return ddi_jax.losses.cross_entropy(logits, labels)
 
@@ -82,10 +88,10 @@ def create_train_step(apply, optimizer):
 
 
 def train(network, images, labels, *, epochs, batch_size=100):
-  """Trains the network in place."""
+  """Train the network in place."""
   apply, params, model_state = models.functional(network)
   optimizer = optax.chain(
-    ddi_jax.danskin_direction(normalize=False),  # First in the chain.
+    ddi_jax.danskin_direction(normalize=False),  # Must be first in the chain.
     optax.adam(2e-3),
   )
   opt_state = optimizer.init(params)
@@ -107,7 +113,7 @@ def train(network, images, labels, *, epochs, batch_size=100):
 
 
 def evaluate(network, images, labels):
-  """AutoAttack on the network."""
+  """Evaluate the network with AutoAttack."""
   apply, params, model_state = models.functional(network)
 
   def logits_fn(params, images):
@@ -123,14 +129,14 @@ def evaluate(network, images, labels):
 
 
 def save(network, folder):
-  """Writes the network's arrays; `restore` reads them."""
+  """Write the network's arrays to a folder, for `restore`."""
   _, state = nnx.split(network, nnx.RngState, ...)[1:]
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(Path(folder).absolute(), nnx.to_pure_dict(state), force=True)
 
 
 def restore(folder):
-  """A network with the arrays that `save` wrote."""
+  """Make a network with the arrays that `save` has written."""
   network = Network(nnx.Rngs(0))
   _, state = nnx.split(network, nnx.RngState, ...)[1:]
   with ocp.StandardCheckpointer() as checkpointer:
@@ -141,7 +147,7 @@ def restore(folder):
 
 
 def main():
-  """Trains, saves, restores and evaluates."""
+  """Train, save, restore and evaluate."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--epochs", type=int, default=30)
   parser.add_argument("--folder", default="runs/own_model")

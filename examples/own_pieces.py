@@ -8,9 +8,9 @@ Run from the repository's folder:
     --config.model.name=examples.own_pieces:Network \
     --config.data.name=examples.own_pieces:load_stripes --config.data.limit=None
 
-Each piece also works alone, beside the library's own.  A config file sets their
-arguments: `config.model_settings.hidden = 64`, and likewise `method_settings`,
-`source_settings` and `data_settings`.
+You can use any one of these pieces together with the library's own pieces.  A config
+file sets their arguments: `config.model_settings.hidden = 64`, and likewise
+`method_settings`, `source_settings` and `data_settings`.
 """
 
 from flax import nnx
@@ -23,7 +23,10 @@ import ddi_jax
 
 
 def median_direction():
-  """The coordinate-wise median of the K gradients: any state, here none."""
+  """The coordinate-wise median of the K gradients.
+
+  A direction may have any state.  This one has none.
+  """
 
   def update(updates, state, params=None, **extra_args):
     return jax.tree.map(lambda leaf: jnp.median(leaf, axis=0), updates), state
@@ -34,11 +37,12 @@ def median_direction():
 
 
 def softmax_direction(temperature=1.0, *, normalize=False):
-  """Gradients weighted by the softmax of the candidates' losses.
+  """The mean of the K gradients, weighted by the softmax of the candidates' losses.
 
   Args:
-    temperature: towards 0 it takes the worst candidate, towards infinity the average.
-    normalize: whether to scale to unit norm; given `config.unit_norm`.
+    temperature: > 0.  Towards 0, the direction tends to the gradient of the candidate
+      with the greatest loss; towards infinity, to the average.
+    normalize: whether to scale to unit norm; set to `config.unit_norm`.
   """
   if not temperature > 0:
     raise ValueError(f"temperature must be > 0, got {temperature!r}.")
@@ -54,7 +58,7 @@ def noisy_fgsm(count, *, epsilon=0.1):
   """A source of K candidates: one signed step of random length from the inputs.
 
   Args:
-    count: K, the number behind the name in `config.sources`.
+    count: K, the number that follows the name in `config.sources`.
     epsilon: the l_inf radius.
   """
   ball, bounds = ddi_jax.linf(epsilon), (0.0, 1.0)
@@ -74,7 +78,10 @@ class Network(nnx.Module):
   """A model: images `[B, H, W, C]` in [0, 1] -> logits `[B, num_classes]`."""
 
   def __init__(self, image_shape, num_classes, *, rngs, hidden=32):
-    """Any further argument is a setting; `mean` and `std` would be the data's."""
+    """Every further argument is a setting, except `mean` and `std`.
+
+    If there are arguments of these two names, they are given those of the data.
+    """
     self.hidden = nnx.Linear(int(np.prod(image_shape)), hidden, rngs=rngs)
     self.norm = nnx.BatchNorm(hidden, momentum=0.9, rngs=rngs)
     self.logits = nnx.Linear(hidden, num_classes, rngs=rngs)
@@ -87,8 +94,8 @@ class Network(nnx.Module):
 def load_stripes(size=600):
   """A data set: (training images, training labels, test images, test labels).
 
-  Images are uint8 `[N, H, W, C]` in [0, 255], labels integers `[N]`.  Here: noisy
-  pictures with a bright horizontal, vertical or diagonal stripe.
+  Images are uint8 `[N, H, W, C]` in [0, 255], and labels are integers `[N]`.  This data
+  set has noisy images with a bright horizontal, vertical or diagonal stripe.
   """
   rng = np.random.default_rng(0)
   labels = rng.integers(0, 3, size)

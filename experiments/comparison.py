@@ -1,4 +1,4 @@
-"""What the tables of compared methods share: arms, seeds, paired differences."""
+"""Helpers for tables that compare methods: arms, seeds and paired differences."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -8,27 +8,30 @@ from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 
-Columns = Mapping[str, Callable[[pd.DataFrame], str]]  # title -> an arm's rows -> cell
+Columns = Mapping[str, Callable[[pd.DataFrame], str]]  # Title -> (arm's rows -> cell).
 
 
 def compared_runs(table: pd.DataFrame) -> pd.DataFrame:
-  """Without the sweep of learning rates, which is the least seed's."""
+  """The runs without the sweep of learning rates, which has the least seed."""
   return table[table["seed"] > table["seed"].min()]
 
 
 def ranked_arms(runs: pd.DataFrame, field: str) -> list[str]:
-  """The one with the greatest mean first."""
+  """The arms in descending order of a field's mean."""
   means = runs.groupby("arm")[field].mean()
   return list(means.sort_values(ascending=False, kind="stable").index)
 
 
 def mean_and_deviation(values: pd.Series) -> str:
-  """Over the seeds; of one, no deviation."""
+  """The mean and the standard deviation over the seeds, as text.
+
+  With one seed there is no deviation.
+  """
   return _with_error(f"{values.mean():.3f}", values.std(ddof=1))
 
 
 def columns_of(fields: Mapping[str, str]) -> Columns:
-  """Means and standard deviations of fields, by their titles."""
+  """Columns with the means and standard deviations of fields, by their titles."""
 
   def column(field):
     return lambda rows: mean_and_deviation(rows[field])
@@ -43,7 +46,7 @@ def table(
   baselines: Sequence[str],
   columns: Columns,
 ) -> str:
-  """Markdown, a line per arm, ranked by a field.
+  """A Markdown table with a line per arm, ranked by a field.
 
   The last column is the field's difference from the best of the baselines, paired by
   seed, with its standard error.
@@ -69,7 +72,7 @@ def table(
 def panels(
   runs: pd.DataFrame, height: float
 ) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
-  """A figure with a panel per setting, and each panel with its setting's runs."""
+  """A figure with a panel per setting, and the list of (panel, setting's runs)."""
   settings = list(dict.fromkeys(runs["setting"]))
   figure = Figure(figsize=(5.2 * len(settings), height))
   FigureCanvasAgg(figure)

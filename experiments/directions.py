@@ -1,13 +1,14 @@
-"""The directions that lower the robust loss: measured after a step, attacked again.
+"""Compare how much a step along each direction lowers the robust loss.
 
 python -m experiments.directions --config=experiments/configs/directions.py \
   --data_dir=DIR --output=docs/data
 
-A network is trained with PGD; at several phases of it, directions of unit norm are made
-from batches of the training set, by PGD (the first restart), by the average, the worst
-restart, DDi and DDi's two forms for inexact maximisers.  After a step along each, the
-robust loss is measured by a stronger attack, on the batch itself and on a held-out one.
-Nothing that is measured changes the training.
+A network is trained with PGD.  At several phases of training, directions of unit norm
+are computed from batches of the training set.  They are those of PGD (the first
+restart), the average, the worst restart, DDi and DDi's two forms for inexact
+maximisers.  After a step along each direction, a stronger attack measures the robust
+loss, on the batch itself and on a held-out one.  The measurements do not change the
+training.
 """
 
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ TESTS = ("batch", "held_out")
 def directions(
   settings: ml_collections.ConfigDict,
 ) -> dict[str, ddi_jax.TriedDirection]:
-  """All that are compared, `config.measurement` given."""
+  """The directions to compare, for the settings in `config.measurement`."""
   danskin, first = ddi_jax.danskin_direction, ddi_jax.first_restart_direction
   return {
     "pgd": ddi_jax.TriedDirection(first()),
@@ -60,7 +61,7 @@ def directions(
 
 
 def stages(config: ml_collections.ConfigDict, folder: Path) -> Iterator[sweep.Runs]:
-  """One stage: every setting and seed."""
+  """A single stage with every setting and seed."""
   del folder
   yield sweep.named(
     sweep.Run(setting, run_config(config, setting, seed))
@@ -81,10 +82,10 @@ def run_config(
 
 
 def measure(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
-  """Trains a network, and measures the directions on the way.
+  """Train a network, and measure the directions during training.
 
-  What has been measured is kept if the run is interrupted; training, which is the
-  smaller part, is done again.
+  If the run is interrupted, the measurements are kept.  Training is repeated, because
+  it is the smaller part.
 
   Args:
     config: see `run_config`.
@@ -145,7 +146,7 @@ def measure(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] 
 
 
 def _create_measurement(config: ml_collections.ConfigDict, experiment: Experiment):
-  """Fn(state, number of a batch) -> a record of the effects on it."""
+  """A function (state, index of a batch) -> a record of the effects on the batch."""
   settings, splits, apply = config.measurement, experiment.splits, experiment.apply
   tried = directions(settings)
   train = config.gradient.batch_norm == "train"
@@ -202,7 +203,10 @@ def _create_measurement(config: ml_collections.ConfigDict, experiment: Experimen
 
 
 def tables(runs: sweep.Runs, folder: Path) -> dict[str, pd.DataFrame]:
-  """The runs; the changes of the robust loss; and how the directions relate."""
+  """Tables of the runs, of the changes of the robust loss, and of the directions.
+
+  The last table has the directions' cosines, norms and supports.
+  """
   changes, related = [], []
   for name, (setting, config) in runs.items():
     settings = config.measurement

@@ -3,8 +3,8 @@
 python -m experiments.early_training --config=experiments/configs/early_training.py \
   --data_dir=DIR --output=docs/data
 
-For every method a sweep of learning rates on one seed; then the best of them, by the
-mean validation robust accuracy over the first epochs, on other seeds.
+For every method, a sweep on one seed chooses the learning rate with the best mean
+validation robust accuracy over the first epochs.  Other seeds then compare the methods.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ ARMS = {  # Name -> (method, unit_norm).
 
 
 def stages(config: ml_collections.ConfigDict, folder: Path) -> Iterator[sweep.Runs]:
-  """For each setting the sweep of learning rates, then the best on other seeds."""
+  """Two stages per setting: the sweep of learning rates, then the other seeds."""
   for setting in config.settings:
     swept = sweep.named(
       run
@@ -60,7 +60,10 @@ def arm_runs(
   learning_rates: Sequence[float],
   seeds: Sequence[int],
 ) -> Iterator[sweep.Run]:
-  """A method's runs.  One with a single attack a step gets K times the epochs."""
+  """The runs of a method.
+
+  A method with a single attack in each step gets K times the epochs.
+  """
   for rate in learning_rates:
     for seed in seeds:
       run = config.training[setting].copy_and_resolve_references()
@@ -71,13 +74,13 @@ def arm_runs(
 
 
 def best_learning_rates(curves: pd.DataFrame, epochs: float) -> dict[str, float]:
-  """For each method of which a run has finished.
+  """The best learning rate of each method that has a finished run.
 
   Args:
-    curves: of one setting's sweep, see `curves_table`.
-    epochs: that all methods have in common.  The criterion is the mean of the
-      validation robust accuracies over these, so that PGD's longer runs count no
-      further than the others'.
+    curves: the curves of one setting's sweep, see `curves_table`.
+    epochs: number of epochs that all methods have in common.  The criterion is the mean
+      of the validation robust accuracies over these epochs, so that the later epochs of
+      PGD's longer runs do not count.
   """
   if curves.empty:
     return {}
@@ -87,9 +90,10 @@ def best_learning_rates(curves: pd.DataFrame, epochs: float) -> dict[str, float]
 
 
 def gradient_evaluations(config: ml_collections.ConfigDict) -> int:
-  """Of one training step, per image: of the attacks and for the parameters.
+  """The gradient evaluations of a training step per image.
 
-  Forward passes alone (`worst_restart` makes K of them) are not counted.
+  They are those of the attacks and those for the parameters.  Forward passes without a
+  gradient (`worst_restart` makes K of them) are not counted.
   """
   method = METHODS[config.method]
   count = num_attacks(config)
@@ -100,8 +104,8 @@ def gradient_evaluations(config: ml_collections.ConfigDict) -> int:
 def curves_table(runs: sweep.Runs, folder: Path) -> pd.DataFrame:
   """One row per evaluation on the validation set.
 
-  `cosine`, `min_cosine`, `relative_norm` and `support` are means of the training steps
-  since the evaluation before.
+  `cosine`, `min_cosine`, `relative_norm` and `support` are means over the training
+  steps since the previous evaluation.
   """
   rows = []
   arms = {value: name for name, value in ARMS.items()}
@@ -136,7 +140,7 @@ def curves_table(runs: sweep.Runs, folder: Path) -> pd.DataFrame:
 
 
 def tables(runs: sweep.Runs, folder: Path) -> dict[str, pd.DataFrame]:
-  """The runs, and their curves."""
+  """Tables of the runs and of their curves."""
   return {
     "runs": program.runs_table(runs, folder),
     "curves": curves_table(runs, folder),

@@ -1,9 +1,9 @@
-"""The experiments' pictures and tables in the documents, from their CSV files alone.
+"""Make the documents' figures and tables from the experiments' CSV files.
 
 python -m experiments.figures --data=docs/data --images=docs/images
 
-Bands of the directions are 95 % t-intervals of the mean over batches; bands of early
-training are the range of the seeds, and differences are paired by seed.
+For directions, bands are 95 % t-intervals of the mean over batches.  For early
+training, bands are the range over seeds, and differences are paired by seed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,12 +21,12 @@ from scipy import stats
 from experiments import union_results, worst_class_results
 from experiments.comparison import compared_runs, mean_and_deviation
 
-_DATA = flags.DEFINE_string("data", "docs/data", "Where the CSV files are.")
-_IMAGES = flags.DEFINE_string("images", "docs/images", "Where the pictures go.")
+_DATA = flags.DEFINE_string("data", "docs/data", "Folder of the CSV files.")
+_IMAGES = flags.DEFINE_string("images", "docs/images", "Folder for the figures.")
 _NAMES = flags.DEFINE_list(
   "names",
   ["directions", "early_training", "union", "union_mlp", "worst_class"],
-  "Which: the configs' `name`.",
+  "Names of the experiments, the `name` in their configs.",
 )
 
 COLORS = {
@@ -40,7 +40,7 @@ COLORS = {
 MARKERS = dict(zip(COLORS, "^svDoP", strict=True))
 TESTS = {"batch": "the batch itself", "held_out": "a held-out batch"}
 _UNIT = ", unit norm"
-_ONE_GRADIENT = ("pgd", "worst_restart")  # No pairs to compare.
+_ONE_GRADIENT = ("pgd", "worst_restart")  # These have no pairs of gradients.
 
 
 def t_interval(samples: pd.Series) -> pd.Series:
@@ -50,12 +50,12 @@ def t_interval(samples: pd.Series) -> pd.Series:
 
 
 def minus_pgd(table: pd.DataFrame, field: str, paired_by: Sequence[str]) -> pd.Series:
-  """What each row's field is above PGD's, of the same batch or seed.
+  """The difference of each row's field from PGD's, for the same batch or seed.
 
   Args:
-    table: with a column `direction`, of which "pgd" is one.
-    field: column.
-    paired_by: columns that name the batch or seed, and all else but the direction.
+    table: a table with a column `direction`, in which "pgd" occurs.
+    field: the column to compare.
+    paired_by: columns that identify the rows to compare, for example by batch or seed.
   """
   of_pgd = table[table["direction"] == "pgd"].set_index(list(paired_by))[field]
   keys = pd.MultiIndex.from_frame(table[list(paired_by)])
@@ -63,7 +63,7 @@ def minus_pgd(table: pd.DataFrame, field: str, paired_by: Sequence[str]) -> pd.S
 
 
 def intervals(changes: pd.DataFrame) -> pd.DataFrame:
-  """Over batches: the change of the robust loss, and its difference from PGD's."""
+  """Intervals over batches of the robust loss's change, and its gap to PGD's."""
   place = ["setting", "epoch", "length", "test"]
   changes = changes.assign(
     gap=minus_pgd(changes, "change", [*place, "batch", "step"]),
@@ -76,7 +76,7 @@ def intervals(changes: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_directions(changes: pd.DataFrame, test: str, title: str) -> Figure:
-  """Differences from PGD: a column per network, a row per step length."""
+  """Plot differences from PGD, with a column per network and a row per step length."""
   found = intervals(changes)
   settings = list(dict.fromkeys(changes["setting"]))
   lengths = sorted(set(changes["length"]))
@@ -122,7 +122,7 @@ def draw_directions(changes: pd.DataFrame, test: str, title: str) -> Figure:
 
 
 def draw_relations(relations: pd.DataFrame) -> Figure:
-  """How nearly the restarts' gradients agree, and DDi with PGD."""
+  """Plot how nearly the restarts' gradients agree, and DDi with PGD."""
   figure = Figure(figsize=(10.5, 3.4))
   FigureCanvasAgg(figure)
   left, right = figure.subplots(1, 2, sharex=True)
@@ -158,7 +158,10 @@ def draw_relations(relations: pd.DataFrame) -> Figure:
 
 
 def draw_early_training(curves: pd.DataFrame, setting: str) -> Figure:
-  """Robust accuracy by epoch and by gradient evaluations; mean and range of seeds."""
+  """Plot robust accuracy by epoch and by gradient evaluations.
+
+  Lines are means over seeds, and bands are their range.
+  """
   units = sorted(set(curves["arm"].str.endswith(_UNIT)))
   figure = Figure(figsize=(10.5, 3.2 * len(units)))
   FigureCanvasAgg(figure)
@@ -203,7 +206,7 @@ def draw_early_training(curves: pd.DataFrame, setting: str) -> Figure:
 def early_training_tables(
   runs: pd.DataFrame, curves: pd.DataFrame
 ) -> Iterator[tuple[str, str]]:
-  """(setting, Markdown table) of the seeds that did not choose the learning rate."""
+  """(setting, Markdown table) of seeds that were not used to choose learning rates."""
   for setting, compared in comparable_settings(curves):
     common = compared.groupby("arm")["epoch"].max().min()
     tested = runs.set_index("run").loc[list(dict.fromkeys(compared["run"]))]
@@ -234,7 +237,7 @@ def early_training_tables(
 
 
 def comparable_settings(curves: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-  """Each setting of whose every method at least two compared seeds have finished."""
+  """The settings in which every method has at least two finished seeds to compare."""
   for setting, of_setting in curves.groupby("setting", sort=False):
     compared = compared_runs(of_setting)
     seeds = compared.groupby("arm")["seed"].nunique()
@@ -254,10 +257,10 @@ def _interval(samples: pd.Series) -> str:
 
 
 def directions_summary(changes: pd.DataFrame) -> str:
-  """Markdown: in how many cases a direction differs from PGD, and by how much.
+  """A Markdown table: in how many cases a direction differs from PGD, and how much.
 
-  A case is a network, phase and step length; it differs where the 95 % interval of the
-  difference excludes 0.
+  A case is a network, phase and step length.  A direction differs if the 95 % interval
+  of the difference excludes 0.
   """
   found = intervals(changes)
   gap, own = found["gap"], found["change", "mean"]
@@ -287,9 +290,9 @@ def directions_summary(changes: pd.DataFrame) -> str:
 
 
 def directions_table(changes: pd.DataFrame, relations: pd.DataFrame) -> str:
-  """Markdown: by network and phase, how nearly directions agree and what they do.
+  """A Markdown table of the directions' cosines and effects, by network and phase.
 
-  The changes are on held-out batches, at the middle one of the step lengths.
+  The effects are changes on held-out batches, at the middle one of the step lengths.
   """
   found = intervals(changes)
   lengths = sorted(set(changes["length"]))
@@ -342,7 +345,7 @@ def _report_early_training(data: Path, images: Path, name: str) -> None:
 
 
 def _report_runs(results: ModuleType, data: Path, images: Path, name: str) -> None:
-  """Of `union_results` or `worst_class_results`."""
+  """Draw and print what `union_results` or `worst_class_results` makes of the runs."""
   runs = compared_runs(pd.read_csv(data / f"{name}-runs.csv"))
   _save(results.draw(runs), images / f"{name}.png")
   for setting, table in results.tables(runs):
@@ -355,7 +358,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-  """Draws and prints what `--names` asks for."""
+  """Draw the figures and print the tables of the experiments in `--names`."""
   del argv
   data, images = Path(_DATA.value), Path(_IMAGES.value)
   images.mkdir(parents=True, exist_ok=True)

@@ -1,22 +1,22 @@
 """Full-batch training on the worst class, at equal gradient evaluations.
 
-python -m experiments.full_batch --output=docs/data  # two minutes of one core
+python -m experiments.full_batch --output=docs/data  # two minutes on one core
 
 The problem is min over theta of max over c of the mean cross-entropy of class c, plus
-5e-4 |theta|^2, which makes the minimum exist: a maximum of K = 10 smooth functions.
-The data are scikit-learn's digits with noise; the nets are softmax regression, whose
-problem is convex, and a small MLP.
+5e-4 |theta|^2.  It is a maximum of K = 10 smooth functions, and the last term ensures
+that the minimum exists.  The data are scikit-learn's digits with noise.  The nets are
+softmax regression, whose problem is convex, and a small MLP.
 
 Every method gets the same budget.  A gradient set (the gradients of all K losses on the
 whole training set, and the losses) costs 1.  The losses alone, which `minimax` computes
-to search for a step, cost 1/3: a forward pass without the backward pass, which costs
-twice as much.  `minimax` does not take a step that would exceed the budget, and stops
-where `ddi_jax.minimize_max` would.  The others take one gradient set in every step and
-give their direction to Adam, whose learning rate decays to 0 along a cosine.
+to search for a step, cost 1/3, because a backward pass costs twice as much as a forward
+pass.  `minimax` does not take a step that would exceed the budget, and stops where
+`ddi_jax.minimize_max` would.  The others use one gradient set in every step and pass
+their direction to Adam, whose learning rate decays to 0 along a cosine.
 
 Seed 0 chooses each method's learning rate and parameter by the greatest training loss
-at the end of the budget; seeds 1, 2 and 3 compare.  `minimax` has nothing to choose.  A
-seed sets the split, the noise and the initial parameters.
+at the end of the budget.  Seeds 1, 2 and 3 compare the methods.  `minimax` has nothing
+to choose.  A seed sets the split, the noise and the initial parameters.
 """
 
 import argparse
@@ -39,15 +39,18 @@ from experiments.comparison import compared_runs, mean_and_deviation
 from experiments.worst_class import group_dro_direction
 
 NUM_CLASSES = 10
-PER_CLASS = 87  # images for training, and as many for testing: the rarest class has 174
-NOISE = 0.3  # standard deviation; pixels are in [0, 1]
-WEIGHT_DECAY = 1e-3  # 1e-4 costs softmax regression test accuracy, 1e-2 the MLP its fit
-FORWARD_COST = 1 / 3  # of the K losses, in gradient sets
-TOLERANCE = 1e-5  # relative, of the gap and the gain: the default of `minimize_max`
-SEEDS = (0, 1, 2, 3)  # The first is the sweep's.
+# Number of images per class, both for training and for testing.  The rarest class has
+# 174 images.
+PER_CLASS = 87
+NOISE = 0.3  # Standard deviation of the noise.  Pixels are in [0, 1].
+# With 1e-4, softmax regression loses test accuracy; with 1e-2, the MLP loses its fit.
+WEIGHT_DECAY = 1e-3
+FORWARD_COST = 1 / 3  # Cost of the K losses, in gradient sets.
+TOLERANCE = 1e-5  # Relative tolerance of gap and gain, the default of `minimize_max`.
+SEEDS = (0, 1, 2, 3)  # The first is for the sweep.
 
-Params = list[jax.Array]  # by layer `[in + 1, out]`: the weights, and below the biases
-Setting = tuple[float | None, float | None]  # learning rate, parameter
+Params = list[jax.Array]  # Layers `[in + 1, out]`; the last row holds the biases.
+Setting = tuple[float | None, float | None]  # (Learning rate, parameter).
 Row = dict[str, Any]
 
 NETS = {"softmax regression": (64, 10), "MLP 64-64-10": (64, 64, 10)}
@@ -71,7 +74,7 @@ FIELDS = {
 
 
 def load_images(seed: int) -> tuple[jax.Array, jax.Array]:
-  """Return noisy digits by class, `[K, 87, 64]`: for training and for testing."""
+  """Return noisy digits by class, `[K, 87, 64]`, for training and for testing."""
   rng = np.random.default_rng((seed, 0))
   pixels, labels = load_digits(return_X_y=True)
   members = [rng.permutation(np.flatnonzero(labels == c)) for c in range(NUM_CLASSES)]
@@ -120,7 +123,10 @@ def class_accuracies(params: Params, images: jax.Array) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames=("method", "budget"))
 def train_with_adam(params, images, learning_rate, parameter, *, method, budget):
-  """Take `budget` steps on images `[K, N, 64]`: the parameters, the cost, no gap."""
+  """Take `budget` steps on images `[K, N, 64]`.
+
+  Returns the parameters, the cost, and NaN instead of a gap.
+  """
   schedule = optax.cosine_decay_schedule(learning_rate, budget)
   optimizer = optax.chain(DIRECTIONS[method](parameter), optax.adam(schedule))
 
@@ -137,7 +143,7 @@ def train_with_adam(params, images, learning_rate, parameter, *, method, budget)
 
 @jax.jit
 def train_with_minimax(params, images, budget):
-  """Minimise on images `[K, N, 64]`: the parameters, the cost, the gap."""
+  """Minimise on images `[K, N, 64]`; return the parameters, the cost and the gap."""
   optimizer = ddi_jax.minimax_lbfgs(NUM_CLASSES)
   losses_fn = functools.partial(class_losses, images=images)
 
@@ -154,7 +160,7 @@ def train_with_minimax(params, images, budget):
     exceeds = cost_of(new_state) > budget
     gained = losses.max() - new_state.losses.max()
     converged = jnp.maximum(new_state.gap, gained) <= TOLERANCE * losses.max()
-    stuck = ~state.found & ~new_state.found  # The second failure had a new metric.
+    stuck = ~state.found & ~new_state.found  # The second failure was with a new metric.
     kept = jax.tree.map(functools.partial(jnp.where, exceeds), (params, state), new)
     return *kept, exceeds | converged | stuck
 
@@ -181,7 +187,7 @@ def run(net: str, method: str, setting: Setting, seed: int, budget: int) -> Row:
 
 
 def run_all(net: str, budget: int) -> Iterator[Row]:
-  """Yield every method's rows: its sweep, then the best setting on the other seeds."""
+  """Yield every method's rows: its sweep, then its best setting on the other seeds."""
   for method in (*DIRECTIONS, "minimax"):
     rates = LEARNING_RATES if method in DIRECTIONS else (None,)
     settings = itertools.product(rates, PARAMETERS.get(method, (None,)))
@@ -192,7 +198,7 @@ def run_all(net: str, budget: int) -> Iterator[Row]:
 
 
 def table(runs: pd.DataFrame) -> str:
-  """Return Markdown, a line per method: means and deviations over the seeds."""
+  """Return a Markdown table of means and deviations over seeds, a line per method."""
   header = ["method", "learning rate", "parameter", *FIELDS.values(), "cost"]
   lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
   for method, rows in compared_runs(runs).groupby("method", sort=False):

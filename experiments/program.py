@@ -1,8 +1,8 @@
-"""What the experiments' commands share: flags, stages, tables.
+"""The command line of the experiments: flags, stages and tables.
 
   python -m experiments.NAME --config=experiments/configs/NAME.py --data_dir=DIR
 
-or, spread over a cluster's array or several shells that see the same folder:
+To spread the runs over a cluster's array, or several shells with the same folder:
 
   python -m experiments.NAME ... --list > names.txt
   xargs -P 8 -I{} python -m experiments.NAME ... --run={} < names.txt
@@ -28,27 +28,28 @@ _PROGRAM = Path(sys.argv[0]).name
 _CONFIG = command_line.define_config_flag(
   _PROGRAM, "experiments/configs/NAME.py or .../NAME.py:BUDGET."
 )
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS' data sets are.")
-_FOLDER = flags.DEFINE_string("folder", "runs/experiments", "Of the runs' folders.")
-_OUTPUT = flags.DEFINE_string("output", None, "Of the tables; by default the folder.")
-_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of TFDS' data sets.")
+_FOLDER = flags.DEFINE_string("folder", "runs/experiments", "Folder of all runs.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of tables; by default --folder.")
+_JOBS = flags.DEFINE_integer("jobs", 1, "Number of runs at a time.", lower_bound=1)
 _LIST = flags.DEFINE_bool("list", False, "Print the names of the next runs to make.")
-_TABLES = flags.DEFINE_bool("tables", False, "Make no run; write what has finished.")
-_RUN = flags.DEFINE_string("run", None, "Make only the run of this name.")
+_TABLES = flags.DEFINE_bool("tables", False, "Make no run; tabulate finished runs.")
+_RUN = flags.DEFINE_string("run", None, "Make only the run with this name.")
 
-# config, folder -> runs to make, and then, with their results at hand, more.
+# (config, folder) -> the stages' runs; a stage may depend on the results of the former.
 Stages = Callable[[ml_collections.ConfigDict, Path], Iterator[sweep.Runs]]
-# finished runs, folder -> tables by name.
+# (finished runs, folder) -> tables by name.
 Tables = Callable[[sweep.Runs, Path], dict[str, pd.DataFrame]]
 
 
 def main(task: sweep.Task, stages: Stages, tables: Tables) -> None:
-  """Runs an experiment's command.
+  """Run an experiment's command.
 
   Args:
     task: see `sweep.run_all`.
-    stages: the runs; of several stages, each is made when those before are finished.
-    tables: written as CSV files to `--output`, whose names start with `config.name`.
+    stages: the runs in stages.  A stage begins when the stages before it are finished.
+    tables: the tables, written to `--output` as CSV files whose names start with
+      `config.name`.
   """
 
   def run(argv: list[str]) -> None:
@@ -57,7 +58,7 @@ def main(task: sweep.Task, stages: Stages, tables: Tables) -> None:
     sweep.describe_provenance()
     config, folder = _CONFIG.value, Path(_FOLDER.value)
     for settings in config.training.values():
-      if settings.data.name != "digits":  # Which come with scikit-learn.
+      if settings.data.name != "digits":  # The digits come with scikit-learn.
         settings.data.data_dir = _DATA_DIR.value
     runs: dict[str, sweep.Run] = {}
     failures: dict[str, str] = {}
@@ -91,7 +92,7 @@ def main(task: sweep.Task, stages: Stages, tables: Tables) -> None:
     try:
       run(argv)
     except KeyboardInterrupt:
-      sys.exit("Interrupted; the same command goes on from here.")
+      sys.exit("Interrupted; the same command resumes.")
 
   app.run(run_until_interrupted, flags_parser=_parse_flags)
 
@@ -109,7 +110,7 @@ def _execute(given: str) -> ml_collections.ConfigDict:
 
 
 def write_tables(tables: dict[str, pd.DataFrame], name: str, output: Path) -> None:
-  """Writes `NAME-TABLE.csv` files."""
+  """Write tables to files `NAME-TABLE.csv`."""
   output.mkdir(parents=True, exist_ok=True)
   for title, table in tables.items():
     path = output / f"{name}-{title}.csv"
@@ -118,9 +119,9 @@ def write_tables(tables: dict[str, pd.DataFrame], name: str, output: Path) -> No
 
 
 def runs_table(runs: sweep.Runs, folder: Path) -> pd.DataFrame:
-  """One row per run: its settings, its results, and where they come from.
+  """A table with one row per run: its settings, results and provenance.
 
-  The column `config` holds all settings that differ from `default_config()`, as JSON.
+  The column `config` has all settings that differ from `default_config()`, as JSON.
   """
   return pd.DataFrame(
     [
@@ -141,7 +142,7 @@ def runs_table(runs: sweep.Runs, folder: Path) -> pd.DataFrame:
 
 
 def _results(folder: Path) -> dict[str, Any]:
-  """The numbers of a run's summary, on the test set where it has been tested."""
+  """The numbers in a run's summary, on the test set if the run has test results."""
   summary = json.loads((folder / report.SUMMARY_FILE).read_text())
   names = ("steps", "seconds", "clean_accuracy", "robust_accuracy", "mean_confidence")
   return {name: summary[name] for name in names if name in summary}

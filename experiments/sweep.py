@@ -1,8 +1,8 @@
-"""Many runs, each in a folder of its own: what is finished stays, what fails is told.
+"""Make many runs, each in its own folder; keep finished ones, report failures.
 
-The runs are handed to `joblib`, one after another or in several processes; a run
-resumes by itself (`ddi_jax.training`), so a sweep that was cut off is started again by
-the same command.  All share one compilation cache.
+`joblib` makes the runs, one after another or in several processes.  A run resumes by
+itself (`ddi_jax.training`), so the same command continues an interrupted sweep.  All
+runs share one compilation cache.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -35,37 +35,38 @@ class Run(NamedTuple):
   """One run of a sweep.
 
   Attributes:
-    setting: what it is about, the data set and network say.
-    config: of the run.
+    setting: a name for what is trained, for example the data set and the network.
+    config: the run's config.
   """
 
   setting: str
   config: ml_collections.ConfigDict
 
 
-Runs = Mapping[str, Run]  # by the names of their folders
+Runs = Mapping[str, Run]  # Runs by the names of their folders.
 
 
 def named(runs: Iterable[Run]) -> Runs:
-  """Runs by the names of their folders, which no two configs share."""
+  """Runs by the names of their folders, which are unique to their configs."""
   return {workdir.default_workdir(run.config, run.setting).name: run for run in runs}
 
 
 def run_all(task: Task, runs: Runs, folder: Path, *, jobs: int = 1) -> dict[str, str]:
-  """Runs what is not finished yet.
+  """Make all runs that are not finished yet.
 
   Args:
     task: (config, folder of the run) -> the content of its summary.json, or None if it
-      was interrupted.  A function of a module, if `jobs` > 1.
-    runs: all of them.
-    folder: of all of them.  What a run prints goes to `logs/NAME.txt` in it.
+      was interrupted.  If `jobs` > 1, it must be a function of a module.
+    runs: all runs, finished or not.
+    folder: folder of all runs.  The output of a run is written to `logs/NAME.txt` in
+      it.
     jobs: number of processes.
 
   Returns:
-    Why runs have failed, by name; the others have finished.
+    The reasons of failures by the names of the runs.  All other runs have finished.
 
   Raises:
-    KeyboardInterrupt: if a run was interrupted; the same call goes on from there.
+    KeyboardInterrupt: if a run was interrupted; the same call resumes.
   """
   waiting = unfinished(runs, folder)
   print(f"{len(runs)} runs in {folder}, {len(runs) - len(waiting)} finished before.")
@@ -94,16 +95,16 @@ def unfinished(runs: Runs, folder: Path) -> list[str]:
 
 
 def finished(runs: Runs, folder: Path) -> Runs:
-  """The other runs."""
+  """The runs that are finished."""
   missing = unfinished(runs, folder)
   return {name: run for name, run in runs.items() if name not in missing}
 
 
 @functools.cache
 def describe_provenance() -> dict[str, str]:
-  """The commit, the machine and the versions of what is running now.
+  """The commit, the machine and the versions with which this program runs.
 
-  Called first when the program starts: later the commit may be another.
+  Call this first when the program starts, because the commit may change later.
   """
   described = subprocess.run(
     ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
@@ -121,12 +122,12 @@ def describe_provenance() -> dict[str, str]:
 
 
 def read_provenance(folder: Path) -> dict[str, str]:
-  """What a run was made with, as its last process found it."""
+  """The provenance of a run, as recorded by its last process."""
   return json.loads((folder / PROVENANCE_FILE).read_text())
 
 
 def _run_one(task, name, config, folder, provenance) -> tuple[str, float, str]:
-  """Name, seconds, and what went wrong."""
+  """Make one run; return its name, its seconds, and the reason if it failed."""
   logging.set_verbosity(logging.ERROR)
   began = time.monotonic()
   reason = ""
@@ -137,7 +138,7 @@ def _run_one(task, name, config, folder, provenance) -> tuple[str, float, str]:
     try:
       with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         summary = task(config, folder / name)
-    except Exception as error:  # Whatever it is, the other runs are not to blame.
+    except Exception as error:  # An error in one run must not end the others.
       traceback.print_exc(file=log)
       reason = f"{type(error).__name__}: {error}"
     else:
@@ -148,7 +149,7 @@ def _run_one(task, name, config, folder, provenance) -> tuple[str, float, str]:
 
 
 def exit_with(failures: Mapping[str, str], folder: Path) -> None:
-  """Ends the program: with an error if a run has failed."""
+  """End the program with an error if a run has failed."""
   if failures:
     listed = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
     sys.exit(

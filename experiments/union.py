@@ -1,10 +1,11 @@
-"""Robustness to a union of threat models, every method at the same compute.
+"""Robustness to a union of threat models, with equal compute for every method.
 
 python -m experiments.union --config=experiments/configs/union.py --data_dir=DIR
 
-For every method a sweep of learning rates on one seed; then the best of them, by the
-validation robust accuracy in the union, on other seeds.  A method whose step costs less
-takes more of them: `passes` counts forward passes per image, a gradient as 3.
+For every method, a sweep on one seed chooses the learning rate with the best validation
+robust accuracy in the union.  Other seeds then compare the methods.  A method with
+cheaper steps takes more of them.  `passes` counts forward passes per image, where a
+gradient counts as 3.
 """
 
 from collections.abc import Iterator
@@ -23,8 +24,8 @@ from ddi_jax.training.settings.threats import NORMS
 from ddi_jax.training.storage import logs
 from experiments import program, sweep
 
-# As many iterations as are nearly always needed, so that a step costs what it is
-# charged: one, and more for a long t, whose model is far from MAX.
+# The number of iterations is what is nearly always needed, so that a step costs what it
+# is charged.  It is one, and more for a long t, whose model is far from MAX.
 PROXIMAL = {"method": "proximal", "sources": NORMS, "proximal.iterations": 1}
 LONG = PROXIMAL | {"proximal.iterations": 4}
 ARMS: dict[str, dict[str, Any]] = {
@@ -45,7 +46,7 @@ BASELINES = ("MAX", "AVG", "MSD", "l_inf alone", "l2 alone", "l1 alone")
 
 
 def attack_passes(config: ml_collections.ConfigDict) -> int:
-  """Of a step's attacks, forward passes per image.
+  """Forward passes per image in the attacks of a training step.
 
   Raises:
     ValueError: for a source that no arm has.
@@ -60,7 +61,10 @@ def attack_passes(config: ml_collections.ConfigDict) -> int:
 
 
 def passes(config: ml_collections.ConfigDict) -> int:
-  """Of a training step without BatchNorm: at most, for the proximal form."""
+  """Forward passes per image in a training step without BatchNorm.
+
+  For the proximal form this is an upper bound.
+  """
   count = num_candidates(config)
   method = METHODS[config.method]
   if method.proximal:
@@ -70,7 +74,10 @@ def passes(config: ml_collections.ConfigDict) -> int:
 
 
 def passes_taken(config: ml_collections.ConfigDict, folder: Path) -> float:
-  """Of all training steps of a run; its log knows the proximal form's iterations."""
+  """Forward passes per image in all training steps of a run.
+
+  The run's log has the number of iterations of the proximal form.
+  """
   steps = [r for r in logs.read_metrics(folder) if r["split"] == "train"]
   if not METHODS[config.method].proximal:
     return float(len(steps) * passes(config))
@@ -78,7 +85,7 @@ def passes_taken(config: ml_collections.ConfigDict, folder: Path) -> float:
 
 
 def stages(config: ml_collections.ConfigDict, folder: Path) -> Iterator[sweep.Runs]:
-  """For each setting the sweep of learning rates, then the best on other seeds."""
+  """Two stages per setting: the sweep of learning rates, then the other seeds."""
   for setting, settings in config.training.items():
     rates = config.learning_rates[setting]
     swept = {
@@ -107,28 +114,31 @@ def arm_run(
   learning_rate: float,
   seed: int,
 ) -> sweep.Run:
-  """A method's run, of as many steps as MAX' compute pays for."""
+  """A method's run, with as many steps as the compute of MAX allows."""
   reference = with_arm(settings, "MAX")
   run = with_arm(settings, arm)
   run.optimizer.learning_rate, run.seed = learning_rate, seed
   ratio = passes(reference) / passes(run)
   run.num_epochs *= ratio
   run.attack.warmup_epochs *= ratio
-  run.evaluation.every_epochs *= ratio  # As many checkpoints to choose from.
+  run.evaluation.every_epochs *= ratio  # Keep the number of checkpoints to choose from.
   return sweep.Run(setting, run)
 
 
 def with_arm(
   settings: ml_collections.ConfigDict, arm: str
 ) -> ml_collections.ConfigDict:
-  """A copy of a training config, with the settings of a method."""
+  """A copy of a training config with the settings of a method."""
   run = settings.copy_and_resolve_references()
   run.update_from_flattened_dict(ARMS[arm])
   return training.drop_unused(run, keep=ARMS[arm])
 
 
 def best_learning_rate(runs: sweep.Runs, folder: Path) -> float | None:
-  """Of those runs, by their best validation robust accuracy; None without runs."""
+  """The learning rate of the run with the best validation robust accuracy.
+
+  None if there are no runs.
+  """
   found = {
     run.config.optimizer.learning_rate: max(_validation(folder / name))
     for name, run in runs.items()
@@ -145,7 +155,7 @@ def _validation(folder: Path) -> list[float]:
 
 
 def runs_table(runs: sweep.Runs, folder: Path) -> pd.DataFrame:
-  """One row per run; test accuracies, by threat model, are of its best checkpoint."""
+  """A table with one row per run; test accuracies are those of its best checkpoint."""
   rows = []
   for name, (_, config) in runs.items():
     summary = json.loads((folder / name / report.SUMMARY_FILE).read_text())
@@ -170,13 +180,13 @@ def arm_of(config: ml_collections.ConfigDict) -> str:
 
 
 def _form(config):
-  """What tells the arms apart."""
+  """The settings that distinguish the arms."""
   proximal = config.proximal
   return config.method, tuple(config.sources), proximal.per, proximal.step
 
 
 def tables(runs: sweep.Runs, folder: Path) -> dict[str, pd.DataFrame]:
-  """The runs."""
+  """The table of the runs."""
   return {"runs": runs_table(runs, folder)}
 
 

@@ -1,4 +1,4 @@
-"""The picture and the tables of docs/sources.md's comparison at equal compute."""
+"""The figure and tables for the comparison at equal compute in docs/sources.md."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,10 @@ FIELDS = {
 
 
 def draw(runs: pd.DataFrame) -> Figure:
-  """A panel per setting: each method's test accuracies, a mark per seed and test."""
+  """Plot test accuracies by method, with a panel per setting.
+
+  Each mark is a seed and a test.
+  """
   figure, panels = comparison.panels(runs, 3.6)
   for panel, of_setting in panels:
     arms = comparison.ranked_arms(of_setting, "robust_accuracy")
@@ -46,7 +49,7 @@ def draw(runs: pd.DataFrame) -> Figure:
 
 
 def tables(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
-  """(setting, Markdown table): means and standard deviations over the seeds.
+  """(setting, Markdown table) with means and standard deviations over the seeds.
 
   The last column is the difference from the best of MAX, AVG and MSD, paired by seed,
   with its standard error.

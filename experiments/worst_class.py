@@ -4,13 +4,14 @@ python -m experiments.worst_class --config=experiments/configs/worst_class.py \
   --data_dir=DIR --output=docs/data
 
 Adversarial training protects some classes far better than others (Xu et al., 2021, "To
-be robust or to be fair").  Here the worst of them counts: the least over theta of the
-greatest over c of E[max l | class c], a maximum of smooth functions that differ, at the
-price of ordinary adversarial training.  A step attacks one batch, with as many images
-of each class, and takes each class' gradient from its own part.
+be robust or to be fair").  In this experiment the worst class counts.  The problem is
+min over theta of max over c of E[max l | class c], a maximum of different smooth
+functions.  A step costs the same as in ordinary adversarial training: it attacks one
+batch with equally many images of each class, and computes each class' gradient from the
+images of this class.
 
-For every method a sweep of learning rates on one seed; then the best of them, by the
-validation robust accuracy of the worst class, on other seeds.
+For every method, a sweep on one seed chooses the learning rate with the best validation
+robust accuracy of the worst class.  Other seeds then compare the methods.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +44,8 @@ from ddi_jax.training.storage import files
 from ddi_jax.training.storage.workdir import claim_workdir
 from experiments import program, sweep
 
-# Group DRO: the rate of the weights.  DDi: the t of its bundle form; MAX is t -> 0.
+# (Kind, value).  The value is the rate of the weights for group DRO, and the t of the
+# bundle form for DDi.  MAX is DDi with t -> 0.
 ARMS: dict[str, tuple[str, float | None]] = {
   "AVG": ("average", None),
   "MAX": ("danskin", 1e-6),
@@ -60,7 +62,7 @@ BASELINES = tuple(arm for arm in ARMS if not arm.startswith("DDi"))
 def create_direction(
   arm: str, num_classes: int
 ) -> optax.GradientTransformationExtraArgs:
-  """From the classes' gradients, and their losses, to one."""
+  """Create the transformation of the classes' gradients and losses to a direction."""
   kind, value = ARMS[arm]
   if kind == "average":
     return ddi_jax.average_direction(normalize=False)
@@ -73,10 +75,10 @@ def create_direction(
 def group_dro_direction(
   rate: float, count: int
 ) -> optax.GradientTransformationExtraArgs:
-  """The mean of K gradients under weights that grow by e^(rate * loss) in every step.
+  """The mean of K gradients, with weights that grow by e^(rate * loss) per step.
 
-  Sagawa et al. (2020), "Distributionally robust neural networks", algorithm 1.  The
-  state is the weights' logarithm, `[K]`, but for a constant.
+  This is algorithm 1 of Sagawa et al. (2020), "Distributionally robust neural
+  networks".  The state is the logarithm of the weights `[K]`, up to a constant.
   """
 
   def init(params):
@@ -93,7 +95,7 @@ def group_dro_direction(
 
 
 def stages(config: ml_collections.ConfigDict, folder: Path) -> Iterator[sweep.Runs]:
-  """The sweep of learning rates, then the best of them on other seeds."""
+  """Two stages: the sweep of learning rates, then the best ones on other seeds."""
   for setting in config.training:
     rates = config.learning_rates[setting]
     swept = sweep.named(
@@ -126,7 +128,7 @@ def arm_run(
 
 
 def best_learning_rates(runs: sweep.Runs, folder: Path) -> dict[str, float]:
-  """By arm, of those runs the one whose worst class is the most robust."""
+  """For each arm, the learning rate of the run with the most robust worst class."""
   best: dict[str, tuple[float, float]] = {}
   for name, (_, config) in runs.items():
     summary = json.loads((folder / name / report.SUMMARY_FILE).read_text())
@@ -136,15 +138,15 @@ def best_learning_rates(runs: sweep.Runs, folder: Path) -> dict[str, float]:
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
-  """Trains a network with one arm, and evaluates it by class.
+  """Train a network with one arm, and evaluate it by class.
 
   Args:
     config: see `arm_run`.
     workdir: receives config.json and summary.json.
 
   Returns:
-    The content of summary.json; None if the run was interrupted, of which nothing is
-    kept.
+    The content of summary.json; None if the run was interrupted.  An interrupted run
+    keeps nothing.
 
   Raises:
     ConfigError: if a setting is impossible.
@@ -202,21 +204,24 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
 
 
 def all_of(examples: data.Examples, limit: int | None) -> data.Dataset:
-  """The first `limit` of them, in memory."""
+  """The first `limit` examples, or all if None, in memory."""
   examples = examples.first(limit)
   read = examples.read(np.arange(len(examples)))
   return data.Dataset(read["image"], read["label"])
 
 
 def members_of(labels: np.ndarray) -> list[np.ndarray]:
-  """The places of each class' images."""
+  """The indices of each class' images."""
   return [np.flatnonzero(labels == label) for label in np.unique(labels)]
 
 
 def balanced_indices(
   members: Sequence[np.ndarray], per_class: int, seed: int, step: int
 ) -> np.ndarray:
-  """Of a batch with as many images of each class, drawn with replacement, in order."""
+  """The indices of a batch with `per_class` images of each class, in class order.
+
+  The images are drawn with replacement.
+  """
   rng = np.random.default_rng((seed, step))
   return np.concatenate([rng.choice(places, per_class) for places in members])
 
@@ -224,9 +229,10 @@ def balanced_indices(
 def by_class(
   config: ml_collections.ConfigDict, num_classes: int
 ) -> Callable[[StepParts, Apply], StepParts]:
-  """Changes the step's parts: a gradient for each class, and the arm's direction.
+  """Make a function that changes the step's parts.
 
-  The images of a batch are in the order of their classes, as many of each.
+  The step then computes a gradient for each class, and uses the arm's direction.  The
+  images of a batch must be in class order, equally many of each class.
   """
 
   def change_parts(parts: StepParts, apply: Apply) -> StepParts:
@@ -263,13 +269,13 @@ def by_class(
 def validate_by_class(
   experiment: Experiment, state: TrainState, examples: data.Dataset
 ) -> list[Validation]:
-  """Of each class by itself."""
+  """Validate each class by itself."""
   validations = []
   for label in range(experiment.splits.num_classes):
     of_class = examples.labels == label
     part = data.Dataset(examples.images[of_class], examples.labels[of_class])
     validation = experiment.validate(state, part)
-    assert validation is not None  # Nothing interrupts it.
+    assert validation is not None  # It is never interrupted.
     validations.append(validation)
   return validations
 

@@ -1,4 +1,4 @@
-"""The picture and the tables of docs/sources.md's worst-class robustness."""
+"""The figure and tables for worst-class robustness in docs/sources.md."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ FIELDS = {
 
 
 def draw(runs: pd.DataFrame) -> Figure:
-  """A panel per setting: each run's worst class over the mean of all."""
+  """Plot each run's worst class against the mean of all, with a panel per setting."""
   figure, panels = comparison.panels(runs, 3.8)
   for panel, of_setting in panels:
     for which, arm in enumerate(comparison.ranked_arms(of_setting, "worst_class")):
@@ -38,7 +38,7 @@ def draw(runs: pd.DataFrame) -> Figure:
 
 
 def tables(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
-  """(setting, Markdown table): means and standard deviations over the seeds."""
+  """(setting, Markdown table) with means and standard deviations over the seeds."""
   for setting, rows in runs.groupby("setting", sort=False):
     yield (
       str(setting),

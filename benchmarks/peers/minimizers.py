@@ -1,11 +1,11 @@
-"""Other solvers of min over x of max over k of losses(x)[k], on one interface.
+"""Other solvers of min over x of max over k of losses(x)[k], with one interface.
 
 pip install -e '.[peers]'
 
 Every solver starts at `Problem.start` and returns a `Run`.  scipy's SLSQP and
-trust-constr and NLopt's solvers minimise t subject to t >= losses; PyGRANSO takes the
-maximum as it is; the others descend along gradients of the maximum, of its log-sum-exp
-with an annealed temperature, or of losses under weights (group DRO).
+trust-constr and NLopt's solvers minimise t subject to t >= losses.  PyGRANSO minimises
+the maximum directly.  The others descend along gradients of the maximum, of its
+log-sum-exp with an annealed temperature, or of weighted losses (group DRO).
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ np.core.numeric.Inf = np.inf  # type: ignore[attr-defined]
 from pygranso.pygranso import pygranso  # noqa: E402
 from pygranso.pygransoStruct import pygransoStruct  # noqa: E402
 
-RATES = (1e-3, 1e-2, 1e-1)  # Adam's; the best of them counts, and its time alone.
+RATES = (1e-3, 1e-2, 1e-1)  # Rates of Adam.  Only the best one and its time count.
 
 
 class Problem(NamedTuple):
-  """What a solver needs to know.
+  """A problem, and the limits for a solver.
 
   Attributes:
     start: `[n]`, float64.
     losses_fn: `[n]` -> losses `[K]`.
-    evaluations: how often the losses may be computed.
-    seconds: how long a solver may take.
+    evaluations: greatest number of evaluations of the losses.
+    seconds: greatest time that a solver may take.
   """
 
   start: np.ndarray
@@ -48,12 +48,12 @@ class Problem(NamedTuple):
 
 
 class Run(NamedTuple):
-  """What a solver did.
+  """The run of a solver.
 
   Attributes:
-    values: the least greatest loss so far, after each evaluation of the losses.
-    seconds: in all, without compilation.
-    iterations: as the solver counts them; -1 where it does not.
+    values: the least value so far of the greatest loss, after each evaluation.
+    seconds: total time without compilation.
+    iterations: number of iterations, as the solver counts them; -1 if it does not.
   """
 
   values: np.ndarray
@@ -62,11 +62,14 @@ class Run(NamedTuple):
 
 
 class _Stop(BaseException):
-  """The evaluations or the time are used up.  PyGRANSO would catch an Exception."""
+  """The evaluations or the time are used up.
+
+  This is not an Exception, because PyGRANSO would catch one.
+  """
 
 
 class _Recorder:
-  """The losses and their gradients on the host, counted by the point."""
+  """The losses and their gradients on the host; counts points as evaluations."""
 
   def __init__(self, problem: Problem):
     self.problem = problem
@@ -84,7 +87,7 @@ class _Recorder:
     self.num_losses = len(self._losses(problem.start))
 
   def compile(self, *names: str) -> None:
-    """What will be called, so that the clock does not see it."""
+    """Compile the functions that will be called, so that this time does not count."""
     for name in names:
       arguments = (1.0,) if name == "_smooth" else ()
       jax.block_until_ready(getattr(self, name)(self.problem.start, *arguments))
@@ -125,7 +128,7 @@ class _Recorder:
 
 
 def _scipy(problem: Problem, method: str, **options) -> Run:
-  """Min t subject to t >= losses, over z = (x, t)."""
+  """Minimise t subject to t >= losses, over z = (x, t)."""
   recorder = _Recorder(problem)
   recorder.compile("_losses", "_gradients")
   recorder.begin()
@@ -157,7 +160,7 @@ def _scipy(problem: Problem, method: str, **options) -> Run:
       options={"maxiter": problem.evaluations} | options.pop("options"),
       **options,
     )
-  except (_Stop, ValueError, np.linalg.LinAlgError):  # It may have met NaN.
+  except (_Stop, ValueError, np.linalg.LinAlgError):  # Some of these come from NaN.
     pass
   return recorder.run(len(steps))
 
@@ -230,7 +233,7 @@ def granso(problem: Problem) -> Run:
 
 
 def smoothed_lbfgs(problem: Problem) -> Run:
-  """L-BFGS on t log sum exp(losses / t), t from the spread of the losses down."""
+  """L-BFGS on t log sum exp(losses / t), with t decreasing from the losses' spread."""
   recorder = _Recorder(problem)
   recorder.compile("_losses", "_smooth")
   recorder.begin()
@@ -258,7 +261,7 @@ def smoothed_lbfgs(problem: Problem) -> Run:
 
 
 def _by_gradients(problem: Problem, direction: Callable, rates=RATES) -> Run:
-  """A loop in one compiled program, for several rates; the run that ends lowest."""
+  """Run a compiled loop with several rates; return the run that ends lowest."""
   runs = []
   start = jnp.asarray(problem.start)
   losses = problem.losses_fn(start)
@@ -323,7 +326,7 @@ def adam(problem: Problem) -> Run:
 
 
 def smoothed_adam(problem: Problem) -> Run:
-  """Adam with a cosine schedule on log-sum-exp, its temperature down by 1e6."""
+  """Adam with a cosine schedule on log-sum-exp; the temperature falls by 1e6."""
 
   def direction(count, spread):
     def weigh(index, memory):
@@ -336,7 +339,7 @@ def smoothed_adam(problem: Problem) -> Run:
 
 
 def group_dro(problem: Problem) -> Run:
-  """Adam under weights that grow by e^(0.1 loss / spread) (Sagawa et al., 2020)."""
+  """Adam with weights that grow by e^(0.1 loss / spread) (Sagawa et al., 2020)."""
 
   def direction(count, spread):
     def weigh(index, memory):
@@ -365,4 +368,5 @@ SOLVERS: dict[str, Callable[[Problem], Run]] = {
   "subgradient": subgradient,
   "group DRO, Adam": group_dro,
 }
-DENSE = ("SLSQP (scipy)", "trust-constr (scipy)", "SLSQP (NLopt)")  # n^2 numbers
+# These solvers store n^2 numbers.
+DENSE = ("SLSQP (scipy)", "trust-constr (scipy)", "SLSQP (NLopt)")

@@ -1,7 +1,7 @@
-"""The networks of `ddi_jax.models` in PyTorch, with the names of published definitions.
+"""The networks of `ddi_jax.models` in PyTorch, with published layer names.
 
-They load `ddi_jax.models.torch_weights.to_torch_state_dict`'s weights.  The input's
-standardisation is their first layer too, but no part of their state.
+They can load the weights of `ddi_jax.models.torch_weights.to_torch_state_dict`.  The
+standardisation of the input is their first layer, too, but not part of their state.
 """
 
 from collections.abc import Sequence
@@ -75,7 +75,10 @@ class PreActBlock(nn.Module):
 
 
 class _Network(nn.Module):
-  """Standardises its input; channels-last in memory, or as `memory_format` says."""
+  """A network that standardises its input.
+
+  Its memory format is channels-last, or `memory_format`.
+  """
 
   def __init__(self, mean, std, normalization):
     super().__init__()
@@ -100,18 +103,18 @@ class ResNet18(_Network):
   unbiased variance, Flax the biased one.
 
   Args:
-    in_channels: of the inputs.
+    in_channels: number of channels of the inputs.
     num_classes: C, number of logits.
-    mean: per channel, of the inputs in [0, 1]; standardisation is the first layer.
-    std: per channel.
+    mean: mean per channel for inputs in [0, 1]; standardisation is the first layer.
+    std: standard deviation per channel.
     width: channels of the stem; the stages have 1, 2, 4 and 8 times as many.
     activation: one of `ACTIVATIONS`.
     normalization: "none", "group" or "batch".
     norm_groups: number of groups for "group"; must divide `width`.
     preactivation: whether blocks are `PreActBlock`s (PreActResNet-18).
-    activated_shortcut: of PreActResNet-18.
-    final_norm: of PreActResNet-18.
-    memory_format: of the parameters; the inputs should have it too.
+    activated_shortcut: for PreActResNet-18.
+    final_norm: for PreActResNet-18.
+    memory_format: memory format of the parameters; the inputs should have it too.
   """
 
   def __init__(
@@ -165,7 +168,7 @@ class ResNet18(_Network):
 
 
 class WideBlock(nn.Module):
-  """The block of TRADES' wide residual networks, with their names, or DeepMind's."""
+  """A block of wide residual networks, with the names of TRADES or of DeepMind."""
 
   def __init__(self, in_features, features, stride, activation, padding):
     super().__init__()
@@ -199,12 +202,12 @@ class WideResNet(_Network):
   """The network of `ddi_jax.models.WideResNet` with BatchNorm.
 
   Args:
-    in_channels: of the inputs.
+    in_channels: number of channels of the inputs.
     num_classes: C, number of logits.
-    mean: per channel, of the inputs in [0, 1]; standardisation is the first layer.
-    std: per channel.
+    mean: mean per channel for inputs in [0, 1]; standardisation is the first layer.
+    std: standard deviation per channel.
     depth: 6 n + 4.
-    widening: of the stages.
+    widening: factor of the stages' widths.
     width: channels of the stem.
     activation: one of `ACTIVATIONS`.
     padding: "symmetric", with TRADES' names, or "same", with DeepMind's.
@@ -261,11 +264,11 @@ class SmallConvNet(_Network):
   Args:
     image_shape: (height, width, channels) of the inputs.
     num_classes: C, number of logits.
-    mean: per channel, of the inputs in [0, 1]; standardisation is the first layer.
-    std: per channel.
+    mean: mean per channel for inputs in [0, 1]; standardisation is the first layer.
+    std: standard deviation per channel.
     width: channels of the first convolution.
-    hidden: units of the hidden dense layer.
-    strides: of the two convolutions.
+    hidden: number of units of the hidden dense layer.
+    strides: strides of the two convolutions.
     activation: one of `ACTIVATIONS`.
     normalization: "none", "group" or "batch".
     norm_groups: number of groups for "group".
@@ -307,7 +310,7 @@ class SmallConvNet(_Network):
 def load_params(
   network: nn.Module, model: flax_nnx.Module, params: Any, model_state: Any
 ) -> None:
-  """Copies the trees of `ddi_jax.models.functional(model)` into a network."""
+  """Copy the trees of `ddi_jax.models.functional(model)` into a network."""
   filled = flax_nnx.clone(model)
   flax_nnx.update(filled, params)
   flax_nnx.update(filled, model_state)
@@ -315,17 +318,17 @@ def load_params(
 
 
 def load_weights(network: nn.Module, state: dict[str, np.ndarray]) -> None:
-  """Fills a network with the weights of `to_torch_state_dict`."""
+  """Load the weights of `to_torch_state_dict` into a network."""
   network.load_state_dict({name: torch.tensor(array) for name, array in state.items()})
 
 
 def to_torch(images: Any) -> torch.Tensor:
-  """A copy `[B, H, W, C]` -> `[B, C, H, W]`, channels-last in memory."""
+  """Copy `[B, H, W, C]` to `[B, C, H, W]`, channels-last in memory."""
   return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)
 
 
 def relative_difference(ours: Any, theirs: Any) -> float:
-  """The greatest difference of two arrays, over the greatest magnitude of the first."""
+  """The greatest difference of two arrays, relative to the first's maximum norm."""
   ours, theirs = np.asarray(ours), np.asarray(theirs)
   return float(np.abs(ours - theirs).max() / np.abs(ours).max())
 
@@ -339,22 +342,23 @@ def check_agreement(
   labels: np.ndarray,
   tolerance: float = 1e-5,
 ) -> tuple[float, float]:
-  """Checks a network against ours, in the mode, training or not, that it is in.
+  """Check that a PyTorch network and ours agree, in the network's current mode.
 
-  In float64: in float32 a ReLU's argument near zero may fall on either side.
+  The check is in float64, because in float32 the sign of a ReLU's argument near zero
+  may differ.
 
   Args:
-    network: with the same parameters.
+    network: a PyTorch network with the same parameters, in training mode or not.
     apply: see `ddi_jax.models.functional`.
-    params: of `apply`.
-    model_state: of `apply`.
+    params: argument of `apply`.
+    model_state: argument of `apply`.
     images: `[B, H, W, C]` in [0, 1].
     labels: `[B]`.
-    tolerance: of the differences, relative to the greatest magnitude.
+    tolerance: upper bound of the differences, relative to the greatest magnitude.
 
   Returns:
-    The relative difference of the logits, and that of the gradients of the summed
-    cross entropy for the images.
+    The relative difference of the logits, and that of the summed cross entropy's
+    gradients in the images.
 
   Raises:
     AssertionError: if one of them is not below the tolerance.

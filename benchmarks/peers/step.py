@@ -1,18 +1,22 @@
-"""A DDi training step and its parts, ours and PyTorch's, in one process on the CPU.
+"""Time a DDi training step and its parts, ours and PyTorch's, on the CPU.
 
 pip install -e '.[peers]' && pip install --no-deps torchattacks
 python benchmarks/peers/step.py --width=16 --batch_size=64 --num_restarts=4 --steps=7
 
-The same network, parameters, images, K and attack on both sides.  PyTorch runs
-channels-last, with its K attacks merged into one on a batch of K copies, or one by one,
-and the K parameter gradients one by one; with --compile also with torch.compile around
-the network and its loss.  During an attack no parameter asks for a gradient, so that
-none is computed.  torchattacks and foolbox get the copies and the eager network; of
-foolbox only the attack is run, without the check of success that its call would add.
-With --attack_dtype=bfloat16 the attacks of both sides are, here as
-`ddi_jax.models.in_bfloat16`, there under torch.autocast; the checks stay float32.
-All take turns, round after round, so that a busy machine slows all of them.  Before
-that, logits, gradients and candidates are compared.  Prints a Markdown table.
+Both sides use the same network, parameters, images, K and attack, in one process.
+PyTorch runs channels-last.  Its K attacks are merged into one on a batch of K copies,
+or run one by one; its K parameter gradients are computed one by one.  With --compile,
+torch.compile around the network and its loss is timed as well.  During an attack no
+parameter requires a gradient, so none is computed.  torchattacks and foolbox get the
+copies and the eager network.  For foolbox only the attack is run, without the check of
+success that its call would add.
+
+With --attack_dtype=bfloat16, the attacks of both sides are in bfloat16: ours with
+`ddi_jax.models.in_bfloat16`, PyTorch's under torch.autocast.  The checks stay float32.
+
+All parts take turns, round after round, so that a busy machine slows all of them.
+Before that, the script compares logits, gradients and candidates.  It prints a Markdown
+table.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -53,7 +57,7 @@ _LIBRARIES = ("torchattacks", "foolbox")
 _STEP, _ATTACKS = "the whole step", "K attacks"
 _MERGED, _ONE_BY_ONE = ", merged", ", one by one"
 _PARAMETER_GRADIENT, _INPUT_GRADIENT = "one parameter gradient", "one input gradient"
-_ROWS = {  # What PyTorch does -> the part of ours that does the same.
+_ROWS = {  # Part of PyTorch's step -> the same part of ours.
   _STEP + _MERGED: _STEP,
   _STEP + _ONE_BY_ONE: _STEP,
   _ATTACKS + _MERGED: _ATTACKS,
@@ -65,10 +69,10 @@ _ROWS = {  # What PyTorch does -> the part of ours that does the same.
 
 
 class Peer:
-  """The step in PyTorch, on a network of its own.
+  """The step in PyTorch, on its own network.
 
   Attributes:
-    network: its parameters ask for gradients only inside `parameter_gradient`.
+    network: its parameters require gradients only inside `parameter_gradient`.
   """
 
   def __init__(self, work: workload.Workload, *, compiled: bool):
@@ -101,14 +105,14 @@ class Peer:
   def step(
     self, images: np.ndarray, labels: np.ndarray, *, merge: bool
   ) -> torch.Tensor:
-    """Updates the parameters for uint8 images `[B, H, W, C]`; the losses `[K]`."""
+    """Update the parameters for uint8 images `[B, H, W, C]`; return losses `[K]`."""
     inputs, targets = _to_torch(images, labels)
     return self.update(self.attacks(inputs, targets, merge=merge), targets)
 
   def attacks(
     self, inputs: torch.Tensor, labels: torch.Tensor, *, merge: bool
   ) -> Sequence[torch.Tensor]:
-    """K candidates: of one attack on K copies of the batch, or of K attacks."""
+    """K candidates, from one attack on K copies of the batch or from K attacks."""
     if merge:
       copies = _copies(inputs, labels, self._num_restarts)
       return self.attack(*copies).split(len(inputs))
@@ -123,7 +127,7 @@ class Peer:
     random_start: bool = True,
     in_bfloat16: bool | None = None,
   ) -> torch.Tensor:
-    """PGD in the l_inf ball and the box; by default as the config says."""
+    """Run PGD in the l_inf ball and the box, by default with the config's settings."""
     low = (inputs - self._epsilon).clamp(min=0)
     high = (inputs + self._epsilon).clamp(max=1)
     points = inputs
@@ -140,7 +144,7 @@ class Peer:
   def update(
     self, candidates: Iterable[torch.Tensor], labels: torch.Tensor
   ) -> torch.Tensor:
-    """One SGD step along Danskin's direction of K candidates; their losses."""
+    """Take an SGD step along Danskin's direction; return the K candidates' losses."""
     values, gradients = [], []
     for inputs in candidates:
       value, gradient = self.parameter_gradient(inputs, labels)
@@ -167,13 +171,13 @@ class Peer:
     return value.detach(), gradient
 
   def input_gradient(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Of the mean loss."""
+    """The gradient of the mean loss in the inputs."""
     points = inputs.detach().requires_grad_()
     return torch.autograd.grad(self._mean_loss(points, labels), points)[0]
 
 
 def min_norm_weights(gram: np.ndarray) -> np.ndarray:
-  """Of a Gram matrix `[K, K]`, exactly: by non-negative least squares."""
+  """The exact min-norm weights of a Gram matrix, by non-negative least squares."""
   values, vectors = np.linalg.eigh(gram.astype(np.float64) / gram.max())
   factor = vectors * np.sqrt(np.maximum(values, 0))
   system = np.concatenate([factor.T, np.ones((1, len(gram)))])
@@ -205,7 +209,7 @@ def _copies(inputs, labels, count):
 
 
 def _libraries(config, network, steps: int, random_start: bool):
-  """Name -> (inputs, labels) -> candidates; of the libraries that are installed."""
+  """The attacks (inputs, labels) -> candidates of the installed libraries, by name."""
   attacks: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {}
   if torchattacks is not None:
     attacks["torchattacks"] = torchattacks.PGD(
@@ -230,7 +234,7 @@ def _libraries(config, network, steps: int, random_start: bool):
 
 
 def _our_parts(work):
-  """Name -> a call of one part of our step; and what one step from the images gives."""
+  """Calls of our step's parts by name, and the result of one step from the images."""
   config = work.config
   params = jax.tree.map(jnp.copy, work.state.params)  # A step donates its own.
   inputs, labels = jnp.asarray(work.images / 255.0, jnp.float32), work.labels
@@ -287,7 +291,7 @@ def _check(
   our_gradient: Any,
   our_candidates: jax.Array,
 ) -> str:
-  """Compares both sides before their first step; what was found, in words.
+  """Compare both sides before their first step; return the result as text.
 
   Raises:
     AssertionError: if they do not compute the same thing.
@@ -326,7 +330,7 @@ def _check(
   for name, points in candidates.items():
     distances = np.abs(points.permute(0, 2, 3, 1).numpy() - our_candidates)
     share = float((distances > 1e-6).mean())
-    # A gradient that is zero but for rounding may have either sign.
+    # A gradient that is zero up to rounding may have either sign.
     if not share < 1e-3:
       raise AssertionError(
         f"{share:.2%} of the candidates' pixels differ from {name}'s."
@@ -340,7 +344,7 @@ def _check(
 
 
 def _peers(work: workload.Workload) -> dict[str, Peer]:
-  """Column -> peer; stops the program where torch.compile does not work."""
+  """The peers by column; ends the program if torch.compile does not work."""
   peers = {_COLUMNS[1]: Peer(work, compiled=False)}
   if _COMPILE.value:
     peer = Peer(work, compiled=True)
@@ -348,15 +352,15 @@ def _peers(work: workload.Workload) -> dict[str, Peer]:
       peer.input_gradient(*_to_torch(work.images, work.labels))
     except torch._dynamo.exc.TorchDynamoException as error:
       sys.exit(
-        "torch.compile does not work here; it needs a C++ compiler, g++ or what the "
-        f"variable CXX names. Run without --compile, or see:\n{error}"
+        "torch.compile does not work here; it needs a C++ compiler, g++ or the one in "
+        f"the variable CXX. Run without --compile, or see:\n{error}"
       )
     peers[_COLUMNS[2]] = peer
   return peers
 
 
 def _their_parts(work: workload.Workload, peer: Peer):
-  """Name -> a call of one part of PyTorch's step, or of the whole."""
+  """Calls of PyTorch's step and its parts, by name."""
   inputs, labels = _to_torch(work.images, work.labels)
   return {
     _STEP + _MERGED: lambda: peer.step(work.images, work.labels, merge=True),
@@ -377,7 +381,7 @@ def _describe_peers() -> str:
 
 
 def main(_):
-  """Checks, times and prints."""
+  """Check, time and print."""
   jax.config.update("jax_platforms", "cpu")
   work = workload.create("danskin", {"unit_norm": True, "optimizer.weight_decay": 5e-4})
   if work.config.model.name == "small":

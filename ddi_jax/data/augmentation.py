@@ -1,4 +1,4 @@
-"""Augmentation as a jitted function on the device."""
+"""Random crops and mirror images, as functions that can be jitted."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 def pad_crop_flip(
   key: jax.Array, images: Shaped[Array, "B H W C"], *, pad: int, flip: bool
 ) -> Shaped[Array, "B H W C"]:
-  """Pads with zeros, crops at random to the old size, and mirrors every second image.
+  """Pad with zeros, crop at random to the old size, and mirror at random.
 
   Args:
-    key: consumed.
+    key: a key; consumed.
     images: `[B, H, W, C]`.
-    pad: pixels on each side, >= 0; 0 leaves the images where they are.
-    flip: whether to mirror left and right with probability one half.
+    pad: pixels added on each side, >= 0.  With 0 the images are not moved.
+    flip: whether to mirror each image left to right with probability one half.
 
   Returns:
     `[B, H, W, C]`, of the same dtype.
@@ -47,14 +47,15 @@ def pad_crop_flip(
 def undo_pad_crop_flip(
   key: jax.Array, images: jax.Array, onto: jax.Array, *, pad: int, flip: bool
 ) -> jax.Array:
-  """Puts back what `pad_crop_flip` made with the same key.
+  """Undo `pad_crop_flip` with the same key: mirror and move the images back.
 
   Args:
-    key: the one of `pad_crop_flip`.
-    images: its result, `[B, H, W, C]`, or something else in its place.
-    onto: `[B, H, W, C]`, shows where the crop did not reach.
-    pad: as there.
-    flip: as there.
+    key: the key that was given to `pad_crop_flip`.
+    images: the result of `pad_crop_flip`, `[B, H, W, C]`, or other images aligned with
+      it.
+    onto: `[B, H, W, C]`, supplies the pixels that the crop left out.
+    pad: as given to `pad_crop_flip`.
+    flip: as given to `pad_crop_flip`.
 
   Returns:
     `[B, H, W, C]`, of the dtype of `images`.
@@ -83,7 +84,7 @@ def undo_pad_crop_flip(
 
 
 def _draw(key: jax.Array, batch: int, pad: int) -> tuple[jax.Array, jax.Array]:
-  """Corners of the crops `[B, 2]`, who is mirrored `[B, 1, 1, 1]`."""
+  """The corners of the crops `[B, 2]`, and which images to mirror `[B, 1, 1, 1]`."""
   crop_key, flip_key = jax.random.split(key)
   offsets = jax.random.randint(crop_key, (batch, 2), 0, 2 * pad + 1)
   return offsets, jax.random.bernoulli(flip_key, shape=(batch, 1, 1, 1))

@@ -12,8 +12,8 @@ from ddi_jax.data.examples import Batch, Examples
 if TYPE_CHECKING:
   import grain
 
-# grain is imported by the functions that use it: a config that is refused does not wait
-# for it and orbax, which it imports.
+# grain is imported in the functions that use it, because it imports orbax and is slow
+# to import.  An invalid config is then refused without that delay.
 
 
 def training_batches(
@@ -26,28 +26,29 @@ def training_batches(
   shard: int = 0,
   num_shards: int = 1,
 ) -> Iterator[Batch]:
-  """Shuffled batches of the steps `start` to `stop - 1`.
+  """Shuffled batches for the steps `start` to `stop - 1`.
 
-  The batch of a step, random crops included, is a pure function of (seed, step), so a
-  resumed run sees the same batches, and so do any number of hosts together.  Every
-  epoch is shuffled anew; its last, partial batch is left out.
+  A step's batch, including its random crops, depends only on the seed and the step.  A
+  resumed run therefore sees the same batches, as does a run on any number of hosts.
+  Every epoch is shuffled anew.  The last batch of an epoch is dropped if it is partial.
 
   Args:
     dataset: N examples.
-    batch_size: B, in [1, N], of all shards together.
-    seed: >= 0.
+    batch_size: B, in [1, N], the size over all shards.
+    seed: an integer >= 0.
     start: first step, >= 0.
     stop: the step after the last.
-    shard: which part of every batch to read, in [0, num_shards): the parts one after
-      another are the batch.
+    shard: which part of every batch to read, in [0, num_shards).  The parts in order
+      make up the batch.
     num_shards: S, a divisor of B.
 
   Yields:
     {"image": uint8 `[B / S, H, W, C]`, "label": int32 `[B / S]`, "index": int
-    `[B / S]`, the examples' places in the data set}.
+    `[B / S]`}, where "index" holds the examples' indices in the data set.
 
   Raises:
-    ValueError: if the batch is larger than the data, or cannot be divided so.
+    ValueError: if the batch is larger than the data, or cannot be divided into so many
+      shards.
     DataError: while iterating, if a streamed file is damaged.
 
   Example:
@@ -92,16 +93,16 @@ def evaluation_batches(
 
   Args:
     dataset: N examples.
-    batch_size: B >= 1, of all shards together.
+    batch_size: B >= 1, the size over all shards.
     shard: which part of every batch to read, see `training_batches`.
     num_shards: S, a divisor of B.
 
   Yields:
-    {"image": `[B / S, H, W, C]`, "label": `[B / S]`, "valid": bool `[B / S]`}; the last
-    batch is padded with copies of its first example, marked as not valid.
+    {"image": `[B / S, H, W, C]`, "label": `[B / S]`, "valid": bool `[B / S]`}.  The
+    last batch is padded with copies of its first example, marked as not valid.
 
   Raises:
-    ValueError: if a batch cannot be divided so.
+    ValueError: if a batch cannot be divided into so many shards.
     DataError: while iterating, if a streamed file is damaged.
 
   Example:
@@ -126,7 +127,7 @@ def evaluation_batches(
 
 
 def _read_options(dataset: Examples) -> grain.ReadOptions:
-  """A few batches ahead: grain's own 500 of them could be many gigabytes."""
+  """Read a few batches ahead: grain's default of 500 could take many gigabytes."""
   import grain  # noqa: PLC0415
 
   threads = dataset.num_threads

@@ -1,4 +1,4 @@
-"""Data sets by name, split, in memory or streamed."""
+"""Data sets by name: split into three parts, in memory or streamed."""
 
 from collections.abc import Callable
 import functools
@@ -13,16 +13,17 @@ from ddi_jax.data.host_memory import host_memory
 
 
 class Splits(NamedTuple):
-  """A data set's three parts and what a model needs to know of it.
+  """The three parts of a data set, and what a model needs to know about it.
 
   Attributes:
-    train: to learn from.
-    validation: held out of the official training set, to choose checkpoints by.
+    train: the examples to train on.
+    validation: examples held out of the official training set, for choosing
+      checkpoints.
     test: the official test set.
     max_value: the images' full scale: `images / max_value` is in [0, 1].
     num_classes: labels are in [0, num_classes).
-    mean: per channel, of the official training images in [0, 1].
-    std: per channel.
+    mean: mean per channel of the official training images, scaled to [0, 1].
+    std: standard deviation per channel of the same images.
   """
 
   train: Examples
@@ -35,15 +36,15 @@ class Splits(NamedTuple):
 
 
 class Description(NamedTuple):
-  """What a model needs to know of a data set, known without reading it.
+  """What a model needs to know about a data set, available without reading it.
 
   Attributes:
     max_value: see `Splits`.
     mean: see `Splits`.
     std: see `Splits`.
-    image_shape: (height, width, channels); None where images differ in size.
+    image_shape: (height, width, channels); None if the images differ in size.
     num_classes: see `Splits`.
-    test_split: TFDS' name of the test set.
+    test_split: the name of the test set in TFDS.
   """
 
   max_value: int
@@ -85,29 +86,30 @@ def load(
   resolution: int | None = None,
   streaming: str = "auto",
 ) -> Splits:
-  """Loads or opens a data set and holds a validation set out of its training set.
+  """Load or open a data set, and hold a validation set out of its training set.
 
   Args:
     name: "digits" (8x8 grey, 1,797 images, ships with scikit-learn), "mnist", "cifar10"
-      or "imagenet2012" (from a prepared TensorFlow Datasets directory).
+      or "imagenet2012" (the last three from a prepared TensorFlow Datasets directory).
     data_dir: that directory; by default TFDS' own, `~/tensorflow_datasets`.
-    validation_size: number of images held out.
-    split_seed: of the choice of those images; not a run's seed, so that runs with
-      different seeds are compared on the same images.
-    limit: keep only so many images of each split (for a quick look).
-    resolution: height and width to which images are cropped and resized, at random for
-      training; for data sets whose images differ in size, and only for them.
-    streaming: "never": decode all images now and keep them; "always": read and decode
-      an image whenever it is asked for; "auto": whichever suits, streaming what is
-      larger than half of this machine's memory or cropped at random.  The examples
-      are the same.
+    validation_size: number of training images to hold out.
+    split_seed: seed for the choice of the held-out images.  It is not the run's seed,
+      so that runs with different seeds are compared on the same images.
+    limit: maximum number of images to keep of each split (for a quick look).
+    resolution: height and width to which images are cropped and resized.  For training
+      the crops are random.  Required if the images of the data set differ in size,
+      otherwise not allowed.
+    streaming: "never" decodes all images now and keeps them.  "always" reads and
+      decodes an image whenever it is used.  "auto" streams if the data set is larger
+      than half of this machine's memory or cropped at random.  The examples are the
+      same in each case.
 
   Returns:
     `Splits`.
 
   Raises:
     ValueError: for an unknown name, a validation set as large as the data, or a
-      resolution or way of streaming that the data set has not.
+      resolution or kind of streaming that the data set does not support.
     DataError: if the data set is not prepared, or a package to read it is missing.
 
   Example:
@@ -155,13 +157,13 @@ def _split(
   limit: int | None,
   streams: Callable[[int], bool],
 ) -> Splits:
-  """Holds out the validation set; reads all images unless they are streamed.
+  """Hold out the validation set; read all images unless they are streamed.
 
   Args:
     train: the official training set.
     test: the official test set.
-    description: of the data set.
-    name: of the data set, for messages.
+    description: a description of the data set.
+    name: the data set's name, for messages.
     validation_size: see `load`.
     split_seed: see `load`.
     limit: see `load`.
@@ -177,7 +179,7 @@ def _split(
   validation_indices = order[:validation_size][:limit]
   test_indices = np.arange(test.size)[:limit]
   shape = description.image_shape
-  assert shape is not None  # The caller knows it by now.
+  assert shape is not None  # The caller has filled it in.
   num_images = len(train_indices) + len(validation_indices) + len(test_indices)
   is_streamed = streams(num_images)
 
@@ -212,16 +214,16 @@ def split_arrays(
   """Split a data set of your own, given as arrays.
 
   Args:
-    arrays: (training images, training labels, test images, test labels); images are
-      uint8 `[N, H, W, C]` with C of 1 or 3, in [0, 255], labels integers `[N]` >= 0.
-    name: of the data set, for messages.
+    arrays: (training images, training labels, test images, test labels).  Images are
+      uint8 `[N, H, W, C]` in [0, 255], with C 1 or 3.  Labels are integers `[N]` >= 0.
+    name: the data set's name, for messages.
     validation_size: see `load`.
     split_seed: see `load`.
     limit: see `load`.
 
   Returns:
-    `Splits`; mean and deviation are those of the training images, the number of classes
-    is that of the greatest label, plus 1.
+    `Splits`.  Mean and standard deviation are computed from the training images.  The
+    number of classes is the greatest label plus 1.
 
   Raises:
     ValueError: for arrays of another form, or a validation set as large as the data.
@@ -289,7 +291,7 @@ def _check_arrays(name: str, images: np.ndarray, labels: np.ndarray) -> None:
 
 
 def _kept(images: np.ndarray, labels: np.ndarray) -> tfds_source.OpenSplit:
-  """Arrays as a split that has been opened."""
+  """Arrays in memory as an `OpenSplit`."""
   labels = labels.astype(np.int32)
   return tfds_source.OpenSplit(
     len(labels),
@@ -299,7 +301,7 @@ def _kept(images: np.ndarray, labels: np.ndarray) -> tfds_source.OpenSplit:
 
 
 def class_names(name: str, num_classes: int) -> tuple[str, ...]:
-  """What the labels of a data set stand for, by number.
+  """The names of a data set's classes, in the order of the labels.
 
   Example:
     >>> from ddi_jax import data
@@ -310,10 +312,12 @@ def class_names(name: str, num_classes: int) -> tuple[str, ...]:
 
 
 def image_shape(name: str, resolution: int | None) -> tuple[int, int, int]:
-  """(height, width, channels) of a data set's images, `resolution` as for `load`.
+  """The (height, width, channels) of a data set's images after resizing.
+
+  For `resolution` see `load`.
 
   Raises:
-    ValueError: for a resolution where none is wanted, or none where one is.
+    ValueError: if a resolution is given but not allowed, or required but missing.
 
   Example:
     >>> from ddi_jax import data
@@ -367,8 +371,11 @@ def _resized(resolution: int, image: np.ndarray, seed: int | None) -> np.ndarray
 
 
 def _open_digits() -> tuple[tfds_source.OpenSplit, tfds_source.OpenSplit]:
-  """scikit-learn's digits, which come as one set: 360 of them, drawn once, for test."""
-  import sklearn.datasets  # noqa: PLC0415  (two seconds, for those who use it)
+  """The training and test sets of scikit-learn's digits.
+
+  scikit-learn does not split them.  The test set is 360 images drawn with a fixed seed.
+  """
+  import sklearn.datasets  # noqa: PLC0415  (the import takes two seconds)
 
   digits = sklearn.datasets.load_digits()
   images = digits.images.astype(np.uint8)[..., None]

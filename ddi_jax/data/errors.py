@@ -1,5 +1,5 @@
-"""What the data's readers raise."""
+"""The error raised when a data set cannot be read."""
 
 
 class DataError(Exception):
-  """A data set cannot be had here; the message says what to do."""
+  """A data set is not available on this machine; the message says what to do."""

@@ -1,4 +1,4 @@
-"""Images with labels, by index: in memory, or read when asked for."""
+"""Labelled images by index: kept in memory, or read when they are used."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -17,7 +17,7 @@ Read = Callable[
 
 
 class Examples(Protocol):
-  """N images, uint8 in [0, max_value] of the data set, with their labels."""
+  """N images, uint8 in [0, max_value], with their labels."""
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
@@ -25,20 +25,20 @@ class Examples(Protocol):
 
   @property
   def num_threads(self) -> int:
-    """How many batches are worth reading at once."""
+    """The number of batches that are worth reading at once."""
 
   def __len__(self) -> int:
     """N."""
 
   def read(self, indices: np.ndarray, seeds: np.ndarray | None = None) -> Batch:
-    """{"image": uint8 `[B, H, W, C]`, "label": int32 `[B]`} of `indices [B]`.
+    """Read {"image": uint8 `[B, H, W, C]`, "label": int32 `[B]`} at `indices [B]`.
 
-    `seeds [B]` are of each image's random crop, where the data set has one; None for
-    the deterministic view of evaluation.
+    If the data set is cropped at random, `seeds [B]` are the seeds of the images'
+    crops; None gives the deterministic crops used in evaluation.
     """
 
   def first(self, limit: int | None) -> "Examples":
-    """The first `limit` of them; None: all."""
+    """The first `limit` examples, or all if None."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Dataset:
   """Examples in memory.
 
   Attributes:
-    images: uint8 `[N, H, W, C]`, in [0, max_value] of the data set.
+    images: uint8 `[N, H, W, C]`, in [0, max_value].
     labels: int32 `[N]`.
   """
 
@@ -60,28 +60,28 @@ class Dataset:
     return self.images.shape[1:]
 
   def __repr__(self) -> str:
-    """Sizes and ranges, without the arrays."""
+    """The arrays' sizes and ranges instead of their values."""
     return f"Dataset(images={summary(self.images)}; labels={summary(self.labels)})"
 
   def __len__(self) -> int:
     return len(self.labels)
 
   def read(self, indices: np.ndarray, seeds: np.ndarray | None = None) -> Batch:
-    """See `Examples`; nothing here is random."""
+    """See `Examples`.  The seeds are not used, because the images are not cropped."""
     return {"image": self.images[indices], "label": self.labels[indices]}
 
   def first(self, limit: int | None) -> "Dataset":
-    """The first `limit` of them; None: all."""
+    """The first `limit` examples, or all if None."""
     return Dataset(self.images[:limit], self.labels[:limit])
 
 
 @dataclasses.dataclass(frozen=True)
 class StreamedDataset:
-  """Examples that are read and decoded when they are asked for, and not kept.
+  """Examples that are read and decoded each time they are used, and not kept.
 
   Attributes:
     source: reads images and labels by index, see `tfds_source.OpenSplit`.
-    indices: int `[N]`, of the examples in `source`.
+    indices: int `[N]`, the examples' indices in `source`.
     image_shape: (height, width, channels).
   """
 
@@ -91,7 +91,7 @@ class StreamedDataset:
 
   @property
   def num_threads(self) -> int:
-    """One per processor: decoding is most of the work."""
+    """One thread per processor, because decoding is most of the work."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
 
   def __len__(self) -> int:
@@ -103,5 +103,5 @@ class StreamedDataset:
     return {"image": images, "label": labels}
 
   def first(self, limit: int | None) -> "StreamedDataset":
-    """The first `limit` of them; None: all."""
+    """The first `limit` examples, or all if None."""
     return dataclasses.replace(self, indices=self.indices[:limit])

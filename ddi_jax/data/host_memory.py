@@ -1,4 +1,4 @@
-"""How much memory this machine has."""
+"""The size of this machine's memory."""
 
 import os
 from pathlib import Path
@@ -10,10 +10,13 @@ _CGROUP_LIMITS = (
 
 
 def host_memory() -> int:
-  """Bytes in all: the machine's, or the control group's (a container's) if fewer."""
+  """The machine's memory in bytes, or the control group's limit if that is less.
+
+  A container, for example, is a control group.
+  """
   limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
   for path in _CGROUP_LIMITS:
     text = path.read_text().strip() if path.exists() else ""
-    if text.isdecimal():  # Or "max".
+    if text.isdecimal():  # The text may also be "max".
       limits.append(int(text))
   return min(limits)

@@ -1,23 +1,25 @@
-"""Images of any size to one size, as is usual for ImageNet."""
+"""Crop and resize images to one size, as is usual for ImageNet."""
 
 import math
 
 import numpy as np
 
-_AREA = (0.08, 1.0)  # of the image
-_RATIO = (3 / 4, 4 / 3)  # width by height
+_AREA = (0.08, 1.0)  # Range of the crop's fraction of the image.
+_RATIO = (3 / 4, 4 / 3)  # Range of the crop's width / height.
 _ATTEMPTS = 10
-_CENTRAL = 224 / 256  # of the short side
+_CENTRAL = 224 / 256  # The central crop's fraction of the short side.
 
 
 def random_resized_crop(image: np.ndarray, resolution: int, seed: int) -> np.ndarray:
-  """A random part of an image, resized (the crop of Szegedy et al., 2015).
+  """Crop a random part of an image and resize it (Szegedy et al., 2015).
+
+  The part's area is 8 to 100 % of the image and its width 3/4 to 4/3 of its height.  If
+  none of ten draws fits into the image, the part is the central square.
 
   Args:
     image: uint8 `[H, W, C]`.
     resolution: R, height and width of the result.
-    seed: of the part: its area is 8 to 100 % of the image, its width 3/4 to 4/3 of its
-      height; where ten draws do not fit, it is the central square.
+    seed: seed for the choice of the part.
 
   Returns:
     uint8 `[R, R, C]`.
@@ -40,12 +42,13 @@ def random_resized_crop(image: np.ndarray, resolution: int, seed: int) -> np.nda
 def central_crop(
   image: np.ndarray, resolution: int, fraction: float = _CENTRAL
 ) -> np.ndarray:
-  """The central square, of 224/256 of the short side, resized.
+  """Crop the central square of an image and resize it.
 
   Args:
     image: uint8 `[H, W, C]`.
     resolution: R, height and width of the result.
-    fraction: of the short side.
+    fraction: side of the square as a fraction of the image's short side, by default
+      224/256.
 
   Returns:
     uint8 `[R, R, C]`.
@@ -61,7 +64,7 @@ def _resize(
 ) -> np.ndarray:
   from PIL import Image  # noqa: PLC0415  (an optional extra)
 
-  # Pillow has no images of one channel as an axis.
+  # Pillow does not accept an axis of one channel.
   plain = image[..., 0] if image.shape[-1] == 1 else image
   resized = Image.fromarray(plain).resize(
     (resolution, resolution), Image.Resampling.BILINEAR, box=box

@@ -1,4 +1,4 @@
-"""Reads prepared TensorFlow Datasets directories without TensorFlow."""
+"""Read prepared TensorFlow Datasets directories without TensorFlow."""
 
 from collections.abc import Callable, Sequence
 import importlib.util
@@ -15,13 +15,13 @@ _DEFAULT_DATA_DIR = "~/tensorflow_datasets"
 
 
 class OpenSplit(NamedTuple):
-  """A split of a prepared data set, of which nothing has been read yet.
+  """A split of a prepared data set, from which nothing has been read yet.
 
   Attributes:
     size: number of images.
-    image_shape: (height, width, channels); None where the images' sizes differ.
+    image_shape: (height, width, channels); None if the images differ in size.
     read: (indices, seeds) -> (images uint8 `[B, H, W, C]`, labels int32 `[B]`), decoded
-      into memory; `seeds` are handed to `prepare`.  May be called from many threads.
+      into memory.  The seeds are passed to `prepare`.  May be called from many threads.
       Raises `DataError` if a file is damaged.
   """
 
@@ -36,14 +36,14 @@ def open_split(
   data_dir: str | None,
   prepare: Callable[[np.ndarray, int | None], np.ndarray] | None = None,
 ) -> OpenSplit:
-  """Opens one split of a prepared data set.
+  """Open one split of a prepared data set.
 
   Args:
-    name: the TFDS name, "mnist" say.
-    split: "train", say.
+    name: the TFDS name, for example "mnist".
+    split: the split's name, for example "train".
     data_dir: a TFDS data directory; by default $TFDS_DATA_DIR or TFDS' own.
-    prepare: (image, seed or None) -> image, applied to every decoded image; None: they
-      are left as they are.
+    prepare: (image, seed or None) -> image, applied to every decoded image.  None: the
+      images are not changed.
 
   Returns:
     `OpenSplit`.
@@ -93,7 +93,7 @@ def open_split(
 
 
 def _damaged_file(source: Any, split: str, indices: list[int]) -> str:
-  """The file of the first of these records that cannot be read."""
+  """The file that holds the first unreadable record among these indices."""
   info = source.dataset_info.splits[split]
   ends = np.cumsum(info.shard_lengths)
   for index in indices:
@@ -123,7 +123,10 @@ def _check_packages(name: str) -> None:
 
 
 def _check_prepared(name: str, root: Path) -> None:
-  """TFDS itself would start a download and die of a missing import."""
+  """Raise DataError unless the data set is prepared.
+
+  TFDS itself would start a download and fail on a missing import.
+  """
   if any(root.glob(f"{name}/*/dataset_info.json")):
     return
   lacking = [p for p in ("tensorflow", "importlib_resources") if not _installed(p)]

@@ -44,27 +44,30 @@ def create_model(
   seed: int,
   abstract: bool = False,
 ) -> nnx.Module:
-  """A freshly initialised model.  Not to be called under a jax transformation.
+  """Create a freshly initialised model.
+
+  Do not call this inside a jax transformation.
 
   Args:
-    model: a name of `MODELS`, or a module's class (or a function that makes one, or
-      that returns `functional(...)` of another library's), called as
-      `model(image_shape, num_classes, *, rngs, **settings)`.  It is also given `mean`
-      and `std` if it has arguments of these names.
+    model: a name in `MODELS`, or a callable: a module's class, a function that makes a
+      module, or a function that returns `functional(...)` of another library's module.
+      It is called as `model(image_shape, num_classes, *, rngs, **settings)`, with
+      `mean` and `std` as well if it has arguments of these names.
     image_shape: (height, width, channels).
     num_classes: number of logits.
-    mean: per channel, of the images in [0, 1].
-    std: per channel.
+    mean: mean per channel of the images in [0, 1].
+    std: standard deviation per channel.
     settings: the model's own keyword arguments, see `SmallConvNet`, `MLP`, `ResNet18`,
       `ResNet50` and `WideResNet`.
-    seed: of the initial parameters.
-    abstract: whether to compute nothing; all arrays are then `jax.ShapeDtypeStruct`s.
+    seed: seed for the initial parameters.
+    abstract: whether to compute only shapes and dtypes.  All arrays are then
+      `jax.ShapeDtypeStruct`s.
 
   Returns:
     A module: images `[B, H, W, C]` in [0, 1] -> logits `[B, num_classes]`.
 
   Raises:
-    ValueError: for a setting that the model refuses, or what is no such module.
+    ValueError: for a setting that the model refuses, or if `model` makes no module.
 
   Example:
     >>> import jax.numpy as jnp
@@ -84,22 +87,22 @@ def create_model(
   arguments |= moments
 
   def build() -> nnx.Module:
-    # By default for Dropout, which `functional` gives a key whenever it draws.
+    # Dropout uses the default stream; `functional` gives it a key whenever it draws.
     rngs = nnx.Rngs(params=seed, default=seed)
     made = factory(image_shape, num_classes, rngs=rngs, **arguments)
     if isinstance(made, tuple) and len(made) == 3:
       return FunctionalModule(*made)
     if not isinstance(made, nnx.Module):
       raise ValueError(
-        "model must make an nnx.Module, or what ddi_jax.models.functional returns of "
+        "model must make an nnx.Module, or what ddi_jax.models.functional returns for "
         f"another library's module; got {type(made).__name__}."
       )
     return made
 
   if abstract:
     return nnx.eval_shape(build)
-  # Runs once: one unoptimised program compiles many times faster than the optimised
-  # programs of each random draw.
+  # This runs once.  One unoptimised program compiles many times faster than an
+  # optimised program for each random draw.
   initialize = jax.jit(
     lambda: nnx.state(build()),
     compiler_options={"xla_backend_optimization_level": 0},

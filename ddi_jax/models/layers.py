@@ -1,4 +1,4 @@
-"""The parts that the image networks share."""
+"""Layers that the image networks share."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,8 +16,8 @@ from ddi_jax.numerics.precision import at_least_float32
 def celu(inputs: jax.Array) -> jax.Array:
   """CELU with alpha = 1 (Barron, 2017): x where x > 0, else exp(x) - 1.
 
-  Like `jax.nn.celu` up to rounding, 6e-8 in float32, and several times faster on a CPU:
-  the derivative comes from the output, so nothing else is kept for it.
+  Equals `jax.nn.celu` up to rounding (6e-8 in float32), and is several times faster on
+  a CPU.  The derivative is computed from the output, so nothing else has to be kept.
   """
   return jnp.where(inputs > 0, inputs, jnp.exp(jnp.minimum(inputs, 0)) - 1)
 
@@ -46,7 +46,7 @@ def check_settings(
   normalization: str = "none",
   norm_groups: int = 1,
 ) -> None:
-  """Raise a ValueError for an impossible setting that the networks share."""
+  """Raise ValueError for an impossible value of a setting that the networks share."""
   check_positive_int("width", width)
   check_choice("activation", activation, ACTIVATIONS)
   check_choice("normalization", normalization, NORMALIZATIONS)
@@ -62,7 +62,10 @@ he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class Standardize(nnx.Module):
-  """(x - mean) / std per channel: lets attacks live in the input's own range."""
+  """(x - mean) / std per channel, as a layer.
+
+  With this layer inside the network, attacks work in the input's original range.
+  """
 
   def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
     self.mean = tuple(mean)
@@ -72,7 +75,7 @@ class Standardize(nnx.Module):
     """`[B, H, W, C]` -> `[B, H, W, C]`.
 
     Raises:
-      ValueError: for inputs whose last axis is not that of the channels.
+      ValueError: if the last axis of the inputs is not the channel axis.
     """
     check_array("inputs", inputs)
     channels = len(self.mean)
@@ -81,8 +84,8 @@ class Standardize(nnx.Module):
     if inputs.ndim != 4 or wrong:
       raise ValueError(
         f"inputs must be [B, H, W, {channels}], the channels last, got shape "
-        f"{inputs.shape}.  Where they stand first, pass jnp.moveaxis(inputs, 1, -1); "
-        "where there is no axis of them, inputs[..., None]."
+        f"{inputs.shape}.  If they come first, pass jnp.moveaxis(inputs, 1, -1); if "
+        "there is no channel axis, pass inputs[..., None]."
       )
     mean = jnp.asarray(self.mean, inputs.dtype)
     return (inputs - mean) / jnp.asarray(self.std, inputs.dtype)
@@ -99,11 +102,11 @@ def conv(
   padding: str = "symmetric",
   rngs: nnx.Rngs,
 ) -> nnx.Conv:
-  """A square convolution; biased unless a norm follows.
+  """A convolution with a square kernel, and with a bias unless a norm follows.
 
-  Its output has 1 / stride of the input's size.  With padding "symmetric", PyTorch's
-  way, `size // 2` pixels stand on every side; with "same", TensorFlow's, a stride of 2
-  leaves out those above and on the left.
+  Its output is smaller than its input by the factor `stride`.  Padding "symmetric", as
+  in PyTorch, adds `size // 2` pixels on every side.  Padding "same", as in TensorFlow,
+  does not pad above and on the left if the stride is 2.
   """
   pad = size // 2
   before = pad if padding == "symmetric" else max(pad - stride + 1, 0)
@@ -123,15 +126,15 @@ def conv(
 class GroupNorm(nnx.Module):
   """Group normalisation of images (Wu and He, 2018).
 
-  As `nnx.GroupNorm`, several times faster on a CPU: the moments are summed per channel
-  first, and applied as one scale and one offset per image and channel, which saves a
-  pass over the images here and in the gradient.
+  Computes the same as `nnx.GroupNorm`, several times faster on a CPU.  It first sums
+  the moments per channel, and then applies one scale and one offset per image and
+  channel.  This saves a pass over the images, both here and in the gradient.
 
   Args:
     features: C, number of channels.
     num_groups: must divide `features`.
     epsilon: added to the variance.
-    rngs: with a "params" stream.
+    rngs: random streams, which must include "params".
   """
 
   def __init__(

@@ -16,11 +16,12 @@ class MLP(nnx.Module):
   Args:
     image_shape: (height, width, channels) of the inputs.
     num_classes: C, number of logits.
-    mean: per channel, of the inputs in [0, 1]; standardisation is the first layer.
-    std: per channel.
-    layers: units of the hidden layers; none is a linear classifier.
+    mean: mean per channel for inputs in [0, 1]; standardisation is the first layer.
+    std: standard deviation per channel.
+    layers: number of units of each hidden layer.  Without any, the network is a linear
+      classifier.
     activation: one of `layers.ACTIVATIONS`.
-    rngs: with a "params" stream.
+    rngs: random streams, which must include "params".
   """
 
   def __init__(

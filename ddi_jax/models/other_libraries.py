@@ -1,4 +1,7 @@
-"""Networks of Flax Linen, Haiku and Equinox as pure functions, see `models.pure`."""
+"""Networks from Flax Linen, Haiku and Equinox as pure functions.
+
+See `models.pure`.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
@@ -19,7 +22,7 @@ _IN_EVALUATION = ("deterministic", "inference", "use_running_average")
 
 
 def is_from(model: Any, library: str) -> bool:
-  """Whether an object's class, or one that it inherits from, is a library's."""
+  """Whether a model's class, or one of its base classes, comes from a library."""
   return any(cls.__module__.split(".")[0] == library for cls in type(model).__mro__)
 
 
@@ -30,13 +33,13 @@ def mode_arguments(
   train: bool,
   key: jax.Array | None = None,
 ) -> tuple[list[Any], dict[str, Any]]:
-  """What a model takes behind its inputs: its mode, and a key.
+  """The arguments that a model takes after its inputs: its mode, and a key.
 
   Args:
-    call: its signature.
-    given: what stands for its first arguments, to be named in errors.
-    train: whether it is in training.
-    key: a key, or None; handed on where an argument is named key or rng.
+    call: the model's signature.
+    given: names of the first arguments, which the caller supplies; used in errors.
+    train: whether the model is in training mode.
+    key: a key, or None; passed to an argument that is named key or rng.
 
   Returns:
     (positional arguments, keyword arguments).
@@ -70,7 +73,7 @@ def mode_arguments(
 
 
 def missing_key() -> ValueError:
-  """The error for a random model without a key."""
+  """The error for a model that draws random numbers but was given no key."""
   return ValueError(
     "the model draws random numbers in training mode (Dropout, for example).  Pass "
     "key= to apply: one for each candidate, or one for all, to drop the same in all."
@@ -79,7 +82,7 @@ def missing_key() -> ValueError:
 
 @contextlib.contextmanager
 def _names_missing_key(key: jax.Array | None) -> Iterator[None]:
-  """Turns a library's own error about a missing key into `missing_key`."""
+  """Turn a library's own error about a missing key into `missing_key`."""
   try:
     yield
   except Exception as error:
@@ -90,7 +93,7 @@ def _names_missing_key(key: jax.Array | None) -> Iterator[None]:
 
 
 def of_linen(model: linen.Module, inputs: Any, key: jax.Array | None) -> Functional:
-  """Of a Linen module; all of its random streams derive from the key."""
+  """A Linen module as pure functions; its random streams all derive from the key."""
   key = _check_initial(inputs, key)
   call = inspect.signature(model.__call__)
   positional, named = mode_arguments(call, ("inputs",), train=False)
@@ -106,7 +109,7 @@ def of_linen(model: linen.Module, inputs: Any, key: jax.Array | None) -> Functio
     key: jax.Array | None = None,
   ) -> tuple[jax.Array, Any]:
     positional, named = mode_arguments(call, ("inputs",), train=train, key=key)
-    # A stream that has no key of its own takes that of the parameters.
+    # A random stream without its own key uses the key of "params".
     rngs = None if key is None else {"params": key}
     variables = {"params": params, **model_state}
     with _names_missing_key(key):
@@ -119,7 +122,7 @@ def of_linen(model: linen.Module, inputs: Any, key: jax.Array | None) -> Functio
 
 
 def of_haiku(model: Any, inputs: Any, key: jax.Array | None) -> Functional:
-  """Of what `haiku.transform` or `haiku.transform_with_state` returns."""
+  """The result of `haiku.transform` or `transform_with_state` as pure functions."""
   key = _check_initial(inputs, key)
   call = inspect.signature(model.apply)
   given = [name for name in ("params", "state", "rng") if name in call.parameters]
@@ -148,13 +151,16 @@ def of_haiku(model: Any, inputs: Any, key: jax.Array | None) -> Functional:
 
 
 def of_equinox(model: Any, state: Any, axis_name: str) -> Functional:
-  """Of an Equinox module of one example, in training each with a key of its own."""
-  eqx: Any = sys.modules["equinox"]  # The model is one of its modules.
+  """An Equinox module, which maps one example, as pure functions.
+
+  In training mode, each example gets its own key.
+  """
+  eqx: Any = sys.modules["equinox"]  # Imported already: the model is from Equinox.
   call = inspect.signature(model)
   arrays, static = eqx.partition(model, eqx.is_array)
   params, others = eqx.partition(arrays, eqx.is_inexact_array)
   given = ("inputs",) if state is None else ("inputs", "state")
-  # A state may be used once: it is made anew from its arrays for each call.
+  # An Equinox state may be used only once, so each call makes it anew from its arrays.
   leaves, structure = jax.tree.flatten(state)
 
   def apply(
@@ -190,7 +196,7 @@ def _check_initial(inputs: Any, key: jax.Array | None) -> jax.Array:
   for name, value in (("inputs", inputs), ("key", key)):
     if value is None:
       raise ValueError(
-        f"{name} must be given, got None: Linen and Haiku initialise the parameters "
-        "for inputs of a shape, with a key."
+        f"{name} must be given, got None: Linen and Haiku need the inputs' shape and a "
+        "key to initialise the parameters."
       )
   return jnp.asarray(key)

@@ -23,30 +23,33 @@ def functional(
   state: Any = None,
   axis_name: str = "batch",
 ) -> Functional:
-  """Split a network once into a pure function and its trees of arrays.
+  """Split a network into a pure function and its trees of arrays.
 
-  The network may have a mode of training: an NNX module's `train()` and `eval()`,
+  The network may have a training mode: an NNX module's `train()` and `eval()`,
   Equinox's `inference`, or an argument named train, training, is_training,
   deterministic, inference or use_running_average.
 
   Args:
-    model: inputs `[B, ...]` -> logits `[B, C]`: an NNX or Linen module, Haiku's
-      `transform` or `transform_with_state` of a function, or an Equinox module, which
-      maps one example.
-    inputs: `[B, ...]` with any B >= 1; Linen and Haiku initialise with their shape.
-    key: of the initial parameters, for Linen and Haiku; consumed.
-    state: of an Equinox module with BatchNorm, from `equinox.nn.make_with_state`.
-    axis_name: of the batch, for an Equinox module with BatchNorm.
+    model: a map from inputs `[B, ...]` to logits `[B, C]`: an NNX or Linen module, or
+      the result of Haiku's `transform` or `transform_with_state`.  An Equinox module
+      maps a single example instead.
+    inputs: `[B, ...]` with any B >= 1.  Linen and Haiku need their shape to initialise
+      the parameters.
+    key: key for the initial parameters, for Linen and Haiku; consumed.
+    state: the state of an Equinox module with BatchNorm, from
+      `equinox.nn.make_with_state`.
+    axis_name: name of the batch axis, for an Equinox module with BatchNorm.
 
   Returns:
     (apply, params, model_state): trees of arrays, and `apply(params, model_state,
-    inputs, *, train, key=None) -> (logits, new model_state)`.  `model_state` holds what
-    is neither a parameter nor random (BatchNorm's running statistics); it changes only
-    with `train=True`.  The key is consumed; with the same key, Dropout drops the same.
-    Without a key, `train=True` is an error for a model that draws random numbers.
+    inputs, *, train, key=None) -> (logits, new model_state)`.  `model_state` holds the
+    arrays that are neither parameters nor random states, such as BatchNorm's running
+    statistics.  It changes only with `train=True`.  The key is consumed.  With the same
+    key, Dropout drops the same units.  Without a key, `train=True` is an error for a
+    model that draws random numbers.
 
   Raises:
-    ValueError: for a model of another kind, or where inputs or key are missing.
+    ValueError: for a model of another kind, or if inputs or key are missing.
 
   Example:
     >>> from flax import nnx
@@ -79,7 +82,7 @@ def functional(
 def _of_nnx(model: nnx.Module) -> Functional:
   graph, *states = nnx.split(model, nnx.Param, nnx.RngState, ...)
   params, random_state, model_state = states
-  call = inspect.signature(model)  # Read once, not whenever it is traced.
+  call = inspect.signature(model)  # Read once, not at every trace.
 
   def apply(
     params: chex.ArrayTree,
@@ -105,7 +108,7 @@ def _of_nnx(model: nnx.Module) -> Functional:
 
 
 def _reseeded(random_state: nnx.State, key: jax.Array) -> nnx.State:
-  """Every random stream of a module begun afresh, with a key of its own."""
+  """The module's random streams, each restarted with its own key."""
   leaves, structure = jax.tree.flatten(random_state)
   fresh = []
   for index, leaf in enumerate(leaves):
@@ -113,25 +116,25 @@ def _reseeded(random_state: nnx.State, key: jax.Array) -> nnx.State:
       own = jax.random.fold_in(key, index)
       fresh.append(jax.random.split(own, leaf.shape) if leaf.shape else own)
     else:
-      fresh.append(jnp.zeros_like(leaf))  # How many keys were drawn from it.
+      fresh.append(jnp.zeros_like(leaf))  # The number of keys drawn from a stream.
   return jax.tree.unflatten(structure, fresh)
 
 
 class FunctionalModule(nnx.Module):
-  """A network of another library as an NNX module, for the training program.
+  """A network from another library as an NNX module, for the training program.
 
-  It maps inputs to logits in evaluation mode; training calls its `functional`.
+  Calling it maps inputs to logits in evaluation mode.  Training uses its `functional`.
 
   Args:
-    apply: see `functional`, like the trees.
-    params: its arrays become `nnx.Param`s, named by their place in the tree.
-    model_state: its arrays become `nnx.Variable`s.
+    apply: see the function `functional`.
+    params: a tree whose arrays become `nnx.Param`s, named by their path in the tree.
+    model_state: a tree whose arrays become `nnx.Variable`s.
   """
 
   def __init__(
     self, apply: Apply, params: chex.ArrayTree, model_state: chex.ArrayTree
   ) -> None:
-    """Hold the arrays as variables, and all else as it is."""
+    """Keep the arrays as variables, and everything else unchanged."""
     self._apply = apply
     self._trees: tuple[tuple[tuple[str, ...], Any], ...] = ()
     for prefix, tree, kind in (
@@ -145,7 +148,7 @@ class FunctionalModule(nnx.Module):
       self._trees += ((names, structure),)
 
   def functional(self) -> Functional:
-    """As `functional`, with trees of dictionaries by name."""
+    """The same as the function `functional`, with dictionaries of arrays as trees."""
     apply, trees = self._apply, self._trees
     state_names, _ = trees[1]
 
@@ -185,8 +188,8 @@ def mean_state(model_states: chex.ArrayTree) -> chex.ArrayTree:
       `ddi_jax.restart_gradients`.
 
   Returns:
-    Leaves `[...]`: means of what is floating point, of all else (counters, for example)
-    the first candidate's.
+    Leaves `[...]`: the means of floating-point leaves, and the first candidate's value
+    of all others (counters, for example).
 
   Example:
     >>> import jax.numpy as jnp
@@ -202,17 +205,18 @@ def mean_state(model_states: chex.ArrayTree) -> chex.ArrayTree:
 
 
 def in_bfloat16(apply: Apply) -> Apply:
-  """The same function, cheaper and with a relative error of about 1e-2.
+  """The same network in bfloat16: cheaper, with a relative error of about 1e-2.
 
-  For attacks: parameters, inputs and all that is between them are bfloat16, the logits
-  float32.  On a CPU, whose elementwise operations gain nothing from it, only the
-  factors of convolutions are, which saves time on processors with AMX.
+  Use it for attacks.  Parameters, inputs and all intermediate arrays are bfloat16, and
+  the logits are float32.  On a CPU, elementwise operations gain nothing from bfloat16,
+  so only the factors of convolutions are rounded to it.  This saves time on processors
+  with AMX.
 
   Args:
     apply: see `functional`.
 
   Returns:
-    An `apply` of the same arguments.  The new model state is as imprecise as the rest.
+    An `apply` with the same arguments.  Its new model state has the same error.
 
   Example:
     >>> from flax import nnx

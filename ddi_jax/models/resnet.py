@@ -47,8 +47,8 @@ class BasicBlock(nnx.Module):
 class PreActBlock(nnx.Module):
   """norm-act-conv-norm-act-conv, plus shortcut (He et al., 2016b).
 
-  A shortcut without convolution adds the input itself; one with a convolution sees the
-  activated input, or without `activated_shortcut` the input.
+  A shortcut without a convolution adds the input itself.  A shortcut with a convolution
+  is applied to the activated input, or to the input if `activated_shortcut` is False.
   """
 
   def __init__(
@@ -95,23 +95,24 @@ class PreActBlock(nnx.Module):
 class ResNet18(nnx.Module):
   """ResNet-18 with a 3x3 stem for 32x32 images.
 
-  Without normalisation the last convolution of every block starts at zero, so that
-  the network starts as a stack of identities (Fixup: Zhang et al., 2019).
+  Without normalisation, the last convolution of every block is initialised to zero, so
+  that every block starts as the identity (Fixup: Zhang et al., 2019).
 
   Args:
     image_shape: (height, width, channels) of the inputs.
     num_classes: C, number of logits.
-    mean: per channel, of the inputs in [0, 1]; standardisation is the first layer.
-    std: per channel.
+    mean: mean per channel for inputs in [0, 1]; standardisation is the first layer.
+    std: standard deviation per channel.
     width: channels of the stem; the stages have 1, 2, 4 and 8 times as many.
     activation: one of `layers.ACTIVATIONS`.
     normalization: "none", "group" or "batch".
     norm_groups: number of groups for "group"; must divide `width`.
     preactivation: whether blocks are `PreActBlock`s (PreActResNet-18).
-    activated_shortcut: of PreActResNet-18, see `PreActBlock`.
-    final_norm: of PreActResNet-18, whether a norm and an activation stand before the
-      pooling.  Some published definitions have neither them nor activated shortcuts.
-    rngs: with a "params" stream.
+    activated_shortcut: for PreActResNet-18, see `PreActBlock`.
+    final_norm: for PreActResNet-18, whether to apply a norm and an activation before
+      the pooling.  Some published definitions have neither these nor activated
+      shortcuts.
+    rngs: random streams, which must include "params".
   """
 
   def __init__(
@@ -156,7 +157,7 @@ class ResNet18(nnx.Module):
       rngs=rngs,
     )
     features = 8 * width
-    # After the stem, or where blocks are pre-activated, before the pooling.
+    # The norm follows the stem, or precedes the pooling if blocks are pre-activated.
     normed = features if preactivation else width
     self.normed_at_the_end = preactivation and final_norm
     if not preactivation or final_norm:
@@ -182,14 +183,14 @@ def stages_of_blocks(
   stage_blocks: Sequence[int],
   **settings: Any,
 ) -> nnx.List:
-  """The blocks of a residual network; each stage but the first halves the image.
+  """The blocks of a residual network; every stage but the first halves the image.
 
   Args:
     block: (in_features, features, stride, **settings) -> module.
     in_features: channels before the first stage.
     stage_features: channels of each stage.
     stage_blocks: number of blocks in each stage.
-    **settings: the block's.
+    **settings: further arguments of `block`.
   """
   blocks = []
   stages = zip(stage_features, stage_blocks, strict=True)

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from ddi_jax.models import layers
 from ddi_jax.models.resnet import stages_of_blocks
 
-_BLOCKS = (3, 4, 6, 3)  # in each stage
+_BLOCKS = (3, 4, 6, 3)  # Number of blocks in each stage.
 _EXPANSION = 4
 
 
 class BottleneckBlock(nnx.Module):
-  """1x1, 3x3 and 1x1 convolutions with norms, plus shortcut, activation.
+  """1x1, 3x3 and 1x1 convolutions with norms, plus shortcut, then activation.
 
-  The 3x3 convolution strides, not the first ("version 1.5").
+  The stride is in the 3x3 convolution, not in the first one ("version 1.5").
   """
 
   def __init__(
@@ -65,18 +65,20 @@ class BottleneckBlock(nnx.Module):
 
 
 class ResNet50(nnx.Module):
-  """ResNet-50 with a 7x7 stem and a pooling: 32 times smaller before the last mean.
+  """ResNet-50 with a 7x7 stem and a max pooling.
+
+  Before the final mean, the images are 32 times smaller than the inputs.
 
   Args:
     image_shape: (height, width, channels) of the inputs.
     num_classes: C, number of logits.
-    mean: per channel, of the inputs in [0, 1]; standardisation is the first layer.
-    std: per channel.
+    mean: mean per channel for inputs in [0, 1]; standardisation is the first layer.
+    std: standard deviation per channel.
     width: channels of the stem; the stages have 4, 8, 16 and 32 times as many.
     activation: one of `layers.ACTIVATIONS`.
     normalization: "none", "group" or "batch".
     norm_groups: number of groups for "group"; must divide `width`.
-    rngs: with a "params" stream.
+    rngs: random streams, which must include "params".
   """
 
   def __init__(

@@ -15,15 +15,15 @@ class SmallConvNet(nnx.Module):
   Args:
     image_shape: (height, width, channels) of the inputs.
     num_classes: C, number of logits.
-    mean: per channel, of the inputs in [0, 1]; standardisation is the first layer.
-    std: per channel.
+    mean: mean per channel for inputs in [0, 1]; standardisation is the first layer.
+    std: standard deviation per channel.
     width: channels of the first convolution.
-    hidden: units of the hidden dense layer.
-    strides: of the two convolutions.
+    hidden: number of units of the hidden dense layer.
+    strides: strides of the two convolutions.
     activation: one of `layers.ACTIVATIONS`.
-    normalization: "none", "group" or "batch", after each convolution.
+    normalization: "none", "group" or "batch"; applied after each convolution.
     norm_groups: number of groups for "group".
-    rngs: with a "params" stream.
+    rngs: random streams, which must include "params".
   """
 
   def __init__(

@@ -1,12 +1,12 @@
-"""Weights to and from PyTorch: state dictionaries of NumPy arrays, and safetensors.
+"""Weights to and from PyTorch, as state dictionaries of NumPy or safetensors.
 
-The names and layouts are those of the definitions that RobustBench's models have: for
-`ResNet18` those of kuangliu's pytorch-cifar ("layer1.0.conv1.weight"), for `WideResNet`
-those of TRADES ("block1.layer.0.conv1.weight") or, with padding "same", those of
-DeepMind ("layer.0.block.0.conv_0.weight"); `SmallConvNet` keeps its own.
+Names and layouts follow the PyTorch definitions that RobustBench uses.  `ResNet18` has
+those of kuangliu's pytorch-cifar ("layer1.0.conv1.weight").  `WideResNet` has those of
+TRADES ("block1.layer.0.conv1.weight") or, with padding "same", those of DeepMind
+("layer.0.block.0.conv_0.weight").  `SmallConvNet` keeps its own names.
 
-Neither PyTorch nor pickle is needed.  A `.pt` file is turned into safetensors where
-PyTorch is installed, with
+Neither PyTorch nor pickle is needed.  On a machine with PyTorch, a `.pt` file can be
+converted to safetensors with
 
     state = torch.load("model.pt", weights_only=True, map_location="cpu")
     safetensors.torch.save_file(state.get("state_dict", state), "model.safetensors")
@@ -35,29 +35,29 @@ _LEAVES = {
   "mean": "running_mean",
   "var": "running_var",
 }
-# Put in front by torch.nn.DataParallel, and by wrappers that standardise.
+# Prefixes added by torch.nn.DataParallel, and by wrappers that standardise.
 _PREFIXES = ("module.", "model.")
-# The input's standardisation, which is no parameter here.
+# The standardisation of the input, which is not a parameter in this library.
 _STANDARDIZATION = {
   **dict.fromkeys(("mean", "mu", "normalize.mean"), "mean"),
   **dict.fromkeys(("std", "sigma", "normalize.std"), "std"),
 }
 _METADATA = "ddi_jax."
-# Weights that some published files hold and their networks never use.
+# Weights that some published files contain but their networks never use.
 _UNUSED = re.compile(r"sub_block1\.|(.*\.)?num_batches_tracked$")
 
 
 def to_torch_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
-  """A model's weights as PyTorch's state dictionary, exact copies.
+  """Copy a model's weights exactly into a PyTorch state dictionary.
 
   Args:
     model: a `ResNet18` (or PreActResNet-18), `WideResNet` or `SmallConvNet`.
 
   Returns:
-    Names -> arrays in PyTorch's layout, BatchNorm's statistics included.  The input's
-    mean and std are there only for `WideResNet` with padding "same", whose PyTorch
-    definition holds them; elsewhere they have to be given to PyTorch's model as they
-    were to this one.
+    Names -> arrays in PyTorch's layout, including BatchNorm's statistics.  The input's
+    mean and std are included only for `WideResNet` with padding "same", because its
+    PyTorch definition contains them.  For the other models, give the PyTorch model the
+    same mean and std as this one.
 
   Raises:
     ValueError: for another kind of model.
@@ -85,13 +85,15 @@ def to_torch_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
 
 
 def load_torch_state_dict(model: nnx.Module, state: Mapping[str, Any]) -> None:
-  """Sets a model's weights to those of a PyTorch state dictionary, exactly.
+  """Set a model's weights exactly to those of a PyTorch state dictionary.
 
-  A prefix "module." or "model." of all names is dropped; counters of batches, and the
-  unused "sub_block1" of some WRN files, are ignored.  Where the dictionary holds the
-  input's mean and std they must be the model's; where it does not, nothing can tell
-  whether the model was trained with some: what it was trained with goes to
-  `create_model(mean=..., std=...)`, zeros and ones for none.
+  If all names share a prefix "module." or "model.", it is dropped.  Batch counters, and
+  the unused "sub_block1" in some WRN files, are ignored.
+
+  If the dictionary contains the input's mean and std, they must equal the model's.
+  Otherwise it does not show which ones the network was trained with.  Create the model
+  with those, `create_model(mean=..., std=...)`, or with zeros and ones if it was
+  trained without standardisation.
 
   Args:
     model: as for `to_torch_state_dict`; changed in place.
@@ -99,8 +101,8 @@ def load_torch_state_dict(model: nnx.Module, state: Mapping[str, Any]) -> None:
 
   Raises:
     ValueError: for a missing or unexpected name, a wrong shape, values that are not
-      finite or not floating point, or another mean or std.  The model is as it was
-      then.
+      finite or not floating point, or another mean or std.  The model is then
+      unchanged.
 
   Example:
     >>> from flax import nnx
@@ -145,9 +147,9 @@ def load_torch_state_dict(model: nnx.Module, state: Mapping[str, Any]) -> None:
 
 
 def save_safetensors(path: Path | str, model: nnx.Module) -> None:
-  """Writes `to_torch_state_dict(model)` to a safetensors file.
+  """Write `to_torch_state_dict(model)` to a safetensors file.
 
-  The input's mean and std stand in the file's metadata, as JSON.
+  The file's metadata contain the input's mean and std, as JSON.
 
   Example:
     >>> import tempfile
@@ -164,18 +166,21 @@ def save_safetensors(path: Path | str, model: nnx.Module) -> None:
     for name in ("mean", "std")
   }
   content = safetensors.numpy.save(to_torch_state_dict(model), metadata)
-  temporary = Path(path).with_name(f".{Path(path).name}")  # Whole or not at all.
+  # Write a temporary file first, so that `path` never holds a partial file.
+  temporary = Path(path).with_name(f".{Path(path).name}")
   temporary.write_bytes(content)
   temporary.replace(path)
 
 
 def load_safetensors(path: Path | str, model: nnx.Module) -> None:
-  """Sets a model's weights to those of a safetensors file, written here or by PyTorch.
+  """Set a model's weights to those in a safetensors file.
+
+  The file may come from `save_safetensors` or from PyTorch.
 
   Raises:
-    ValueError: if it is no such file, or not one of this model, see
-      `load_torch_state_dict`; then the model is as it was.
-    FileNotFoundError: if there is none.
+    ValueError: if the file is no safetensors file or does not fit the model, see
+      `load_torch_state_dict`.  The model is then unchanged.
+    FileNotFoundError: if the file does not exist.
 
   Example:
     >>> import tempfile
@@ -194,7 +199,7 @@ def load_safetensors(path: Path | str, model: nnx.Module) -> None:
   except FileNotFoundError:
     raise
   except (AttributeError, OSError, TypeError, safetensors.SafetensorError) as error:
-    # The first and the third for types that numpy has not.
+    # AttributeError and TypeError come from dtypes that NumPy does not have.
     raise ValueError(f"{path} is no safetensors file ({error}).") from error
   try:
     for name in ("mean", "std"):
@@ -215,7 +220,7 @@ def _numbers(name: str, text: str) -> np.ndarray:
 
 
 class _Leaf(NamedTuple):
-  """An array of a model, and the way of its values to and from PyTorch's layout."""
+  """An array of a model, with the conversions to and from PyTorch's layout."""
 
   variable: nnx.Variable
   to_torch: Callable[[np.ndarray], np.ndarray]
@@ -223,7 +228,7 @@ class _Leaf(NamedTuple):
 
 
 def _leaves(model: nnx.Module) -> dict[str, _Leaf]:
-  """PyTorch's name -> array of the model."""
+  """The model's arrays by their names in PyTorch."""
   name_of = _naming(model)
   leaves = {}
   for path, variable in nnx.to_flat_state(nnx.state(model)):
@@ -236,11 +241,12 @@ def _leaves(model: nnx.Module) -> dict[str, _Leaf]:
 def _layouts(
   model: nnx.Module, path: Any, rank: int
 ) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-  """To PyTorch's layout, and back."""
+  """The conversions of an array to PyTorch's layout, and back."""
   if rank == 4:  # HWIO, OIHW
     return lambda x: x.transpose(3, 2, 0, 1), lambda x: x.transpose(2, 3, 1, 0)
   if rank == 2 and isinstance(model, SmallConvNet) and path[0] == "hidden":
-    # Its inputs are images flattened with the channels last; in PyTorch they are first.
+    # The layer's inputs are flattened images, with the channels last.  In PyTorch the
+    # channels come first.
     channels = model.conv2.out_features
 
     def to_torch(x: Any) -> Any:
@@ -256,7 +262,7 @@ def _layouts(
 
 
 def _naming(model: Any) -> Callable[[str], str]:
-  """Path of a layer here, with dots -> PyTorch's name of it."""
+  """A function from the dotted path of a layer to its name in PyTorch."""
   if isinstance(model, SmallConvNet):
     return lambda path: path
   if isinstance(model, ResNet18):
@@ -316,7 +322,7 @@ def _is_deepmind_s(model: nnx.Module) -> bool:
 
 
 def _without_prefixes(state: Mapping[str, Any]) -> Mapping[str, Any]:
-  """The state without prefixes that all its names share, but for the input's."""
+  """The state without the prefixes that all names of weights share."""
   for prefix in _PREFIXES:
     weights = [name for name in state if name not in _STANDARDIZATION]
     if weights and all(name.startswith(prefix) for name in weights):

@@ -16,20 +16,22 @@ class WideResNet(nnx.Module):
   Args:
     image_shape: (height, width, channels) of the inputs.
     num_classes: C, number of logits.
-    mean: per channel, of the inputs in [0, 1]; standardisation is the first layer.
-    std: per channel.
+    mean: mean per channel for inputs in [0, 1]; standardisation is the first layer.
+    std: standard deviation per channel.
     depth: 6 n + 4, at most 1000, for n >= 1 blocks in each of the three stages.
-    widening: the stages have 1, 2 and 4 times `widening * width` channels, >= 1.
+    widening: an integer >= 1; the stages have 1, 2 and 4 times `widening * width`
+      channels.
     width: channels of the stem, 16 in the paper.
     activation: one of `layers.ACTIVATIONS`.
     normalization: "none", "group" or "batch".
     norm_groups: number of groups for "group"; must divide `width`.
-    padding: of the convolutions with stride 2: "symmetric", as in PyTorch definitions,
-      or "same", as in DeepMind's (Gowal et al., 2020) and those derived from it.
-    rngs: with a "params" stream.
+    padding: padding of the convolutions with stride 2: "symmetric", as in PyTorch
+      definitions, or "same", as in DeepMind's definition (Gowal et al., 2020) and those
+      derived from it.
+    rngs: random streams, which must include "params".
 
   Raises:
-    ValueError: for another depth, widening or padding.
+    ValueError: for a depth, widening or padding that is not allowed.
   """
 
   def __init__(

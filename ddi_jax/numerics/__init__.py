@@ -1,1 +1,1 @@
-"""Loop forms, precision and thresholds: used by all of the library, know none of it."""
+"""Loops, precision and thresholds; independent of the rest of the library."""

@@ -1,4 +1,4 @@
-"""What stands in for a number or a derivative that is not finite."""
+"""Substitutes for numbers and derivatives that are not finite."""
 
 from typing import Any
 
@@ -7,14 +7,15 @@ import jax.numpy as jnp
 
 
 def finite_or(values: jax.Array, substitute: Any) -> jax.Array:
-  """The values where they are finite, elsewhere the substitute (an array or a scalar).
+  """The values where they are finite, otherwise the substitute.
 
-  A gradient that is NaN or infinite in one entry (of a square root at 0, say) has
-  nothing to say about that entry, and must not spoil the others in a norm.
+  The substitute is an array or a scalar.  A gradient can be NaN or infinite in one
+  entry, for example that of a square root at 0.  It then carries no information about
+  this entry, and must not spoil the other entries through a norm.
   """
   return jnp.where(jnp.isfinite(values), values, substitute)
 
 
 def square_root(values: jax.Array) -> jax.Array:
-  """The square root of values >= 0, whose derivative at 0 is 0 instead of infinite."""
+  """The square root of values >= 0, with derivative 0 at 0 instead of infinity."""
   return jnp.where(values == 0, 0, jnp.sqrt(jnp.where(values == 0, 1, values)))

@@ -1,4 +1,4 @@
-"""The arrangement of repeated work: which is fast depends on what is repeated."""
+"""Arrange repeated work as a loop, a batch or side by side, whichever is fast."""
 
 from collections.abc import Callable, Iterable, Iterator
 import functools
@@ -16,11 +16,12 @@ class Arrangement(NamedTuple):
   """How `count` repetitions of a function are computed.
 
   Attributes:
-    batched: whether a group is one batched program (`jax.vmap`).  Else its members
-      stand side by side in one program, each as it would be alone.
-    group_size: how many are computed together; the groups follow one another in a loop.
-    canonical: whether all convolutions inside are of the form that XLA's CPU backend
-      runs at full speed inside a loop.
+    batched: whether a group is one batched program (`jax.vmap`).  If not, its members
+      stand side by side in one program, each computed as it would be alone.
+    group_size: number of repetitions in a group.  The groups follow one another in a
+      loop.
+    canonical: whether all convolutions in the function have the form that XLA's CPU
+      backend runs at full speed inside a loop.
   """
 
   batched: bool
@@ -31,19 +32,21 @@ class Arrangement(NamedTuple):
 def arrange(
   count: int, at_a_time: int | None, fn: Callable[..., Any], *args: Any
 ) -> Arrangement:
-  """Decides how to repeat `fn(*args)`, from what it contains and from the platform.
+  """Decide how to repeat `fn(*args)`, from its operations and the platform.
 
-  Without convolutions, all repetitions are one batched program.  With convolutions
-  they follow one another, which is small to compile: one at a time on an accelerator,
-  and on a CPU two side by side, which uses its cores better.  XLA's CPU backend runs
-  convolutions in a loop at a fraction of their speed unless they stand in one canonical
-  form (jax-ml/jax issue 12868); where a gradient holds others, nothing is looped.
-  docs/benchmarks.md has the measurements.
+  Without convolutions, all repetitions are one batched program.  With convolutions,
+  they run in a loop, which keeps the program small to compile.  A turn of the loop is
+  one repetition on an accelerator.  On a CPU it is two side by side, which uses the
+  cores better.
+
+  Inside a loop, XLA's CPU backend runs convolutions at a fraction of their speed unless
+  they have one canonical form (jax-ml/jax issue 12868).  If `fn` contains other
+  convolutions, there is no loop on a CPU.  docs/benchmarks.md has the measurements.
 
   Args:
     count: number of repetitions, >= 1.
-    at_a_time: compute at most so many together (the largest such divisor of `count`);
-      None for the choice above.
+    at_a_time: upper bound on the size of a group, which is the largest divisor of
+      `count` within it; None for the choice above.
     fn: the function.
     *args: examples of its arguments.
   """
@@ -56,7 +59,8 @@ def arrange(
       at_a_time = 2 if on_cpu else 1
   group_size = largest_divisor(count, at_a_time)
   return Arrangement(
-    # A vmap over one keeps XLA on a TPU from fusing the network's sums (+36 % cycles).
+    # A vmap over one repetition keeps XLA on a TPU from fusing the network's sums
+    # (+36 % cycles).
     batched=group_size > 1 and not (kinds and on_cpu),
     group_size=group_size,
     canonical=canonical,
@@ -69,10 +73,10 @@ def largest_divisor(count: int, limit: int) -> int:
 
 
 def map_leading(fn: Callable[[Any], Any], xs: Any, at_a_time: int | None = None) -> Any:
-  """`fn` on every leading index of the leaves of `xs`, results stacked.
+  """Apply `fn` to every leading index of the leaves of `xs`, and stack the results.
 
   Args:
-    fn: of one index.
+    fn: a function of the leaves at one index.
     xs: leaves `[count, ...]`, count >= 1.
     at_a_time: see `arrange`.
   """
@@ -87,7 +91,7 @@ def map_leading(fn: Callable[[Any], Any], xs: Any, at_a_time: int | None = None)
 
 
 def map_groups(fn: Callable[[Any], Any], xs: Any, size: int) -> Any:
-  """`fn` on `size` leading indices of the leaves of `xs` at a time, joined again."""
+  """Apply `fn` to groups of `size` leading indices of `xs`, and join the results."""
   count = len(jax.tree.leaves(xs)[0])
   if size == count:
     return fn(xs)
@@ -108,9 +112,9 @@ def repeat(
     count: number of turns.
     body: (index, state) -> state.
     init: the first state.
-    repeated: the expensive function that the body calls; it is searched for
+    repeated: the expensive function that the body calls.  It is searched for
       convolutions, see `arrange`.
-    *args: examples of its arguments.
+    *args: examples of the arguments of `repeated`.
   """
   if _loops_well(repeated, *args):
     return jax.lax.fori_loop(0, count, body, init)
@@ -151,11 +155,12 @@ def repeated_by_vmap(
 ) -> Callable[[jax.Array], jax.Array]:
   """The same objective, which `jax.vmap` repeats instead of batching.
 
-  A vmapped attack then evaluates a network several times in one turn of its loop, each
-  time as it would be alone.  One array in, one out; differentiable once, in reverse.
+  A vmapped attack then evaluates the network several times in one turn of its loop,
+  each time as it would be alone.  The objective maps one array to one array, and can be
+  differentiated once, in reverse mode.
 
   Args:
-    objective: may close over tracers.
+    objective: the function; it may close over tracers.
     like: an example of its argument.
   """
   closed = jax.make_jaxpr(objective)(like)
@@ -184,7 +189,7 @@ def repeated_by_vmap(
 
 
 def _repeated_by_vmap(fn: Callable[..., Any]) -> Callable[..., jax.Array]:
-  """A function of pytrees to an array, whose batching rule is to call it repeatedly."""
+  """A function from pytrees to an array that `jax.vmap` calls repeatedly."""
   batched = jax.custom_batching.custom_vmap(fn)
 
   @batched.def_vmap
@@ -202,7 +207,7 @@ def _repeated_by_vmap(fn: Callable[..., Any]) -> Callable[..., jax.Array]:
 
 
 def _convolutions(jaxpr: Any) -> set[bool]:
-  """Whether each convolution of a jaxpr is canonical, as a set of booleans."""
+  """For the convolutions in a jaxpr, the set of `_is_canonical` values."""
   kinds = set()
   for equation in jaxpr.eqns:
     if equation.primitive.name == "conv_general_dilated":
@@ -213,7 +218,7 @@ def _convolutions(jaxpr: Any) -> set[bool]:
 
 
 def inner_jaxprs(values: Iterable[Any]) -> Iterator[jax_core.Jaxpr]:
-  """The jaxprs among the parameters of an equation."""
+  """The jaxprs among an equation's parameters, including those in lists."""
   for value in values:
     if isinstance(value, jax_core.ClosedJaxpr):
       yield value.jaxpr

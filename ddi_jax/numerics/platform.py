@@ -1,19 +1,20 @@
-"""The platform that a program is compiled for."""
+"""The platform for which a program is compiled."""
 
 import jax
 from jax.sharding import Mesh
 
 
 def target(mesh: Mesh | None = None) -> str:
-  """The platform of what is traced now: "cpu", "gpu" or "tpu".
+  """The platform of the program that is being traced: "cpu", "gpu" or "tpu".
 
-  That of the mesh's devices where `jax.set_mesh` has set one; else that of
-  `jax.default_device` if the user has set it; else jax's default.  So a program can be
-  compiled for devices that this machine does not have
-  (`jax.experimental.topologies`).  jax traces a function again where either changes.
+  It is the platform of the mesh's devices if `jax.set_mesh` has set a mesh.  Otherwise
+  it is that of `jax.default_device` if the user has set it, and else jax's default.  A
+  program can therefore be compiled for devices that this machine does not have
+  (`jax.experimental.topologies`).  jax traces a function again if the mesh or the
+  default device changes.
 
   Args:
-    mesh: asked in place of the one that is set, for decisions outside of a trace.
+    mesh: the mesh to use instead of the one that is set, for decisions outside a trace.
   """
   if mesh is not None:
     return mesh.devices.flat[0].platform

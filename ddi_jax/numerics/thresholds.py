@@ -1,4 +1,4 @@
-"""Thresholds of rows of numbers, without sorting them."""
+"""Thresholds for rows of numbers, without sorting them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,22 +12,22 @@ _UNSIGNED = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
 def largest_threshold(
   values: jax.Array, reaches: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
-  """For each row the greatest t >= 0 for which `reaches(values >= t)`.
+  """For each row, the greatest t >= 0 for which `reaches(values >= t)` is true.
 
-  A search bit by bit: as many evaluations of `reaches` as the values have bits.  On a
-  CPU a tenth of the time of a sort.
+  The search goes bit by bit: it evaluates `reaches` about as often as the values have
+  bits.  On a CPU it takes a tenth of the time of a sort.
 
   Args:
     values: floating point `[B, n]`, >= 0.
-    reaches: masks `[B, n]` -> bool `[B, 1]`, row by row; of a mask that contains one
-      which reaches, it says so too.
+    reaches: masks `[B, n]` -> bool `[B, 1]`, row by row.  If it is true for a mask, it
+      must be true for every mask that contains this one.
 
   Returns:
-    t `[B, 1]`, one of the row's values; 0 where no t > 0 will do.
+    t `[B, 1]`, one of the row's values, or 0 if it is true for no t > 0.
   """
   size = jnp.finfo(values.dtype).bits
   unsigned = _UNSIGNED[size]
-  # Of floats that are not negative the bits, as integers, have the same order.
+  # The bits of non-negative floats, read as integers, have the same order.
   bits = jax.lax.bitcast_convert_type(values, unsigned)
 
   def set_bit(place: Any, threshold: jax.Array) -> jax.Array:
@@ -45,7 +45,7 @@ def kth_largest(values: jax.Array, count: int | jax.Array) -> jax.Array:
 
   Args:
     values: floating point `[B, n]`, >= 0.
-    count: in [1, n]; an integer, or integers `[B, 1]`, one for each row.
+    count: an integer in [1, n], or integers `[B, 1]`, one for each row.
   """
   return largest_threshold(
     values, lambda chosen: jnp.sum(chosen, axis=1, keepdims=True) >= count

@@ -6,7 +6,7 @@ import ml_collections
 
 
 def start(name: str, budget: str, budgets: Sequence[str]) -> ml_collections.ConfigDict:
-  """An experiment's config with nothing but its name, which tells the budget.
+  """A config that has only the experiment's name, which includes the budget.
 
   Raises:
     ValueError: for a budget that is not one of `budgets`.

@@ -1,19 +1,20 @@
-"""Early training: the question is which method gains robust accuracy faster.
+"""Early training: compare how fast methods gain robust accuracy.
 
 python -m experiments.early_training --config=experiments/configs/early_training.py \
   --data_dir=DIR
 python -m experiments.early_training \
   --config=experiments/configs/early_training.py:resnet18 --data_dir=DIR
 
-Budgets, after the colon:
+A budget may follow the config file after a colon:
 
-- "small" (without one): small nets, a 1,500 images, few steps of the attack: 77
-  runs of some 10 seconds each on one core of a CPU.
-- "full": the configs' own nets and all the data, 10 epochs, 5 seeds.  Hours on an
-  accelerator.
-- "resnet18": the paper's own ResNet-18 on CIFAR-10, CELU with GroupNorm, and ReLU with
-  BatchNorm as the negative control, the first 10 epochs.  For a GPU; not run here.
-- "debug": digits, seconds, to see it work.
+- "small" (the default): small nets, 1,500 images and few steps of the attack.  It takes
+  77 runs of some 10 seconds each on one CPU core.
+- "full": the nets in the configs and all the data, 10 epochs, 5 seeds.  It takes hours
+  on an accelerator.
+- "resnet18": the first 10 epochs of the paper's ResNet-18 on CIFAR-10, with CELU and
+  GroupNorm, and with ReLU and BatchNorm as a negative control.  It needs a GPU.  Not
+  run yet.
+- "debug": a test of a few seconds on the digits.
 """
 
 import ml_collections
@@ -29,10 +30,11 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
   """The experiment with a budget."""
   config = start("early_training", budget, BUDGETS)
   config.arms = tuple(ARMS)
-  config.learning_rates = ml_collections.ConfigDict()  # the same for every method
+  # Learning rates by setting, the same for every method.
+  config.learning_rates = ml_collections.ConfigDict()
   config.sweep_seed = 0
-  config.seeds = (1, 2, 3)  # of the runs that are compared, not the sweep's
-  config.training = ml_collections.ConfigDict()  # by setting: a training config each
+  config.seeds = (1, 2, 3)  # Seeds of the runs that are compared.
+  config.training = ml_collections.ConfigDict()  # Training configs by setting.
   if budget == "small":
     config.training.mnist = _small(mnist.get_config())
     config.training.mnist.num_restarts = 3
@@ -62,11 +64,11 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
     config.training.digits = digits.get_config("debug")
     config.training.digits.num_restarts = 2
     config.training.digits.model.width = 2
-  config.settings = tuple(sorted(config.training, reverse=True))  # In this order.
+  config.settings = tuple(sorted(config.training, reverse=True))  # Order of the runs.
   for settings in config.training.values():
     if budget in ("full", "resnet18"):
       settings.num_epochs = 10.0
-    # Otherwise the first epochs would differ with a run's length.
+    # With another schedule, the first epochs would depend on a run's length.
     settings.optimizer.schedule = "constant"
     settings.evaluation.every_epochs = 1.0 if budget == "small" else 0.5
   return config.lock()
@@ -76,11 +78,11 @@ def _small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.data.limit = 1500
   config.batch_size = 32
   config.num_epochs = 5.0
-  config.restarts_at_a_time = 1  # One core, and less to compile.
+  config.restarts_at_a_time = 1  # For one core, and less to compile.
   config.model.width = 8
   config.model.hidden = 64
   config.attack.steps = 5
-  config.attack.step_size = None  # 2.5 epsilon / steps
+  config.attack.step_size = None  # 2.5 epsilon / steps.
   config.evaluation.steps = 10
   config.evaluation.validation_limit = 512
   config.evaluation.test_limit = 512

@@ -1,13 +1,13 @@
-"""Unions of threat models at equal compute: MAX, AVG, MSD, DDi, the proximal form.
+"""Unions of threat models at equal compute: MAX, AVG, MSD, DDi, proximal form.
 
 python -m experiments.union --config=experiments/configs/union.py --data_dir=DIR
 
-Budgets, after the colon:
+A budget may follow the config file after a colon:
 
-- "small" (without one): MNIST and the small net for CIFAR-10, 3 seeds, for CPU cores.
-- "mlp": MNIST, a fully connected network and Adam, 3 seeds, for CPU cores.
-- "resnet18": ResNet-18 on CIFAR-10.  For a GPU.
-- "debug": digits, seconds, to see it work.
+- "small" (the default): MNIST, and CIFAR-10 with the small net; 3 seeds, on a CPU.
+- "mlp": MNIST with a fully connected network and Adam; 3 seeds, on a CPU.
+- "resnet18": ResNet-18 on CIFAR-10.  It needs a GPU.
+- "debug": a test of a few seconds on the digits.
 """
 
 import ml_collections
@@ -30,8 +30,8 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
     "proximal, t = 0.5",
   )
   config.sweep_seed = 0
-  config.seeds = (1, 2, 3)  # of the runs that are compared, not the sweep's
-  config.training = ml_collections.ConfigDict()  # by setting: a training config each
+  config.seeds = (1, 2, 3)  # Seeds of the runs that are compared.
+  config.training = ml_collections.ConfigDict()  # Training configs by setting.
   config.learning_rates = ml_collections.ConfigDict()
   if budget == "debug":
     config.arms = ("MAX", "proximal")
@@ -40,7 +40,7 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
     config.training.digits.evaluation.norms = ("linf", "l2", "l1")
     config.learning_rates.digits = (0.05,)
   elif budget == "mlp":
-    # Adam's step has no length in the units of t.
+    # Adam's steps do not have lengths in the units of t.
     config.arms = (
       *BASELINES,
       "DDi",

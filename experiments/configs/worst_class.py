@@ -3,11 +3,11 @@
 python -m experiments.worst_class --config=experiments/configs/worst_class.py \
   --data_dir=DIR
 
-Budgets, after the colon:
+A budget may follow the config file after a colon:
 
-- "small" (without one): MNIST with a fully connected network, 5 seeds, for CPU cores.
-- "cifar10": CIFAR-10 with the small network, 3 seeds; not run yet.
-- "debug": digits, seconds, to see it work.
+- "small" (the default): MNIST with a fully connected network; 5 seeds, on a CPU.
+- "cifar10": CIFAR-10 with the small network; 3 seeds.  Not run yet.
+- "debug": a test of a few seconds on the digits.
 """
 
 import ml_collections
@@ -24,8 +24,8 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
   config = start("worst_class", budget, BUDGETS)
   config.arms = tuple(ARMS)
   config.sweep_seed = 0
-  config.seeds = (1, 2, 3, 4, 5)  # of the runs that are compared, not the sweep's
-  config.training = ml_collections.ConfigDict()  # by setting: a training config each
+  config.seeds = (1, 2, 3, 4, 5)  # Seeds of the runs that are compared.
+  config.training = ml_collections.ConfigDict()  # Training configs by setting.
   config.learning_rates = ml_collections.ConfigDict()
   if budget == "debug":
     config.arms = ("AVG", "DDi, t = 0.1")
@@ -45,10 +45,10 @@ def get_config(budget: str = "small") -> ml_collections.ConfigDict:
     mlp.model.activation = "celu"
     mlp.attack.epsilon = 0.15
     mlp.attack.step_size = None
-    mlp.num_epochs = 1.6  # 400 steps
+    mlp.num_epochs = 1.6  # 400 steps.
     config.learning_rates.mnist_mlp = (2e-3, 4e-3, 8e-3, 16e-3)
   for settings in config.training.values():
-    settings.method = "pgd"  # One attack a step; the arm says what is made of it.
+    settings.method = "pgd"  # One attack in each step; the arm chooses the direction.
     settings.batch_size = 100 if budget == "debug" else 200
     settings.attack.steps = 7
     settings.attack.warmup_epochs = 0.0

@@ -1,12 +1,12 @@
 """A 2-d convolution whose gradients run at full speed in a loop on a CPU.
 
-XLA's CPU backend runs a convolution inside a `while` loop fast only if it stands
-in one canonical form: `NHWC x HWIO -> NHWC`, no reversed window, no dilation
-(jax-ml/jax issue 12868).  The gradients that JAX derives for a convolution are not
-in that form, and a loop over attack steps or restarts then runs many times
-slower.  Here both gradients are written as canonical convolutions or as matrix
-products, whichever was measured to be faster (docs/benchmarks.md); the values are
-those of `jax.lax.conv_general_dilated` up to rounding.
+Inside a `while` loop, XLA's CPU backend runs a convolution fast only if it has one
+canonical form: `NHWC x HWIO -> NHWC`, no reversed window, no dilation (jax-ml/jax issue
+12868).  The gradients that JAX derives for a convolution do not have that form, so a
+loop over attack steps or restarts runs many times slower.  This package writes both
+gradients as canonical convolutions or as matrix products, whichever was measured to be
+faster (docs/benchmarks.md).  The values equal those of
+`jax.lax.conv_general_dilated` up to rounding.
 """
 
 from collections.abc import Sequence
@@ -33,13 +33,16 @@ def conv_general_dilated(
 ) -> jax.Array:
   """`jax.lax.conv_general_dilated`, with gradients that are fast inside CPU loops.
 
-  Takes the same arguments; `dimension_numbers` are NHWC, HWIO, NHWC by default.
+  It takes the same arguments.  `dimension_numbers` are NHWC, HWIO, NHWC by default.
 
-  On the CPU, a plain 2-d `NHWC x HWIO -> NHWC` convolution gets gradients that are
-  fast inside loops; anything else goes to `jax.lax.conv_general_dilated` unchanged.
-  There the precision "bfloat16", given here or by `jax.default_matmul_precision`, is
-  not ignored: factors are rounded to bfloat16 where that saves time (processors with
-  AMX or AVX512-BF16), sums and results are float32.
+  On the CPU, a plain 2-d `NHWC x HWIO -> NHWC` convolution gets gradients that are fast
+  inside loops.  Any other convolution is passed to `jax.lax.conv_general_dilated`
+  unchanged.
+
+  The plain convolution on the CPU also honours the precision "bfloat16", given here or
+  by `jax.default_matmul_precision`.  It then rounds factors to bfloat16 where that
+  saves time (on processors with AMX or AVX512-BF16), and keeps sums and results in
+  float32.
 
   Example:
     >>> import jax.numpy as jnp
@@ -66,7 +69,8 @@ def conv_general_dilated(
       **options,
     )
   strides = tuple(window_strides)
-  if precision is None:  # Now: the gradients may be traced outside its context.
+  # Read the default now, because the gradients may be traced outside its context.
+  if precision is None:
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
   if isinstance(padding, str):
     padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)

@@ -1,4 +1,4 @@
-"""The convolution itself: the forms that were measured to be fast on a CPU."""
+"""The convolution itself, in the forms that were measured to be fast on a CPU."""
 
 from typing import Any
 
@@ -24,10 +24,11 @@ _HALF_CHANNELS = 32
 def convolve(
   lhs: jax.Array, rhs: jax.Array, strides: Strides, pads: Pads, precision: Any
 ) -> jax.Array:
-  """`lax.conv_general_dilated` in the canonical form, or as larger products."""
+  """`lax.conv_general_dilated` in the canonical form, or as matrix products."""
   if rhs.shape[:2] == (1, 1) and not any(map(any, pads)):
     return product(lhs[:, :: strides[0], :: strides[1]], rhs[0, 0], precision)
-  # Negative padding is cropped first: XLA's CPU convolution reads past the array.
+  # Crop for negative padding first, because XLA's CPU convolution would read past the
+  # array.
   crops = tuple((min(low, 0), min(high, 0), 0) for low, high in pads)
   if any(map(any, crops)):
     no_crop = ((0, 0, 0),)
@@ -47,9 +48,10 @@ def convolve(
 
 
 def _columns_together(channels: int, features: int, out_width: int) -> int:
-  """How many output columns to compute as one: a power of 2 that divides their number.
+  """The number of neighbouring output columns to compute as one.
 
-  As measured: so many that the features become 32, or 64 for few channels.
+  It is a power of 2 that divides the number of columns.  In measurements, the best
+  number was the one that gives 32 features, or 64 if there are few channels.
   """
   wanted = (64 if channels < FEW_CHANNELS else 32) // features
   return max(
@@ -65,9 +67,10 @@ def _conv_of_columns(
   precision: Any,
   together: int,
 ) -> jax.Array:
-  """A convolution whose features are those of several neighbouring output columns.
+  """A convolution that computes several neighbouring output columns as features.
 
-  Several times as many products, but with enough features to fill the vector units.
+  It needs several times as many multiplications, but it has enough features to fill the
+  vector units.
   """
   height, width, channels, features = rhs.shape
   zero = jnp.zeros((), rhs.dtype)
@@ -93,7 +96,7 @@ def _conv_of_columns(
 def _conv_as_products(
   lhs: jax.Array, rhs: jax.Array, pads: Pads, precision: Any
 ) -> jax.Array:
-  """One product gives what each input row adds to all output rows; then their sum."""
+  """One matrix product gives what each input row adds to each output row; then sum."""
   height, width, channels, features = rhs.shape
   zero = jnp.zeros((), lhs.dtype)
   padded = lax.pad(lhs, zero, ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0)))

@@ -1,4 +1,4 @@
-"""The gradient for a convolution's inputs, as canonical convolutions or products."""
+"""The gradient of a convolution in its inputs, by convolutions or products."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from ddi_jax.models.convolution.forward import convolve
 from ddi_jax.models.convolution.products import FEW_CHANNELS, Strides, product
 
-_MANY_FEATURES = 256  # Above, one product of matrices is the faster input gradient.
+_MANY_FEATURES = 256  # With more features, one matrix product is faster.
 
 
 def input_gradient(
@@ -21,7 +21,7 @@ def input_gradient(
   pads: Any,
   precision: Any,
 ) -> jax.Array:
-  """The gradient for inputs of this shape, `[B, H, W, C]`."""
+  """The gradient in inputs of this shape, `[B, H, W, C]`."""
   if strides == (1, 1) and shape[-1] >= FEW_CHANNELS:
     return _input_gradient_as_conv(cotangent, kernel, shape, pads, precision)
   if kernel.shape[3] <= _MANY_FEATURES and all(
@@ -50,7 +50,7 @@ def _input_gradient_as_conv(
 
 
 def _has_phases(window: int, stride: int, pads: tuple[int, int]) -> bool:
-  """Whether `_input_gradient_by_phase` saves work, and is written for such pads."""
+  """Whether `_input_gradient_by_phase` saves work and supports this padding."""
   return 1 < stride <= window and pads[0] >= 0
 
 
@@ -62,11 +62,12 @@ def _input_gradient_by_phase(
   pads: Any,
   precision: Any,
 ) -> jax.Array:
-  """One small convolution for all inputs that lie alike between two output positions.
+  """The gradient by a small convolution, with the inputs' phases as features.
 
-  Input `stride m + phase - low` meets output o through kernel row
-  `stride (m - o) + phase`: with phases as features it is an ordinary convolution,
-  without inserted zeros, of a kernel that is smaller by the stride.
+  An input's phase is its position between two output positions.  Output o uses input
+  `stride m + phase - low` with kernel row `stride (m - o) + phase`.  With the phases as
+  features, the gradient is an ordinary convolution without inserted zeros, and its
+  kernel is smaller by the stride.
   """
   channels, features = kernel.shape[2:]
   high = [
@@ -104,7 +105,7 @@ def _input_gradient_as_sum(
   pads: Any,
   precision: Any,
 ) -> jax.Array:
-  """Each kernel position's share from one matrix product, put in place and summed.
+  """The kernel positions' shares, from one matrix product, shifted and summed.
 
   For few channels this is faster than a convolution, which would fill few columns.
   """
@@ -116,7 +117,7 @@ def _input_gradient_as_sum(
   zero = jnp.zeros((), shares.dtype)
   total = jnp.zeros(shape, shares.dtype)
   for position in np.ndindex(height, width):
-    # Output o holds its share of input `stride * o + position - low`.
+    # The share at output o belongs to input `stride * o + position - low`.
     edges = []
     for axis in range(2):
       before = position[axis] - pads[axis][0]

@@ -1,4 +1,4 @@
-"""The gradient for a convolution's kernel, as matrix products."""
+"""The gradient of a convolution in its kernel, by matrix products."""
 
 import math
 from typing import Any
@@ -25,7 +25,10 @@ def kernel_gradient(
   pads: Pads,
   precision: Any,
 ) -> jax.Array:
-  """Sums over images, a few at a time: what they are copied to stays in the cache."""
+  """The gradient in the kernel, summed over groups of images.
+
+  The groups are small, so that copies of the images stay in the cache.
+  """
   batch, *image = inputs.shape
   copied = 4 * (math.prod(image) + kernel_shape[0] * math.prod(cotangent.shape[1:]))
   wanted = max(CACHE_BYTES, 16 * math.prod(kernel_shape)) // copied
@@ -57,7 +60,7 @@ def _kernel_gradient_by_column(
   pads: Pads,
   precision: Any,
 ) -> jax.Array:
-  """For each kernel column one product with the gradients that all its rows saw."""
+  """One product per kernel column, with the output gradients for all kernel rows."""
   height, width, channels, features = kernel_shape
   rows = inputs.shape[1]
   zero = jnp.zeros((), cotangent.dtype)
@@ -83,7 +86,7 @@ def _kernel_gradient_by_row(
   pads: Pads,
   precision: Any,
 ) -> jax.Array:
-  """For each kernel row one product of the inputs that it saw and the gradient."""
+  """One product per kernel row, of the inputs that it multiplies and the gradient."""
   height, width, channels, features = kernel_shape
   padded = lax.pad(
     inputs,
@@ -104,7 +107,7 @@ def _kernel_gradient_by_row(
 def _columns_seen(
   inputs: jax.Array, cotangent: jax.Array, width: int, strides: Strides, pads: Pads
 ) -> list[jax.Array]:
-  """What each column of the kernel meets: arrays `[B, rows, out columns, C]`."""
+  """The inputs that each kernel column multiplies, `[B, rows, out columns, C]`."""
   padded = lax.pad(
     inputs,
     jnp.zeros((), inputs.dtype),

@@ -1,4 +1,4 @@
-"""The convolution as a primitive, whose transposes are the two gradients."""
+"""The convolution as a JAX primitive, whose transposes are the two gradients."""
 
 import functools
 from typing import Any
@@ -20,7 +20,8 @@ def loop_friendly_conv(
 ) -> jax.Array:
   """The convolution with its two gradients, at full speed inside CPU loops."""
   settings = {"strides": strides, "pads": pads, "precision": precision}
-  # The primitive holds its own program, where `loops.arrange` looks for convolutions.
+  # The primitive contains its own program, in which `loops.arrange` looks for
+  # convolutions.
   program = jax.make_jaxpr(functools.partial(convolve, **settings))(inputs, kernel)
   return _conv_p.bind(inputs, kernel, program=program, **settings)
 
@@ -71,7 +72,11 @@ def _batched(
   precision: Any,
   program: Any,
 ) -> tuple[jax.Array, int]:
-  """More images where only they are batched; else one convolution after the other."""
+  """The batching rule for `jax.vmap`.
+
+  If only the images are batched, it makes one convolution of more images.  Otherwise it
+  makes one convolution after another.
+  """
   del program
   inputs, kernel = (
     array if axis is None else jnp.moveaxis(array, axis, 0)
@@ -89,7 +94,7 @@ def _batched(
   return lax.map(lambda pair: one(*pair), (inputs, kernel)), 0
 
 
-# Linear in either argument, so JAX needs to know no more than the two transposes.
+# The convolution is linear in each argument, so JAX needs only the two transposes.
 _conv_p = core.Primitive("loop_friendly_conv")
 _conv_p.def_impl(_run)
 _conv_p.def_abstract_eval(lambda *_, program, **settings: program.out_avals[0])

@@ -1,4 +1,4 @@
-"""Matrix products, and how many images are worked on together."""
+"""Matrix products, and the number of images to process at once."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ Pads = tuple[tuple[int, int], ...]
 CANONICAL = ("NHWC", "HWIO", "NHWC")
 FEW_CHANNELS = 8
 CACHE_BYTES = 2**21
-HALF = "bfloat16"  # A precision: products of bfloat16 factors, summed in float32.
+HALF = "bfloat16"  # The precision with bfloat16 factors and float32 sums.
 
 
 def images_at_once(batch: int, wanted: int) -> int:
-  """The largest divisor of the batch within bounds; at least 1.
+  """The largest divisor of `batch` that is at most `wanted`, or 1.
 
-  All of them where XLA splits the program over devices by itself
-  (`jax.set_mesh`): a loop over parts of a batch would gather what is split.
+  If XLA splits the program over devices by itself (`jax.set_mesh`), the result is
+  `batch`: a loop over parts of the batch would gather what is split.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if any(mesh.shape[axis] > 1 for axis in mesh.auto_axes):
@@ -31,7 +31,7 @@ def images_at_once(batch: int, wanted: int) -> int:
 def product_over_positions(
   first: jax.Array, second: jax.Array, precision: Any
 ) -> jax.Array:
-  """sum_n first_n second_n' over all but the last axes."""
+  """sum_n first_n second_n', where n runs over all axes but the last."""
   first, second = (array.reshape(-1, array.shape[-1]) for array in (first, second))
   return product(first, second, precision, contracted=(0, 0))
 
@@ -39,7 +39,7 @@ def product_over_positions(
 def product(
   first: jax.Array, second: jax.Array, precision: Any, contracted: Any = (-1, 0)
 ) -> jax.Array:
-  """Sums over an axis of each, by default a product of matrices."""
+  """Contract one axis of each array; by default this is the matrix product."""
   numbers = (((contracted[0] % first.ndim,), (contracted[1],)), ((), ()))
   if precision != HALF:
     return lax.dot_general(first, second, numbers, precision=precision)

@@ -1,4 +1,4 @@
-"""What XLA is told for convolutions, where its own choice is slow."""
+"""Compiler options for convolutions where XLA's own choice is slow."""
 
 import functools
 
@@ -8,28 +8,29 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ddi_jax.numerics import platform
 
 _WIDE = 64
-# XLA's own choice but for LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION: YNNPACK runs
-# large convolutions on one core, and wide ones slower than Eigen (docs/benchmarks.md).
+# XLA's default without LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION.  YNNPACK runs large
+# convolutions on one core, and wide ones slower than Eigen does (docs/benchmarks.md).
 _WITHOUT_YNNPACK_CONVOLUTIONS = {
   "xla_cpu_experimental_ynn_fusion_type": (
     "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
   )
 }
-# Else the convolution of a kernel's gradient is cut into pieces, of which partial sums
-# are passed round a ring (docs/scaling.md).
+# Without this, XLA cuts the convolution of a kernel's gradient into pieces and passes
+# partial sums round a ring of chips (docs/scaling.md).
 _ONE_SUM_OVER_CHIPS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 
 def compiler_options(
   width: int | None, mesh: Mesh | None = None
 ) -> dict[str, str] | None:
-  """The `compiler_options` of `jax.jit` for a network of this many channels.
+  """The `compiler_options` of `jax.jit` for a network with this many channels.
 
-  Something for wide networks on a CPU and for several TPUs, else nothing.
+  There are options for wide networks on a CPU, and for several TPUs.  In all other
+  cases the result is None.
 
   Args:
-    width: of the network, None if it has none.
-    mesh: of the devices that the program is for; None for one device.
+    width: width of the network, None if it has none.
+    mesh: mesh of the devices that run the program; None for one device.
   """
   target = platform.target(mesh)
   if target == "tpu" and mesh is not None:
@@ -43,7 +44,7 @@ def compiler_options(
 
 @functools.cache
 def _are_known(options: tuple[tuple[str, str], ...], mesh: Mesh | None) -> bool:
-  """Whether this version of the compiler has the options, which are experimental."""
+  """Whether this version of the compiler has these experimental options."""
   where = None if mesh is None else NamedSharding(mesh, PartitionSpec())
   try:
     jax.jit(

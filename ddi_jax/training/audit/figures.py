@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: the curve over the radius, and adversarial examples."""
+"""Figures of an evaluation: the curve over the radius, and adversarial examples."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,15 +10,15 @@ from ddi_jax.training.storage import pictures
 
 
 class AdversarialExample(NamedTuple):
-  """A column of the grid.
+  """One column of the grid of examples.
 
   Attributes:
-    clean: `[H, W, C]` in [0, 1], C of 1 or 3.
-    adversarial: `[H, W, C]`.
-    label: name of the true class, which the clean image is given.
-    wrong_label: name of the class that the adversarial image is given.
+    clean: the clean image `[H, W, C]` in [0, 1], with C 1 or 3.
+    adversarial: the adversarial image `[H, W, C]`.
+    label: name of the true class, which the model predicts for the clean image.
+    wrong_label: name of the class that it predicts for the adversarial image.
     confidence: the wrong class's probability.
-    attack: that found it.
+    attack: name of the attack that found the adversarial image.
   """
 
   clean: np.ndarray
@@ -30,12 +30,12 @@ class AdversarialExample(NamedTuple):
 
 
 def save_curve(path: Path, result: Mapping[str, Any], title: str) -> None:
-  """Draws robust accuracy against epsilon, with the results at the config's.
+  """Plot robust accuracy against epsilon, and the results at the config's epsilon.
 
   Args:
-    path: of the picture.
+    path: where to save the figure.
     result: the content of evaluation.json, with a curve.
-    title: above it.
+    title: title of the figure.
   """
   curve, pgd = result["curve"], result["pgd"]
   epsilon = result["epsilon"]
@@ -78,11 +78,11 @@ def save_curve(path: Path, result: Mapping[str, Any], title: str) -> None:
 
 
 def save_examples(path: Path, examples: Sequence[AdversarialExample]) -> None:
-  """Draws a grid: clean image, change (scaled) and adversarial image, each a row.
+  """Draw a grid with rows of clean images, scaled changes and adversarial images.
 
   Args:
-    path: of the picture.
-    examples: a column each, at least one.
+    path: where to save the figure.
+    examples: at least one example; each is a column.
   """
   changes = [example.adversarial - example.clean for example in examples]
   scale = max(float(np.max(np.abs(change))) for change in changes)

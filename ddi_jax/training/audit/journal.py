@@ -1,4 +1,4 @@
-"""The results of an unfinished evaluation, on disk after every batch."""
+"""The results of an unfinished evaluation, written to disk after every batch."""
 
 import json
 import os
@@ -19,18 +19,21 @@ POINTS_FILE = "points.npy"
 
 
 class Journal:
-  """`journal.jsonl`, a line for every batch, and `points.npy`, the adversarial points.
+  """The files `journal.jsonl` and `points.npy` of an evaluation.
 
-  A process may be killed at any moment: a batch is in both files or is done again.
+  The first has a line for every batch, the second holds the adversarial points.  The
+  process may be killed at any moment.  A batch that is not yet in both files is then
+  computed again.
 
   Args:
-    folder: of the evaluation, this process's own.
-    subject: what is evaluated.
-    inputs: float32 `[N, ...]`; a result on fewer is on the first of them.
+    folder: the evaluation's folder, which this process has locked.
+    subject: a description of what is evaluated.
+    inputs: float32 `[N, ...]`.  A result on fewer inputs is on the first of them.
 
   Attributes:
-    results: by the names of their attacks, those of an earlier process included.
-    seconds: that the evaluation has taken, all processes together.
+    results: the results by the names of their attacks, including those of earlier
+      processes.
+    seconds: time that the evaluation has taken, over all processes.
 
   Raises:
     ConfigError: if the folder holds the journal of another subject.
@@ -46,22 +49,22 @@ class Journal:
     if differing:
       raise ConfigError(
         f"{folder} holds another evaluation ({'; '.join(differing)}): "
-        "--evaluate_restart forgets it."
+        "--evaluate_restart discards it."
       )
-    # As large as the inputs, but only the rows that are written take space.
+    # The file is as large as the inputs, but only rows that are written take space.
     self._points = np.lib.format.open_memmap(
       folder / POINTS_FILE, "r+" if records else "w+", np.float32, inputs.shape
     )
     for record in records:
       self._replay(record, inputs)
-    # Without a line cut short.
+    # Rewrite the file without a line that was cut short.
     lines = [json.dumps(record) + "\n" for record in (first, *records)]
     files.write_atomically(path, "".join(lines))
     self._file = path.open("a")
     self._began = time.monotonic() - self.seconds
 
   def write(self, progress: Progress) -> None:
-    """Adds a batch."""
+    """Add the results of a batch."""
     result, indices = progress.result, progress.indices
     attacks = result.attacks
     stage = attacks.index(progress.attack)
@@ -89,7 +92,7 @@ class Journal:
     self.results[attacks] = result
 
   def close(self) -> None:
-    """No batch comes after this."""
+    """Close the journal after the last batch."""
     self._file.close()
 
   def _replay(self, record: dict[str, Any], inputs: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""What an evaluation is asked for, and which attacks that comes to."""
+"""The settings of an evaluation, and the attacks that follow from them."""
 
 import itertools
 from typing import NamedTuple
@@ -17,17 +17,17 @@ _CURVE_MULTIPLES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
 
 class AuditSettings(NamedTuple):
-  """What `launch.py --evaluate` asks for.
+  """The settings of `launch.py --evaluate`.
 
   Attributes:
-    attacks: "autoattack", "autoattack-plus", or names of attacks with commas between.
+    attacks: "autoattack", "autoattack-plus", or names of attacks separated by commas.
     checkpoint: "best" or "last".
-    limit: test images; None: config.evaluation.test_limit.
-    epsilons: radii of the curve, increasing, none for no curve; None: multiples of the
+    limit: number of test images; None: config.evaluation.test_limit.
+    epsilons: increasing radii of the curve.  Empty: no curve.  None: multiples of the
       config's epsilon from 0 to 2.
-    norm: one of the norms that the run is evaluated in; None: the only one.
+    norm: one of the norms in which the run is evaluated; None: the only one.
     save: whether to save the adversarial examples.
-    restart: whether to forget the results of an earlier evaluation.
+    restart: whether to discard the results of an earlier evaluation.
   """
 
   attacks: str = "autoattack"
@@ -40,7 +40,7 @@ class AuditSettings(NamedTuple):
 
   @property
   def folder_name(self) -> str:
-    """Of the evaluation, in the run's workdir."""
+    """The name of the evaluation's folder in the run's workdir."""
     name = f"evaluation-{self.attacks.replace(',', '+')}"
     name += "" if self.norm is None else f"-{self.norm}"
     return name if self.checkpoint == "best" else f"{name}-{self.checkpoint}"
@@ -50,11 +50,11 @@ class AuditPlan(NamedTuple):
   """The attacks of an evaluation.
 
   Attributes:
-    threat_model: whose attacks they are.
-    version: for `ddi_jax.evaluate`.
-    attacks: their names.
+    threat_model: the threat model of the attacks.
+    version: the `version` argument of `ddi_jax.evaluate`.
+    attacks: names of the attacks.
     epsilons: radii of the curve.
-    curve_attacks: names of the attacks at each of them.
+    curve_attacks: names of the attacks at each radius of the curve.
   """
 
   threat_model: ddi_jax.ThreatModel
@@ -65,7 +65,7 @@ class AuditPlan(NamedTuple):
 
 
 def make_plan(config: ml_collections.ConfigDict, settings: AuditSettings) -> AuditPlan:
-  """The plan of the settings for a checked config.
+  """Derive the attacks of an evaluation from its settings and a checked config.
 
   Raises:
     ConfigError: if a setting is impossible.
@@ -98,13 +98,13 @@ def make_plan(config: ml_collections.ConfigDict, settings: AuditSettings) -> Aud
       version = tuple(named_attacks(threat_model, settings.attacks.split(",")))
     except ValueError as error:
       raise ConfigError(
-        f"--evaluate must be {', '.join(VERSIONS)} or names of attacks with commas "
-        f"between: {error}"
+        f"--evaluate must be {', '.join(VERSIONS)} or names of attacks separated by "
+        f"commas: {error}"
       ) from error
     attacks = curve_attacks = version
   epsilons = settings.epsilons
   if epsilons is None:
-    # Rounded, since 0.75 * 0.15 is 0.11249999999999999.
+    # Round, because 0.75 * 0.15 is 0.11249999999999999.
     rounded = [float(f"{multiple * epsilon:.6g}") for multiple in _CURVE_MULTIPLES]
     epsilons = tuple(rounded) if epsilon > 0 else ()
   if any(not 0 <= radius < float("inf") for radius in epsilons) or any(

@@ -31,7 +31,7 @@ from ddi_jax.training.step.state import random_key
 from ddi_jax.training.step.validation import evaluation_attack
 from ddi_jax.training.storage.workdir import absolute, find_run, locked
 
-# The curve, which attacks many times, is of so many examples at most.
+# Maximum number of examples for the curve, because it needs many attacks.
 CURVE_LIMIT = 500
 
 
@@ -40,25 +40,26 @@ def audit_run(
   workdir: Path | str,
   settings: AuditSettings | None = None,
 ) -> dict[str, Any] | None:
-  """Evaluate a checkpoint of the workdir's run on the test images; trains nothing.
+  """Evaluate a checkpoint of a run on the test images, without training.
 
-  The results are in `workdir/evaluation-NAME/` after every batch: interrupted in any
-  way, the same call goes on and ends with the same figures.  SIGTERM, SIGINT and SIGHUP
-  end it after the batch in progress.
+  Results are written to `workdir/evaluation-NAME/` after every batch.  If the
+  evaluation is interrupted in any way, call this function again: it resumes and reaches
+  the same result.  SIGTERM, SIGINT and SIGHUP end it after the batch in progress.
 
   Args:
-    config: of the run.
-    workdir: of the run.
+    config: the run's config.
+    workdir: the run's folder.
     settings: see `AuditSettings`.
 
   Returns:
     The content of evaluation.json; None if interrupted.
 
   Raises:
-    ConfigError: if a setting is impossible, or the workdir holds no run of this config,
-      no checkpoint, an evaluation of something else, or one that is running.
+    ConfigError: if a setting is impossible; if the workdir holds no run of this config
+      or no checkpoint; or if it holds an evaluation of something else, or one that is
+      running.
     CheckpointError: if the checkpoint is damaged.
-    DataError: if the data cannot be had.
+    DataError: if the data are not available.
 
   Example:
     >>> import contextlib, io, tempfile
@@ -100,7 +101,7 @@ def audit_run(
     journal = stack.enter_context(
       contextlib.closing(Journal(folder, description, subject.inputs))
     )
-    # The report lists them.
+    # Hide AutoAttack's warnings, because the report lists them.
     stack.enter_context(warnings.catch_warnings())
     warnings.filterwarnings("ignore", message="AutoAttack: ")
     print(
@@ -113,7 +114,7 @@ def audit_run(
       results = _attack(config, plan, subject, journal, interrupted)
     except ResumeError as error:
       raise ConfigError(
-        f"{folder} holds another evaluation ({error}): --evaluate_restart forgets it."
+        f"{folder} holds another evaluation ({error}): --evaluate_restart discards it."
       ) from error
   if results is None:
     print(f"Interrupted and saved in {folder}; the same command resumes.")
@@ -132,7 +133,7 @@ def audit_run(
 def _load_subject(
   config: ml_collections.ConfigDict, workdir: Path, settings: AuditSettings
 ) -> Subject:
-  """The model of a checkpoint, BatchNorm with its running statistics."""
+  """Load a checkpoint's model, in evaluation mode, and the test images."""
   splits = load_data(config)
   model, step = restore_model(config, workdir, settings.checkpoint)
   apply, params, model_state = models.functional(model)
@@ -160,7 +161,7 @@ def _attack(
   journal: Journal,
   interrupted: Interruption,
 ) -> Results | None:
-  """All attacks, those in the journal excepted; None if interrupted."""
+  """Run all attacks that are not yet in the journal; None if interrupted."""
   settings, results = config.evaluation, journal.results
   norm, epsilon = plan.threat_model.norm, float(plan.threat_model.epsilon)
   examples, curve_size = len(subject.labels), min(CURVE_LIMIT, len(subject.labels))

@@ -1,4 +1,4 @@
-"""How far an evaluation is, and how long it will take."""
+"""The progress bar of an evaluation."""
 
 from collections.abc import Mapping
 import sys
@@ -7,7 +7,7 @@ from tqdm import auto as tqdm
 
 from ddi_jax.attacks import AutoAttackResult, Progress
 
-# Forward passes for each example, roughly (a gradient is three).
+# Approximate number of forward passes per example (a gradient counts as three).
 _COSTS = {
   "apgd-ce": 300,
   "apgd-dlr": 300,
@@ -19,12 +19,14 @@ _COSTS = {
 
 
 class ProgressBar:
-  """A bar over all attacks, by what each costs; its time left is an estimate.
+  """A progress bar over all attacks, weighted by their costs.
+
+  Its remaining time is an estimate.
 
   Args:
-    sizes: number of examples by the names of the attacks that each result will have.
-    other_costs: of the attacks beside AutoAttack's, in forward passes.
-    results: what there is, by those names; kept up to date by the caller.
+    sizes: number of examples of each result; the key is the names of its attacks.
+    other_costs: costs of the attacks that are not AutoAttack's, in forward passes.
+    results: the results so far, with the same keys; the caller keeps them up to date.
   """
 
   def __init__(
@@ -50,7 +52,7 @@ class ProgressBar:
     )
 
   def show(self, progress: Progress) -> None:
-    """After a batch."""
+    """Update the bar after a batch."""
     step = self._cost(progress.attack) * len(progress.indices)
     self._bar.total = self._bar.n + step + self._left()
     self._bar.set_postfix_str(
@@ -70,7 +72,7 @@ class ProgressBar:
     return self._costs[name.split(" at ", maxsplit=1)[0]]
 
   def _left(self) -> int:
-    """The cost of what is not done, if nothing more is broken."""
+    """The cost of the remaining work if no further example is broken."""
     left = 0
     for names, size in self._sizes.items():
       for stage, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""The results of an evaluation, as JSON, as pictures and as a table."""
+"""The results of an evaluation, as JSON, figures and a table."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,13 +25,13 @@ _GRID_COLUMNS = 8
 
 
 class Subject(NamedTuple):
-  """The model, and the images to evaluate it on.
+  """A model, and the images on which to evaluate it.
 
   Attributes:
-    logits_fn: in evaluation mode.
-    inputs: `[N, H, W, C]` in [0, 1].
+    logits_fn: the model in evaluation mode.
+    inputs: images `[N, H, W, C]` in [0, 1].
     labels: `[N]`.
-    step: of the checkpoint.
+    step: training step of the checkpoint.
     num_classes: labels are in [0, num_classes).
   """
 
@@ -43,20 +43,20 @@ class Subject(NamedTuple):
 
 
 class Results(NamedTuple):
-  """All results; the curve is None where none was asked for."""
+  """The results of an evaluation; the curve is None if none was requested."""
 
   evaluation: ddi_jax.RobustnessEvaluation
   curve: ddi_jax.RobustnessCurve | None
 
 
 class _Broken(NamedTuple):
-  """The adversarial examples, `[M]`."""
+  """The M adversarial examples; all arrays are `[M]` unless another shape is given."""
 
-  indices: np.ndarray  # Among the test images.
+  indices: np.ndarray  # Indices of the test images.
   labels: np.ndarray
   wrong_labels: np.ndarray
-  confidences: np.ndarray  # Of the wrong labels.
-  attacks: np.ndarray  # Names.
+  confidences: np.ndarray  # The model's probabilities of the wrong labels.
+  attacks: np.ndarray  # Names of the attacks that found them.
   clean: np.ndarray  # [M, H, W, C]
   adversarial: np.ndarray
 
@@ -71,16 +71,16 @@ def write(
   *,
   seconds: float,
 ) -> dict[str, Any]:
-  """Writes evaluation.json, the pictures and, if asked for, the examples; prints.
+  """Write evaluation.json, figures and requested examples; print the table.
 
   Args:
-    folder: of the evaluation.
-    config: of the run.
-    settings: what was asked for.
-    description: of what was evaluated; goes into the JSON.
-    subject: model and images.
-    results: of the attacks.
-    seconds: that it took.
+    folder: the evaluation's folder.
+    config: the run's config.
+    settings: the evaluation's settings.
+    description: a description of what was evaluated, for the JSON file.
+    subject: the model and the images.
+    results: the results of the attacks.
+    seconds: time that the evaluation took.
 
   Returns:
     The content of evaluation.json.
@@ -130,14 +130,15 @@ def write(
     written.append(EXAMPLES_FILE)
   files.write_json(folder / RESULT_FILE, result)
   for name in {CURVE_FILE, GRID_FILE, EXAMPLES_FILE}.difference(written):
-    (folder / name).unlink(missing_ok=True)  # Of an evaluation with other settings.
+    # Remove files of an evaluation with other settings.
+    (folder / name).unlink(missing_ok=True)
   print(_format(evaluation, result))
   print(f"Files in {folder}: {', '.join(written)}")
   return result
 
 
 def _format(evaluation: ddi_jax.RobustnessEvaluation, result: Mapping[str, Any]) -> str:
-  """The closing table."""
+  """The final table, as text."""
   rows, (broken, *notes) = evaluation.table(result["evaluation"])
   lines = [
     "",
@@ -194,7 +195,7 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def _columns(broken: _Broken, names: Sequence[str]) -> list[figures.AdversarialExample]:
-  """Examples to be shown: of every class the first, then those that follow."""
+  """The examples to show: first one of every class, then the others in order."""
   _, firsts = np.unique(broken.labels, return_index=True)
   others = np.setdiff1d(np.arange(len(broken.labels)), firsts)
   chosen = np.concatenate([firsts, others])[:_GRID_COLUMNS]
@@ -212,6 +213,6 @@ def _columns(broken: _Broken, names: Sequence[str]) -> list[figures.AdversarialE
 
 
 def _save(path: Path, broken: _Broken) -> None:
-  """Writes the examples whole or not at all."""
+  """Save the examples atomically."""
   with files.replacing(path) as temporary:
     np.savez_compressed(temporary, **broken._asdict())

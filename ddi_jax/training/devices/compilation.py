@@ -1,4 +1,4 @@
-"""Where compiled programs are kept for a resumed run."""
+"""A cache of compiled programs, for resumed runs."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -14,9 +14,9 @@ _WORTH_KEEPING_SECONDS = 0.1
 
 @contextlib.contextmanager
 def compilation_cache_in(workdir: Path) -> Iterator[None]:
-  """Reads and writes compiled programs in the workdir while the `with` block runs.
+  """Cache compiled programs in the workdir while the `with` block runs.
 
-  Where the user has set a cache of their own (JAX_COMPILATION_CACHE_DIR), that stays.
+  If the user has set a cache (JAX_COMPILATION_CACHE_DIR), that one is used instead.
   """
   if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
     yield
@@ -36,4 +36,4 @@ def compilation_cache_in(workdir: Path) -> Iterator[None]:
 def _open_cache(settings: Mapping[str, Any]) -> None:
   for name, value in settings.items():
     jax.config.update(name, value)
-  compilation_cache.reset_cache()  # jax opens a cache once only.
+  compilation_cache.reset_cache()  # Without this, jax keeps the cache it has opened.

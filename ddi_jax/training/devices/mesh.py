@@ -1,10 +1,11 @@
-"""Several devices: how arrays lie on them; XLA splits the program accordingly.
+"""Shard arrays over several devices; XLA splits the program accordingly.
 
-The step is the one of a single device.  Its batch is split over the mesh's axis `data`,
-and XLA's partitioner does the rest.  The step says three things by hand: the K restarts
-are split over the axis `restart`; the coordinates of the K gradients are split over all
-devices, so that their inner products are summed from shares; and parameters that are
-stored split are gathered first.  docs/scaling.md counts the bytes.
+The training step is the same as on a single device.  Its batch is split over the mesh's
+axis `data`, and XLA's partitioner does the rest.  The step makes three decisions
+explicitly.  It splits the K restarts over the axis `restart`.  It splits the
+coordinates of the K gradients over all devices, so that their inner products are sums
+of partial products.  It gathers parameters that are stored split.  docs/scaling.md
+counts the bytes.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +20,8 @@ import numpy as np
 from ddi_jax.training.settings.pieces import ConfigError
 
 RESTART, DATA = "restart", "data"
-# The restarts of one share of the batch are neighbours: on one host, where they fit.
+# The restarts of one part of the batch are on neighbouring devices, and on one host if
+# they fit.
 ALL = (DATA, RESTART)
 
 
@@ -27,8 +29,9 @@ def create_mesh(config: ml_collections.ConfigDict) -> Mesh | None:
   """The mesh of the config's devices, data by restart; None for one device.
 
   Raises:
-    ConfigError: if there are fewer devices, or, with several processes, others, or the
-      processes would need unequal parts of a batch.
+    ConfigError: if there are fewer devices than the config needs; with several
+      processes, if there are more or fewer, or if the processes would need unequal
+      parts of a batch.
   """
   restart, data_size = config.mesh.restart, config.mesh.data
   wanted, present = restart * data_size, jax.device_count()
@@ -54,9 +57,10 @@ def create_mesh(config: ml_collections.ConfigDict) -> Mesh | None:
 
 
 class InMesh:
-  """A jitted function that is traced and run with a mesh as jax's current one.
+  """A jitted function that is traced and run with `mesh` as jax's current mesh.
 
-  The convolution for CPUs looks there whether XLA splits the program.
+  The convolution for CPUs uses the current mesh to decide whether XLA splits the
+  program.
   """
 
   def __init__(self, compiled: Any, mesh: Mesh):
@@ -67,7 +71,7 @@ class InMesh:
       return self._compiled(*args)
 
   def lower(self, *args: Any) -> Any:
-    """As `jax.jit(...).lower`."""
+    """The same as `jax.jit(...).lower`."""
     with jax.set_mesh(self._mesh):
       return self._compiled.lower(*args)
 
@@ -80,13 +84,13 @@ def split_restarts(
 ) -> Callable[..., Any]:
   """`fn` with the leading axis of its first argument split over `restart`.
 
-  Every device of that axis runs `fn` on its share of the K.  The other arguments are
-  replicated over `restart`; XLA partitions the batch.
+  Every device along that axis runs `fn` on its part of the K restarts.  The other
+  arguments are replicated over `restart`.  XLA partitions the batch.
 
   Args:
     fn: (leaves `[K', ...]`, *others) -> a tree of leaves `[K', ...]`.
     mesh: from `create_mesh`.
-    count: K; None if it is surely a multiple of the axis' size.
+    count: K; None if it is known to be a multiple of the axis' size.
   """
   size = mesh.shape[RESTART]
   if size == 1 or (count is not None and count % size):
@@ -106,7 +110,10 @@ def split_restarts(
 
 
 def split_coordinates(gradients: chex.ArrayTree, mesh: Mesh) -> chex.ArrayTree:
-  """K gradients, leaves `[K, *param]`, each device with all K of its coordinates."""
+  """Split the coordinates of K gradients, leaves `[K, *param]`, over all devices.
+
+  Each device has all K values of its coordinates.
+  """
   return jax.tree.map(
     lambda leaf: jax.lax.with_sharding_constraint(leaf, _split(leaf.shape, 1, mesh)),
     gradients,
@@ -114,17 +121,17 @@ def split_coordinates(gradients: chex.ArrayTree, mesh: Mesh) -> chex.ArrayTree:
 
 
 def gathered(tree: chex.ArrayTree, mesh: Mesh) -> chex.ArrayTree:
-  """The whole of all leaves on every device, wherever they lay before."""
+  """Replicate all leaves on every device, however they were sharded before."""
   return jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The whole array on every device."""
+  """The sharding of an array that is replicated on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def shardings(tree: chex.ArrayTree, mesh: Mesh, *, split: bool) -> chex.ArrayTree:
-  """How leaves lie: split over all devices along one dimension, or replicated."""
+  """The leaves' shardings: split over all devices in one dimension, or replicated."""
 
   def sharding(leaf: Any) -> NamedSharding:
     return _split(leaf.shape, 0, mesh) if split else replicated(mesh)
@@ -133,9 +140,10 @@ def shardings(tree: chex.ArrayTree, mesh: Mesh, *, split: bool) -> chex.ArrayTre
 
 
 def _split(shape: tuple[int, ...], first: int, mesh: Mesh) -> NamedSharding:
-  """Split along the longest dimension that the number of devices divides, if any.
+  """Split an array in its longest dimension that the number of devices divides.
 
-  Of equally long ones the last; those before `first` stay whole.
+  Of several dimensions of equal length, the last is split.  Dimensions before `first`
+  are not split.  If no dimension can be split, the array is replicated.
   """
   divisible = [
     index
@@ -145,18 +153,18 @@ def _split(shape: tuple[int, ...], first: int, mesh: Mesh) -> NamedSharding:
   if not divisible:
     return replicated(mesh)
   dimension = max(divisible, key=lambda index: (shape[index], index))
-  # As XLA writes it, that a step's result has the very sharding of its argument.
+  # Written in XLA's form, so that a step's result has exactly its argument's sharding.
   axes = tuple(name for name in ALL if mesh.shape[name] > 1)
   return NamedSharding(mesh, PartitionSpec(*(None,) * dimension, axes))
 
 
 def host_share(mesh: Mesh | None, axes: Any, batch_size: int) -> tuple[int, int]:
-  """Which part of every batch this process's devices need: (part, number of parts).
+  """The part of every batch that this process reads: (part, number of parts).
 
   Args:
     mesh: from `create_mesh`.
-    axes: the mesh axes that the batch is split over.
-    batch_size: of the whole batch, a multiple of these axes' sizes.
+    axes: the mesh axes over which the batch is split.
+    batch_size: size of the whole batch, a multiple of these axes' sizes.
   """
   if mesh is None:
     return 0, 1
@@ -172,7 +180,7 @@ def host_share(mesh: Mesh | None, axes: Any, batch_size: int) -> tuple[int, int]
 def to_devices(
   mesh: Mesh | None, axes: Any, batch: Mapping[str, np.ndarray]
 ) -> Mapping[str, Any]:
-  """A batch, of which this process has the part `host_share`, on the mesh's devices."""
+  """Put a batch on the mesh's devices; this process supplies its `host_share`."""
   if mesh is None:
     return batch
   sharding = NamedSharding(mesh, PartitionSpec(axes))

@@ -18,13 +18,13 @@ import numpy as np
 from ddi_jax.training.settings.pieces import ConfigError
 
 _Result = TypeVar("_Result")
-# Without a sign of life for so long, a process counts as lost and all others end.
+# A process that sends no heartbeat for this long counts as lost, and all others end.
 _HEARTBEAT_TIMEOUT = 30  # seconds
 _GRACE = 2.0  # seconds
 
 
 class OtherProcessError(RuntimeError):
-  """Another process failed or is lost; its own message, if any, says why."""
+  """Another process failed or was lost; its own message, if any, says why."""
 
 
 def initialize(
@@ -32,19 +32,21 @@ def initialize(
   num_processes: int | None = None,
   process_id: int | None = None,
 ) -> None:
-  """Joins this process to the others; before jax computes anything.
+  """Connect this process to the others.
 
-  Without arguments they are found in the environment: SLURM, Open MPI, Kubernetes
-  (with `pip install 'jax[k8s]'`) and Cloud TPU (see `jax.distributed.initialize`).
+  Call this before jax computes anything.  Without arguments, the settings are read from
+  the environment: SLURM, Open MPI, Kubernetes (with `pip install 'jax[k8s]'`) or Cloud
+  TPU (see `jax.distributed.initialize`).
 
   Args:
     coordinator: "host:port" of process 0.
     num_processes: number of processes.
-    process_id: of this one, in [0, num_processes).
+    process_id: index of this process, in [0, num_processes).
 
   Raises:
-    ConfigError: if only some arguments are given, one is impossible, or without any
-      the environment is unknown or the others cannot be reached.
+    ConfigError: if only some arguments are given, if one is impossible, if the
+      environment is unknown and there are no arguments, or if the other processes
+      cannot be reached.
   """
   given = {
     "coordinator": coordinator,
@@ -55,7 +57,7 @@ def initialize(
   if 0 < len(missing) < len(given):
     raise ConfigError(
       "--coordinator, --num_processes and --process_id go together; without "
-      f"{' and '.join(missing)}, leave out all of them where the environment tells."
+      f"{' and '.join(missing)}, omit all of them to read them from the environment."
     )
   if num_processes is not None and process_id is not None:
     if num_processes < 1 or not 0 <= process_id < num_processes:
@@ -65,7 +67,7 @@ def initialize(
       )
   if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
     raise ConfigError(f"--coordinator must be HOST:PORT, got {coordinator!r}.")
-  method = None if missing else "deactivate"  # The environment is not looked at.
+  method = None if missing else "deactivate"  # Ignore the environment.
   try:
     jax.distributed.initialize(
       coordinator,
@@ -81,16 +83,16 @@ def initialize(
       "--num_processes and --process_id."
     ) from error
   if threading.current_thread() is threading.main_thread():
-    # jax has taken it to itself, and does nothing upon it.
+    # jax has installed its own handler, which ignores the signal.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
 def leaving_at_once() -> Iterator[None]:
-  """With several processes, an exception in the block ends this one there and then.
+  """With several processes, end this one at once if the block raises an exception.
 
-  jax's own way out waits minutes for the others, who may be waiting for this one; a
-  closed connection tells them.
+  On a normal exit, jax waits minutes for the other processes, which may be waiting for
+  this one.  Ending at once closes the connection, which tells them.
   """
   try:
     yield
@@ -107,16 +109,17 @@ def leaving_at_once() -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     if jax.process_index() == 0:
-      time.sleep(_GRACE)  # Without the coordinator the others are aborted in mid-word.
+      # Give the others time to print: without the coordinator they are aborted.
+      time.sleep(_GRACE)
     os._exit(status)
 
 
 @contextlib.contextmanager
 def connection_errors() -> Iterator[None]:
-  """Names what a failure of jax means where there are several processes.
+  """With several processes, turn jax's runtime errors into `OtherProcessError`.
 
   Raises:
-    OtherProcessError: for an error of the runtime, which a lost process causes.
+    OtherProcessError: for a runtime error, which a lost process causes.
   """
   try:
     yield
@@ -124,39 +127,46 @@ def connection_errors() -> Iterator[None]:
     if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
       raise
     raise OtherProcessError(
-      "this process cannot go on, most likely because another process has ended "
-      f"({' '.join(str(error).split())[:200]}).  The same command, with as many "
-      "processes or others, resumes from the last checkpoint."
+      "this process cannot continue, most likely because another process has ended "
+      f"({' '.join(str(error).split())[:200]}).  The same command, with any number of "
+      "processes, resumes from the last checkpoint."
     ) from error
 
 
 def is_writer() -> bool:
-  """Whether this process writes logs and results; checkpoints are written together."""
+  """Whether this process writes logs and results.
+
+  All processes write checkpoints together.
+  """
   return jax.process_index() == 0
 
 
 def any_process(flag: bool) -> bool:
-  """Whether `flag` is true on any process; all must call this equally often."""
+  """Whether `flag` is true on any process.
+
+  All processes must call this function equally often.
+  """
   if jax.process_count() == 1:
     return flag
   return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def agreed(ask: Callable[[], bool]) -> Callable[[], bool]:
-  """`ask`, answered alike on all processes: whether it is true on any."""
+  """A function that is true on all processes if `ask` is true on any."""
   return lambda: any_process(ask())
 
 
 def together(fn: Callable[[], _Result]) -> _Result:
-  """`fn()` on every process; if it fails on one, it fails on all.
+  """Call `fn()` on every process; if it fails on one, raise an error on all.
 
   Raises:
-    OtherProcessError: if it failed elsewhere only; a process's own error as it is.
+    OtherProcessError: if `fn` failed only on other processes.  If it failed on this
+      one, its own error is raised.
   """
   results, failure = [], None
   try:
     results.append(fn())
-  except Exception as error:  # Raised below, when the others know.
+  except Exception as error:  # Raised below, after the others have been told.
     failure = error
   failed = any_process(failure is not None)
   if failure is not None:

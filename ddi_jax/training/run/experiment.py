@@ -1,4 +1,4 @@
-"""What a config describes, ready to run: data, network, step and validation."""
+"""Build what a config describes: data, network, training step and validation."""
 
 from collections.abc import Callable
 import functools
@@ -34,18 +34,20 @@ from ddi_jax.training.step.validation import ValidateFn, create_validate
 
 
 class Experiment(NamedTuple):
-  """The parts of a config's run.
+  """The parts of a run.
 
   Attributes:
     splits: the data.
     total_steps: number of steps.
     evaluate_every: number of steps between validations.
-    mesh: of several devices, None for one.
+    mesh: mesh of several devices, None for one.
     apply: the network, see `ddi_jax.models.functional`.
-    initial_state: before the first step, without the memory of the source warm.
-    start: () -> a copy of it that is complete; a step donates its input.
-    hyperparameters: of the run, an argument of each step.
-    parts: of the step, see `training.step.train_step`.
+    initial_state: the state before the first step, without the memory of the source
+      warm.
+    start: () -> a copy of the initial state with that memory.  A copy is needed because
+      a step donates its input.
+    hyperparameters: the run's hyperparameters, an argument of each step.
+    parts: the parts of the step, see `training.step.train_step`.
     train_step: (state, batch, hyperparameters) -> (state, metrics), jitted.
     validate: see `training.step.validation`.
   """
@@ -67,8 +69,8 @@ def load_data(config: ml_collections.ConfigDict) -> data.Splits:
   """The data set of the config.
 
   Raises:
-    ConfigError: if the set is too small for a setting, or of another form.
-    DataError: if it cannot be had.
+    ConfigError: if the data set is too small for a setting, or has a wrong form.
+    DataError: if the data set is not available.
 
   Example:
     >>> from ddi_jax import training
@@ -100,7 +102,7 @@ def load_data(config: ml_collections.ConfigDict) -> data.Splits:
 
 
 def image_kind(splits: data.Splits) -> model.ImageKind:
-  """What the network needs to know of the data."""
+  """What the network needs to know about the data."""
   return model.ImageKind(
     splits.train.image_shape, splits.num_classes, splits.mean, splits.std
   )
@@ -109,7 +111,7 @@ def image_kind(splits: data.Splits) -> model.ImageKind:
 def create_model(
   config: ml_collections.ConfigDict, splits: data.Splits, *, abstract: bool = False
 ) -> nnx.Module:
-  """The freshly initialised network of the config, for this data; or its shapes."""
+  """Create the config's network for this data, initialised, or only its shapes."""
   return model.create_model(config, image_kind(splits), abstract=abstract)
 
 
@@ -119,13 +121,13 @@ def create_experiment(
   mesh: Mesh | None = None,
   change_parts: Callable[[StepParts, Apply], StepParts] = lambda parts, apply: parts,
 ) -> Experiment:
-  """The parts of a checked config's run.
+  """Create the parts of a run from a checked config.
 
   Args:
     config: a checked config.
-    splits: its data.
-    mesh: of several devices, or None.
-    change_parts: (parts, apply) -> the step's parts, to replace some of them.
+    splits: the config's data.
+    mesh: mesh of several devices, or None.
+    change_parts: (parts, apply) -> parts.  Replaces some of the step's parts.
 
   Example:
     >>> from ddi_jax import training
@@ -153,13 +155,14 @@ def create_experiment(
     apply,
   )
   state = create_train_state(params, model_state, parts.optimizer)
-  # Committed to its devices, as a restored state is: else XLA would compile for both.
+  # Commit the state to its devices, like a restored state.  Otherwise XLA would compile
+  # the step twice.
   replicated: Any = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   state_sharding: Any = replicated
   if mesh is not None:
     replicated = meshes.replicated(mesh)
     state_sharding = state_shardings(state, mesh, config.mesh.fsdp)
-    state = jax.tree.map(np.asarray, state)  # The same on all hosts.
+    state = jax.tree.map(np.asarray, state)  # NumPy arrays are the same on all hosts.
   state = jax.device_put(state, state_sharding)
 
   @functools.partial(jax.jit, out_shardings=replicated)

@@ -1,4 +1,4 @@
-"""`curves.png`: a run at a glance."""
+"""The figure `curves.png`, which shows a run's metrics."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +11,14 @@ from ddi_jax.training.storage.logs import read_metrics
 
 
 def save_curves(workdir: Path, title: str) -> Path:
-  """Draws a run's metrics: losses, accuracies, and how the K gradients relate.
+  """Plot a run's metrics: losses, accuracies, and relations of the K gradients.
 
   Args:
-    workdir: of the run.
-    title: above the panels.
+    workdir: the run's folder.
+    title: title of the figure.
 
   Returns:
-    Path of the picture.
+    The figure's path.
   """
   records = list(read_metrics(workdir))
   train = [record for record in records if record["split"] == "train"]
@@ -61,7 +61,7 @@ def save_curves(workdir: Path, title: str) -> Path:
       smooth=True,
     )
     gradients.set_ylabel("the K gradients or candidates (no unit)")
-    # Not a magnifying glass on rounding where all agree.
+    # Do not magnify rounding errors if all gradients agree.
     low, high = gradients.get_ylim()
     gradients.set_ylim(min(0.98, low), max(1.005, high))
     gradients.ticklabel_format(axis="y", useOffset=False)
@@ -81,7 +81,7 @@ def _plot(
   smooth: bool = False,
   **style: Any,
 ) -> None:
-  """Draw a metric's course; nothing where no record has it."""
+  """Plot a metric by step; plot nothing if no record has it."""
   records = [record for record in records if name in record]
   if not records:
     return

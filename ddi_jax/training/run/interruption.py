@@ -1,4 +1,4 @@
-"""Ending a run between two steps."""
+"""End a run between two steps upon a signal."""
 
 import signal
 import threading
@@ -7,11 +7,12 @@ from typing import Any
 
 
 class Interruption:
-  """Whether SIGTERM, SIGINT or SIGHUP has come while the `with` block runs.
+  """A context manager that tells whether SIGTERM, SIGINT or SIGHUP was received.
 
-  The program asks by calling it and ends at a place of its choosing; a second SIGINT
-  raises KeyboardInterrupt at once.  A signal that is ignored, SIGHUP under nohup for
-  example, stays ignored.
+  Calling it returns whether one of them was received since the `with` block began, so
+  that the program can end at a point of its choice.  A second SIGINT raises
+  KeyboardInterrupt at once.  A signal that is ignored (for example SIGHUP under nohup)
+  stays ignored.
   """
 
   def __init__(self) -> None:

@@ -24,17 +24,17 @@ from ddi_jax.training.storage.checkpoints import Checkpoints
 
 
 class TrainingError(RuntimeError):
-  """Training cannot go on; the message says why and what is left."""
+  """Training cannot continue; the message says why, and which checkpoint is left."""
 
 
 class TrainingLoop:
   """One run of an experiment, from its latest checkpoint to its end.
 
   Args:
-    experiment: the parts.
-    config: of the run.
-    workdir: where checkpoints and logs are.
-    interrupted: whether to stop before the next step, the same on all processes.
+    experiment: the parts of the run.
+    config: the run's config.
+    workdir: folder of the checkpoints and logs.
+    interrupted: () -> whether to stop before the next step; the same on all processes.
   """
 
   def __init__(
@@ -70,7 +70,7 @@ class TrainingLoop:
         validation = self._validate_if_due(step, bar)
         stop = self._interrupted()
         if validation is not None or stop:
-          # The untrained network does not compete for the best checkpoint.
+          # The untrained network must not become the best checkpoint.
           self._save(validation if step else None)
         if stop:
           self._checkpoints.close()
@@ -123,13 +123,14 @@ class TrainingLoop:
     return validation
 
   def _save(self, validation: Validation | None) -> None:
-    # Before the checkpoint, which is resumed with its steps' records.
+    # Write the log before the checkpoint: a resumed run needs the records up to its
+    # step.
     self._log.flush()
     self._progress["seconds"] = time.monotonic() - self._began
     self._checkpoints.save(self._state, self._progress, validation)
 
   def _test(self) -> dict[str, Any] | None:
-    """The summary, with the best, the last and the untrained network's test results."""
+    """Test the best, last and untrained networks; return the summary."""
     experiment, config = self._experiment, self._config
     best_step = self._checkpoints.best_step
     assert best_step is not None  # The last step is always validated.
@@ -189,7 +190,7 @@ class TrainingLoop:
 
 
 class _ProgressBar(tqdm.tqdm):
-  """The bar of the steps, with the last figures behind it."""
+  """A progress bar over the steps, followed by the latest metrics."""
 
   _validation_text = ""
 
@@ -214,7 +215,7 @@ def _warn_of_unequal_candidates(config: ml_collections.ConfigDict) -> None:
   is_danskin = METHODS.get(config.method) is METHODS["danskin"]
   if is_danskin and plain and sources.are_unequal(config):
     print(
-      "Warning: plain danskin takes every candidate for a maximiser, and those of "
+      "Warning: plain danskin treats every candidate as a maximiser, but those of "
       f"config.sources, {config.sources}, are not equally good: see docs/sources.md "
       "and config.method=proximal or config.danskin.bundle_step."
     )

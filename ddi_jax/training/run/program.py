@@ -39,27 +39,29 @@ def train(
   """Train, evaluate and report; resume if the workdir holds the same config's run.
 
   SIGTERM, SIGINT and SIGHUP end the run after the step in progress, with a checkpoint.
-  Where several processes train together (`processes.initialize`), each calls this with
-  the same arguments and a workdir that all of them see, inside
-  `processes.leaving_at_once`; one writes all but the checkpoints, which they write
-  together.
+
+  If several processes train together (`processes.initialize`), each calls this function
+  inside `processes.leaving_at_once`, with the same arguments and a workdir on a shared
+  file system.  The processes write the checkpoints together.  One of them writes all
+  other files.
 
   Args:
     config: see `ddi_jax.training.default_config`.
-    workdir: made if missing; may begin with "~"; receives config.json,
-      metrics.jsonl, summary.json, curves.png, checkpoints/, tensorboard/ and
-      compilation_cache/, the compiled programs that make a resumed run start at once.
+    workdir: folder of the run, created if missing; may begin with "~".  It receives
+      config.json, metrics.jsonl, summary.json, curves.png, checkpoints/, tensorboard/
+      and compilation_cache/.  The last holds compiled programs, with which a resumed
+      run starts at once.
 
   Returns:
     The content of summary.json; None if the run was interrupted.
 
   Raises:
-    ConfigError: if a setting is impossible or unused, surely needs more memory than
-      there is, or the workdir holds another run or is in use.
-    DataError: if the data cannot be had.
+    ConfigError: if a setting is impossible, unused or certain to need too much memory,
+      or if the workdir holds another run or is in use.
+    DataError: if the data are not available.
     TrainingError: if the loss or the parameters are no longer finite, the workdir
       cannot be written, or no checkpoint in it is good.
-    OtherProcessError: if another of several processes failed or is lost.
+    OtherProcessError: if another of several processes failed or was lost.
 
   Example:
     >>> import tempfile
@@ -77,7 +79,7 @@ def train(
   check_config(config)
   mesh = meshes.create_mesh(config)
   known = known_images(config)
-  if known is not None:  # Absurd sizes are refused before the data are read.
+  if known is not None:  # Refuse absurd sizes before reading the data.
     _check_memory(config, known, num_images=config.batch_size)
   with processes.connection_errors():
     splits = processes.together(lambda: load_data(config))
@@ -158,7 +160,7 @@ def _check_memory(
 ) -> None:
   _, params, _ = models.functional(create_model(config, images, abstract=True))
   check_memory(config, images.image_shape, num_images, params, opt_state=())
-  # Of an absurd size, not even the shapes can be made.
+  # For parameters of an absurd size, even the shapes of the state cannot be computed.
   opt_state = jax.eval_shape(create_optimizer(config).init, params)
   check_memory(config, images.image_shape, num_images, params, opt_state)
 

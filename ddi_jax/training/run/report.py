@@ -1,4 +1,4 @@
-"""The closing table of a run, beside the runs in the same folder."""
+"""The final table of a run, which also lists other runs in the same folder."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -11,11 +11,11 @@ SUMMARY_FILE = "summary.json"
 
 
 def format_report(workdir: Path, summary: Mapping[str, Any]) -> str:
-  """Where a finished run stands, and where its files are.
+  """A table of a finished run's results, and the location of its files.
 
-  Runs on the same data and attack in sibling folders are listed for comparison.
+  For comparison, the table lists runs on the same data and attack in sibling folders.
   """
-  prefix = "robust_accuracy_"  # In each of several threat models.
+  prefix = "robust_accuracy_"  # Followed by a norm if there are several threat models.
   norms = [name.removeprefix(prefix) for name in summary if name.startswith(prefix)]
   fields = ["clean_accuracy", "robust_accuracy", *(prefix + norm for norm in norms)]
   fields.append("mean_confidence")
@@ -32,7 +32,7 @@ def format_report(workdir: Path, summary: Mapping[str, Any]) -> str:
       same = ("data", "attack", "test_images")
       if all(other[name] == summary[name] for name in same):
         rows.append(_row(path.parent.name, other, fields))
-    except (OSError, ValueError, KeyError, TypeError):  # Not of this program.
+    except (OSError, ValueError, KeyError, TypeError):  # Not a file of this program.
       continue
   header = ("", "clean", "robust", *norms, "confidence")
   lines = [

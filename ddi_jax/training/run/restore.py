@@ -1,4 +1,4 @@
-"""The network of a run, from its folder alone."""
+"""Load a run's config and network from its folder."""
 
 import contextlib
 from pathlib import Path
@@ -26,16 +26,16 @@ CHECKPOINTS = ("best", "last")
 def load_config(
   workdir: Path | str, *, trusted: bool = False
 ) -> ml_collections.ConfigDict:
-  """Read the config that a run was made with.
+  """Read the config with which a run was made.
 
   Args:
     workdir: the run's folder.
     trusted: whether pieces that the config names as `module:name` may be imported and
-      called.  They can do anything: say so only of a folder that you trust.
+      called.  They can do anything, so set this only for a folder that you trust.
 
   Raises:
-    ConfigError: if the folder holds no run, one of another version's settings, or one
-      with pieces of its own that is not trusted.
+    ConfigError: if the folder holds no run, the run's settings are not those of this
+      version, or its config names a `module:name` and `trusted` is False.
 
   Example:
     >>> import tempfile
@@ -68,10 +68,12 @@ def load_config(
 def load_model(
   workdir: Path | str, checkpoint: str = "best", *, trusted: bool = False
 ) -> nnx.Module:
-  """Load the trained network of a run, in evaluation mode; the data are not needed.
+  """Load the trained network of a run, in evaluation mode.
+
+  The data are not needed.
 
   Args:
-    workdir: the run's folder, finished or not.
+    workdir: the run's folder; the run need not be finished.
     checkpoint: "best" by validation robust accuracy, or "last".
     trusted: see `load_config`.
 
@@ -103,7 +105,10 @@ def load_model(
 def restore_model(
   config: ml_collections.ConfigDict, workdir: Path, checkpoint: str
 ) -> tuple[nnx.Module, int]:
-  """As `load_model`, of a run whose config is known; and the checkpoint's step."""
+  """Load the network and step of a checkpoint, with a known config.
+
+  See `load_model`.
+  """
   if checkpoint not in CHECKPOINTS:
     raise ConfigError(
       f"checkpoint must be one of {', '.join(CHECKPOINTS)}; got {checkpoint!r}."
@@ -116,7 +121,7 @@ def restore_model(
     params,
     model_state,
   )
-  # Wherever it was trained.
+  # Load onto this device, wherever the network was trained.
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   like = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like
@@ -135,7 +140,7 @@ def restore_model(
 
 
 def _update(config: ml_collections.ConfigDict, stored: dict[str, Any]) -> None:
-  """Sets every field; JSON knows lists only, where a config has tuples."""
+  """Set every field; convert lists to tuples, which JSON does not have."""
   for name, value in stored.items():
     if isinstance(value, dict):
       _update(config[name], value)

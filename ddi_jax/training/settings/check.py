@@ -1,7 +1,8 @@
-"""The check of a config: before a run starts, and before anything is written.
+"""Check a config, before a run starts and before anything is written.
 
-The functions that a group of settings feeds check its values; what only the training
-program knows, and settings that nothing chosen uses, are checked here.
+The library's functions check their own arguments.  This module checks ranges that only
+the training program knows.  It also refuses settings that none of the chosen pieces
+(method, sources, data set, model, optimiser, schedule) uses.
 """
 
 from collections.abc import Callable, Collection
@@ -31,7 +32,7 @@ from ddi_jax.training.settings.threats import (
   step_size,
 )
 
-# The settings that name a piece.
+# The settings that choose a piece by name.
 CHOICES = (
   "method",
   "sources",
@@ -47,7 +48,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   """Check every setting that can be checked without the data.
 
   Raises:
-    ConfigError: for the first impossible one, or one that nothing chosen uses.
+    ConfigError: for the first setting that is impossible, or that none of the chosen
+      pieces uses.
 
   Example:
     >>> from ddi_jax import training
@@ -75,8 +77,8 @@ def check_against_data(config: ml_collections.ConfigDict, train: Examples) -> No
   """Check the settings that depend on the data.
 
   Raises:
-    ConfigError: if a batch is larger than the training set, or there are more steps
-      than their number, an int32, can count.
+    ConfigError: if a batch is larger than the training set, or there are too many steps
+      for an int32.
   """
   if config.batch_size > len(train):
     raise ConfigError(
@@ -97,14 +99,14 @@ def check_against_data(config: ml_collections.ConfigDict, train: Examples) -> No
 def drop_unused(
   config: ml_collections.ConfigDict, keep: Collection[str] = ()
 ) -> ml_collections.ConfigDict:
-  """Return a copy in which settings that nothing uses have their defaults again.
+  """Return a copy in which settings that nothing uses are reset to their defaults.
 
-  For an experiment of which a piece was replaced: what only the former piece used goes
-  with it.
+  Use this after replacing a piece of an experiment.  It resets the settings that only
+  the former piece used.
 
   Args:
-    config: not yet checked.
-    keep: dotted names of settings that are to stay, so that `check_config` refuses
+    config: a config, not yet checked.
+    keep: dotted names of settings that are not reset, so that `check_config` refuses
       them if nothing uses them.
 
   Example:
@@ -134,7 +136,7 @@ def drop_unused(
 
 
 def _check_pieces(config: ml_collections.ConfigDict) -> None:
-  """Make every piece once: their own checks speak, with the config's path."""
+  """Make every piece once, so that the pieces check their own settings."""
   pieces.find("data.name", config.data.name, DATASETS)
   method = find_method(config)
   if method.proximal:
@@ -148,7 +150,7 @@ def _check_pieces(config: ml_collections.ConfigDict) -> None:
   pieces.call(THREAT_MODELS[config.attack.norm], {"epsilon": epsilon}, "attack")
   ball = THREAT_MODELS[config.attack.norm](epsilon)
   attack = sources.pgd_settings(config, 1.0)
-  attack["step_size"] = attack["step_size"] or 1.0  # At radius 0.
+  attack["step_size"] = attack["step_size"] or 1.0  # The step size is 0 at radius 0.
   attack["random_start"] = config.attack.random_start
   pieces.call(ddi_jax.pgd, attack, "attack", ball)
   for radius in evaluated_radii(config).values():
@@ -168,7 +170,7 @@ def _check_proximal(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_model(config: ml_collections.ConfigDict) -> None:
-  """Make the network's shapes, where those of the images are known by now."""
+  """Compute the network's shapes, if the shape of the images is already known."""
   model.find_model(config)
   images = model.known_images(config)
   if images is not None:
@@ -273,12 +275,12 @@ def _check_unused(config: ml_collections.ConfigDict) -> None:
   listed = ", ".join(sorted(takes)) or "no setting of its own"
   raise ConfigError(
     f"config.{field} is {value!r}, but config.{chooser} {name!r} does not use it; it "
-    f"takes {listed}.  Leave it at its default, or choose what uses it."
+    f"takes {listed}.  Leave it at its default, or choose a piece that uses it."
   )
 
 
 def unused_fields(config: ml_collections.ConfigDict) -> set[str]:
-  """The settings that differ from their defaults and that nothing chosen uses."""
+  """The settings that differ from their defaults but that no chosen piece uses."""
   defaults = flatten(default_config())
   used = used_fields(config)
   return {
@@ -292,9 +294,9 @@ def unused_fields(config: ml_collections.ConfigDict) -> set[str]:
 
 
 def used_fields(config: ml_collections.ConfigDict) -> set[str]:
-  """The settings that the chosen pieces use, by dotted name.
+  """The dotted names of the settings that the chosen pieces use.
 
-  The name of a group stands for all that is in it.
+  The name of a group stands for all settings in it.
   """
   return (
     {*CHOICES, "seed", "batch_size", "num_epochs", "mesh", "gradient.batch_norm"}
@@ -335,7 +337,7 @@ def _data_fields(config: ml_collections.ConfigDict) -> set[str]:
   fields |= {"data.pad", "data.flip"}
   if pieces.is_own(config.data.name, DATASETS):
     return fields | {"data_settings"}
-  # Digits come with scikit-learn; the reader itself refuses "always" for them.
+  # scikit-learn includes the digits.  Their reader itself refuses streaming "always".
   fields |= {"data.streaming", "data.resolution"}
   return fields if config.data.name == "digits" else fields | {"data.data_dir"}
 
@@ -354,14 +356,14 @@ def _evaluation_fields(config: ml_collections.ConfigDict) -> set[str]:
   fields = {f"evaluation.{name}" for name in config.evaluation}
   if config.evaluation.norms:
     fields |= {f"radii.{norm}" for norm in config.evaluation.norms}
-    return fields - {"evaluation.step_size"}  # Each norm has steps of its own.
+    return fields - {"evaluation.step_size"}  # Each norm has its own step size.
   return fields | {"attack.norm", "attack.epsilon"}
 
 
 def _owner(
   config: ml_collections.ConfigDict, field: str
 ) -> tuple[str, Any, Collection[str]]:
-  """(Setting that chooses the piece, the piece's name, what it uses) for a field."""
+  """For a field: (the setting that chooses its piece, the piece, what it uses)."""
   group = field.split(".", maxsplit=1)[0]
   by_group: dict[str, tuple[str, Callable[..., Collection[str]]]] = {
     "data": ("data.name", _data_fields),
@@ -384,12 +386,12 @@ def _owner(
 
 
 def _foreign_groups(config: ml_collections.ConfigDict) -> set[str]:
-  """Groups that a caller of `train` added to a config, for a purpose of its own."""
+  """Groups that a caller of `train` added to a config for its own purposes."""
   return set(config) - set(default_config())
 
 
 def own_pieces(config: ml_collections.ConfigDict) -> list[str]:
-  """The pieces that a config names as `module:name`; nothing is imported."""
+  """The pieces that a config names as `module:name`, without importing them."""
   own = [
     name
     for name, known in (

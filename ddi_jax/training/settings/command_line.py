@@ -1,4 +1,4 @@
-"""The flags of a program with a config file, and one sentence for what is wrong."""
+"""Command-line flags of a program with a config file, and short error messages."""
 
 from collections.abc import Callable, Sequence
 import difflib
@@ -16,17 +16,20 @@ from ml_collections import config_flags
 from ddi_jax.training.settings import config_file
 from ddi_jax.training.settings.pieces import ConfigError
 
-flags.disclaim_key_flags()  # `--help` of the program that defines a flag here has it.
+# A flag that is defined here is listed in the `--help` of the program that asks for it.
+flags.disclaim_key_flags()
 
 
 def define_config_flag(
   program: str, description: str
 ) -> flags.FlagHolder[ml_collections.ConfigDict]:
-  """Defines the flag `--config`, by which absl reads the files of `--flagfile` already.
+  """Define the flag `--config`.
+
+  absl already reads the files of `--flagfile` at this point.
 
   Args:
-    program: its name, as messages begin with it.
-    description: for `--help`.
+    program: the program's name, with which messages begin.
+    description: help text of the flag.
   """
   try:
     return config_flags.DEFINE_config_file("config", help_string=description)
@@ -45,16 +48,16 @@ def parse_flags(
   examples: Path,
   settings_of: Callable[[str], ml_collections.ConfigDict],
 ) -> list[str]:
-  """Parses the flags; ends the program with one or two sentences if one is wrong.
+  """Parse the flags; if one is wrong, end the program with a short message.
 
   Args:
     argv: the program's name and its arguments.
-    program: its name, as messages begin with it.
-    examples: a folder of config files, to name them where none is given.
-    settings_of: FILE or FILE:VARIANT -> a config with all settings that there are.
+    program: the program's name, with which messages begin.
+    examples: a folder of config files, which are listed if no config is given.
+    settings_of: FILE or FILE:VARIANT -> a config with all existing settings.
 
   Returns:
-    What is left when the flags are taken away; the first is the program's name.
+    The arguments that are not flags, preceded by the program's name.
   """
 
   def leave(message: str) -> NoReturn:
@@ -84,7 +87,7 @@ def parse_flags(
 
 
 def _config_argument(argv: Sequence[str]) -> str | None:
-  """What --config is given, None if it is not there."""
+  """The value of --config, None if the flag is missing."""
   for argument, following in itertools.pairwise([*argv, None]):
     if match := re.fullmatch(r"--?config(=(.*))?", str(argument), re.DOTALL):
       return following if match[1] is None else match[2]

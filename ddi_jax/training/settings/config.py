@@ -1,4 +1,4 @@
-"""The settings of a run: their defaults and their meaning."""
+"""The settings of a run, with their defaults and their meaning."""
 
 from typing import Any
 
@@ -14,8 +14,9 @@ from ddi_jax.training.settings.pieces import ConfigError
 def default_config() -> ml_collections.ConfigDict:
   """Return all settings with their defaults; a config file changes some of them.
 
-  A group that feeds a function of the library has that function's arguments and
-  defaults.  A setting that is changed and that nothing chosen uses is an error.
+  Some groups hold arguments of a function of the library, with that function's
+  defaults.  It is an error to change a setting that the run does not use, for example
+  one of a method that is not chosen.
 
   Example:
     >>> from ddi_jax import training
@@ -24,17 +25,20 @@ def default_config() -> ml_collections.ConfigDict:
     ('danskin', 0.1, 'active_set')
   """
   config = ml_collections.ConfigDict()
-  config.seed = 0  # of initial parameters, batches, augmentation and attacks
-  # A name of ddi_jax/training/settings/methods.py, or your own: "module:name".
+  # Seed for initial parameters, batches, augmentation and attacks.
+  config.seed = 0
+  # A name from ddi_jax/training/settings/methods.py, or your own, "module:name".
   config.method = "danskin"
-  config.method_settings = ml_collections.ConfigDict()  # of your own method
-  config.num_restarts = 4  # K, of all methods but standard and pgd
-  # Where the candidates come from, in place of num_restarts restarts of config.attack:
-  # names of ddi_jax/training/settings/sources.py with their numbers,
-  # ("uniform:2", "spatial"), or your own, ("module:name:2",).
+  config.method_settings = ml_collections.ConfigDict()  # Arguments of your own method.
+  # Number of restarts K, for all methods except standard and pgd.
+  config.num_restarts = 4
+  # The sources of the candidates.  (): num_restarts restarts of config.attack.
+  # Otherwise names from ddi_jax/training/settings/sources.py with the numbers of their
+  # candidates, ("uniform:2", "spatial"), or your own sources, ("module:name:2",).
   config.sources = ()
-  config.source_settings = ml_collections.ConfigDict()  # of your own sources
-  config.unit_norm = False  # scale the direction to norm 1, with any method
+  config.source_settings = ml_collections.ConfigDict()  # Arguments of your own sources.
+  # Whether to scale the direction to norm 1, with any method.
+  config.unit_norm = False
   config.batch_size = 128
   config.num_epochs = 10.0
   _add_methods(config)
@@ -45,7 +49,7 @@ def default_config() -> ml_collections.ConfigDict:
   _add_optimizer(config)
   _add_evaluation(config)
   _add_devices(config)
-  config.lock()  # A misspelt field is an error.
+  config.lock()  # A misspelt setting is then an error.
   for group in ("method", "source", "model", "data"):
     config[f"{group}_settings"].unlock()
   return config
@@ -56,7 +60,7 @@ def _add_methods(config: ml_collections.ConfigDict) -> None:
     ddi_jax.danskin_direction,
     names=("bundle_step", "loss_tolerance", "solver", "tolerance", "max_iterations"),
   )
-  config.proximal = pieces.group(  # step None: the learning rate
+  config.proximal = pieces.group(  # If step is None, it is the learning rate.
     ddi_jax.proximal_danskin_gradient,
     names=("step", "per", "iterations", "tolerance", "memory"),
   )
@@ -65,7 +69,8 @@ def _add_methods(config: ml_collections.ConfigDict) -> None:
 
 
 def _add_sources(config: ml_collections.ConfigDict) -> None:
-  config.radii = ml_collections.ConfigDict()  # of the sources linf, l2, l1 and msd
+  # Radii of the sources linf, l2, l1 and msd, and of config.evaluation.norms.
+  config.radii = ml_collections.ConfigDict()
   config.radii.linf = 0.1
   config.radii.l2 = 1.0
   config.radii.l1 = 5.0
@@ -73,31 +78,33 @@ def _add_sources(config: ml_collections.ConfigDict) -> None:
     candidates.spatial, names=("max_degrees", "max_shift", "tries")
   )
   config.warm = ml_collections.ConfigDict()
-  config.warm.steps = config_dict.placeholder(int)  # None: config.attack.steps
-  config.warm.reset_epochs = config_dict.placeholder(int)  # forgets so often; None: not
+  config.warm.steps = config_dict.placeholder(int)  # None: config.attack.steps.
+  # Perturbations are reset every so many epochs.  None: never.
+  config.warm.reset_epochs = config_dict.placeholder(int)
 
 
 def _add_data(config: ml_collections.ConfigDict) -> None:
   config.data = ml_collections.ConfigDict()
-  config.data.name = "digits"  # or your own, "module:name"
-  config.data.data_dir = config_dict.placeholder(str)  # None: TFDS' own
-  config.data.validation_size = 200  # held out of the training set
-  config.data.split_seed = 0  # of the choice of the validation images
-  config.data.limit = config_dict.placeholder(int)  # images per split; None: all
-  # Height and width, of data sets whose images differ in size (imagenet2012).
+  config.data.name = "digits"  # See ddi_jax.data.DATASETS, or your own, "module:name".
+  config.data.data_dir = config_dict.placeholder(str)  # None: the default of TFDS.
+  config.data.validation_size = 200  # Images held out of the training set.
+  config.data.split_seed = 0  # Seed for the choice of the validation images.
+  config.data.limit = config_dict.placeholder(int)  # Images per split.  None: all.
+  # Height and width, only for data sets whose images differ in size (imagenet2012).
   config.data.resolution = config_dict.placeholder(int)
-  config.data.streaming = "auto"  # or "always", "never": read images when needed
-  config.data.pad = 0  # pixels of padding before a random crop
-  config.data.flip = False  # mirror at random
-  config.data_settings = ml_collections.ConfigDict()  # of your own data set
+  # Whether to read images when they are needed: "auto", "always" or "never".
+  config.data.streaming = "auto"
+  config.data.pad = 0  # Pixels of padding before a random crop.
+  config.data.flip = False  # Whether to mirror images at random.
+  config.data_settings = ml_collections.ConfigDict()  # Arguments of your own data set.
 
 
 def _add_model(config: ml_collections.ConfigDict) -> None:
   config.model = pieces.group(
     *models.MODELS.values(), names=model.FIELDS, own_defaults=True
   )
-  config.model.name = "small"  # or your own, "module:name"
-  config.model_settings = ml_collections.ConfigDict()  # of your own model
+  config.model.name = "small"  # See ddi_jax.models.MODELS, or your own, "module:name".
+  config.model_settings = ml_collections.ConfigDict()  # Arguments of your own model.
 
 
 def _add_attack(config: ml_collections.ConfigDict) -> None:
@@ -105,15 +112,20 @@ def _add_attack(config: ml_collections.ConfigDict) -> None:
     ddi_jax.pgd, names=("random_start", "iterate", "stop_below")
   )
   config.attack.norm = "linf"
-  config.attack.epsilon = 0.1  # radius; images are in [0, 1]
-  config.attack.warmup_epochs = 0.0  # the radius grows linearly from 0 over these
+  config.attack.epsilon = 0.1  # The radius, for images in [0, 1].
+  # Number of epochs in which the radius grows linearly from 0.
+  config.attack.warmup_epochs = 0.0
   config.attack.steps = 7
-  config.attack.step_size = config_dict.placeholder(float)  # None: 2.5 epsilon / steps
-  config.attack.dtype = "float32"  # of the network under attack; or "bfloat16"
-  config.attack.batch_norm = "train"  # BatchNorm's mode during the attack
+  config.attack.step_size = config_dict.placeholder(float)  # None: 2.5 epsilon / steps.
+  # Precision of the network during the attack: "float32" or "bfloat16".
+  config.attack.dtype = "float32"
+  # Mode of BatchNorm during the attack: "train" or "eval".
+  config.attack.batch_norm = "train"
   config.gradient = ml_collections.ConfigDict()
-  config.gradient.batch_norm = "train"  # its mode in the gradient for the parameters
-  # What the network draws there (Dropout): "per_candidate", or "shared" by all K.
+  # Mode of BatchNorm in the gradient of the parameters: "train" or "eval".
+  config.gradient.batch_norm = "train"
+  # Random numbers of the network in that gradient (Dropout): "per_candidate", or
+  # "shared" by all K candidates.
   config.gradient.loss_keys = "per_candidate"
 
 
@@ -128,31 +140,37 @@ def _add_optimizer(config: ml_collections.ConfigDict) -> None:
 
 def _add_evaluation(config: ml_collections.ConfigDict) -> None:
   config.evaluation = ml_collections.ConfigDict()
-  config.evaluation.every_epochs = 1.0
+  config.evaluation.every_epochs = 1.0  # Epochs between validations.
   config.evaluation.batch_size = 256
-  config.evaluation.steps = 20  # of the PGD attack that evaluates
-  config.evaluation.step_size = config_dict.placeholder(float)  # as attack.step_size
-  config.evaluation.restarts = 1  # worst case per example
-  # The threat models whose union is evaluated, with config.radii; (): config.attack's.
+  config.evaluation.steps = 20  # Steps of the PGD attack for validation and test.
+  # None: 2.5 epsilon / evaluation.steps.
+  config.evaluation.step_size = config_dict.placeholder(float)
+  # Number of restarts; the worst one counts for each example.
+  config.evaluation.restarts = 1
+  # Norms of the threat models whose union is evaluated, with the radii in config.radii.
+  # (): the threat model of config.attack.
   config.evaluation.norms = ()
-  config.evaluation.validation_limit = config_dict.placeholder(int)  # images; None: all
+  # Number of validation and test images.  None: all.
+  config.evaluation.validation_limit = config_dict.placeholder(int)
   config.evaluation.test_limit = config_dict.placeholder(int)
 
 
 def _add_devices(config: ml_collections.ConfigDict) -> None:
-  config.mesh = ml_collections.ConfigDict()  # of devices, see docs/scaling.md
-  config.mesh.restart = 1  # over so many devices the K restarts are split
-  config.mesh.data = 1  # and each restart's batch over so many
-  config.mesh.fsdp = False  # parameters are split over all of them between steps
-  # Restarts attacked and differentiated at once, at most; None: see
+  config.mesh = ml_collections.ConfigDict()  # The mesh of devices, see docs/scaling.md.
+  config.mesh.restart = 1  # Number of devices over which the K restarts are split.
+  config.mesh.data = 1  # Number of devices over which each restart's batch is split.
+  # Whether to split the parameters over all these devices between steps.
+  config.mesh.fsdp = False
+  # Maximum number of restarts that are attacked and differentiated at once.  None: see
   # ddi_jax.restart_candidates.
   config.restarts_at_a_time = config_dict.placeholder(int)
-  # Gradients kept in memory at once; None: all K.  Fewer are recomputed when needed.
+  # Number of gradients kept in memory at once.  None: all K.  With fewer, gradients are
+  # recomputed when they are needed.
   config.gradients_at_a_time = config_dict.placeholder(int)
 
 
 def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
-  """All settings by dotted name."""
+  """All settings by their dotted names."""
   flat: dict[str, Any] = {}
   for name, value in config.items():
     if isinstance(value, ml_collections.ConfigDict):
@@ -165,10 +183,12 @@ def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, An
 def select_variant(
   config: ml_collections.ConfigDict, variant: str
 ) -> ml_collections.ConfigDict:
-  """Return the experiment itself, or a minute of it: the last line of a config file.
+  """Return the full experiment, or a short version that takes about a minute.
+
+  A config file ends with this call.
 
   Args:
-    config: the experiment, changed in place.
+    config: the experiment's config, changed in place.
     variant: "full", or "debug" for two short epochs on a few images.
 
   Returns:

@@ -1,4 +1,4 @@
-"""What is wrong with a config file, in one or two sentences."""
+"""Describe what is wrong with a config file, in one or two sentences."""
 
 import difflib
 from pathlib import Path
@@ -9,14 +9,15 @@ from ddi_jax.training.settings.pieces import ConfigError
 
 
 def check_exists(given: str | None, examples: Path) -> None:
-  """Check that there is such a config file.
+  """Check that a config file exists.
 
   Args:
     given: FILE or FILE:VARIANT; None if the user gave none.
-    examples: a folder of config files to name where there are none beside `given`.
+    examples: a folder of config files, which are listed if there are none in the folder
+      of `given`.
 
   Raises:
-    ConfigError: naming those that there are.
+    ConfigError: if the file does not exist; the message lists those that do.
   """
   path, got = Path(), "none"
   if given is not None:
@@ -35,15 +36,15 @@ def check_exists(given: str | None, examples: Path) -> None:
 
 
 def describe_fault(given: str, error: BaseException) -> str:
-  """What a config file raised and in which line, or what it lacks.
+  """Describe the error that a config file raised, and its line, or what it lacks.
 
   Args:
     given: FILE or FILE:VARIANT.
-    error: raised while the file was executed.
+    error: the error raised while the file was executed.
   """
   path = _file_of(given)
   link: BaseException | None = error
-  while link is not None:  # From what ml_collections made of it to its cause.
+  while link is not None:  # Go from the error of ml_collections to its cause.
     lines = [
       line
       for frame, line in traceback.walk_tb(link.__traceback__)
@@ -79,7 +80,7 @@ def _configs_in(folder: Path) -> list[Path]:
 
 
 def _short(reason: str) -> str:
-  """Without the page of all fields, after which ml_collections says which is meant."""
+  """Shorten ml_collections' message, which lists all fields before its suggestion."""
   lines = reason.replace("\\n", "\n").splitlines()
   return " ".join(textwrap.shorten(line, 100) for line in lines)
 

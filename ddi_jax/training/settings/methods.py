@@ -1,4 +1,4 @@
-"""The training methods by name: which candidates, and which direction from them."""
+"""The training methods by name: their candidates, and their update directions."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,16 +13,17 @@ OWN_SETTINGS = "method_settings"
 
 
 class Method(NamedTuple):
-  """How a method differs from the others; everything else is shared.
+  """The choices in which methods differ; everything else is shared.
 
   Attributes:
-    attacked: whether the candidates are adversarial; if not, the clean batch is the
-      only one.
+    attacked: whether the candidates are adversarial.  If not, the clean batch is the
+      only candidate.
     restarts: whether there are `num_restarts` candidates rather than one.
-    select_worst: whether they are reduced, per example, to the worst of them.
-    direction: makes the transformation from K gradients to one; None where the
-      candidates themselves give the direction (`ddi_jax.proximal_danskin_gradient`).
-    group: the config group with its settings, None if it has none.
+    select_worst: whether only the candidate with the greatest loss is kept for each
+      example.
+    direction: makes the transformation from K gradients to one.  None if the direction
+      is computed from the candidates (`ddi_jax.proximal_danskin_gradient`).
+    group: the config group with the method's settings, None if it has none.
   """
 
   attacked: bool
@@ -33,23 +34,23 @@ class Method(NamedTuple):
 
   @property
   def proximal(self) -> bool:
-    """Whether the candidates give the direction without K gradients."""
+    """Whether the direction is computed from the candidates, without K gradients."""
     return self.direction is None
 
   @property
   def can_normalize(self) -> bool:
-    """Whether `config.unit_norm` is for this method; a user's own may not take it."""
+    """Whether `config.unit_norm` applies to this method; not all user methods do."""
     return self.direction is None or pieces.accepts(self.direction, "normalize")
 
 
 METHODS = {
-  # No attack: ordinary training.
+  # Ordinary training, without an attack.
   "standard": Method(False, False, False, ddi_jax.first_restart_direction),
   # Adversarial training as in Madry et al. (2018).
   "pgd": Method(True, False, False, ddi_jax.first_restart_direction),
-  # The mean of the K gradients: the control for danskin.
+  # The mean of the K gradients, as a control for danskin.
   "average": Method(True, True, False, ddi_jax.average_direction),
-  # Per example the worst of the K attacks, then one gradient.
+  # One gradient, at the worst of the K attacks for each example.
   "worst_restart": Method(True, True, True, ddi_jax.first_restart_direction),
   # The minimum-norm combination of the K gradients (Latorre et al., 2023).
   "danskin": Method(True, True, False, ddi_jax.danskin_direction, "danskin"),
@@ -69,10 +70,12 @@ METHODS = {
 
 
 def find_method(config: ml_collections.ConfigDict) -> Method:
-  """The method of `config.method`; the user's own direction sees all K gradients.
+  """Find the method named by `config.method`.
+
+  A user's own direction gets all K gradients.
 
   Raises:
-    ConfigError: if there is none of this name.
+    ConfigError: if there is no method of this name.
   """
   piece = pieces.find("method", config.method, METHODS)
   if isinstance(piece, Method):
@@ -83,7 +86,9 @@ def find_method(config: ml_collections.ConfigDict) -> Method:
 def create_direction(
   config: ml_collections.ConfigDict,
 ) -> optax.GradientTransformationExtraArgs:
-  """The transformation from K gradients to one, of a method that has one.
+  """Create the method's transformation from K gradients to one.
+
+  The method must not be `proximal`, which has none.
 
   Raises:
     ConfigError: for settings that the direction refuses.
@@ -103,5 +108,5 @@ def create_direction(
 
 
 def num_attacks(config: ml_collections.ConfigDict) -> int:
-  """How many attacks a step of the method makes (1 for `standard`'s clean batch)."""
+  """The number of attacks in a step of the method (1 for `standard`'s clean batch)."""
   return config.num_restarts if find_method(config).restarts else 1

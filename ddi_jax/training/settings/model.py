@@ -21,13 +21,13 @@ _SIZES = ("width", "hidden", "layers", "depth", "widening")
 
 
 class ImageKind(NamedTuple):
-  """What a network needs to know of a data set.
+  """What a network needs to know about a data set.
 
   Attributes:
     image_shape: (height, width, channels).
     num_classes: labels are in [0, num_classes).
-    mean: per channel, of the images in [0, 1].
-    std: per channel.
+    mean: mean per channel of the images in [0, 1].
+    std: standard deviation per channel.
   """
 
   image_shape: tuple[int, int, int]
@@ -37,7 +37,7 @@ class ImageKind(NamedTuple):
 
 
 def known_images(config: ml_collections.ConfigDict) -> ImageKind | None:
-  """What is known without the data; None for the user's own data set.
+  """What is known without reading the data; None for the user's own data set.
 
   Raises:
     ConfigError: for an impossible resolution.
@@ -53,10 +53,10 @@ def known_images(config: ml_collections.ConfigDict) -> ImageKind | None:
 
 
 def find_model(config: ml_collections.ConfigDict) -> Callable[..., nnx.Module]:
-  """The class of the config's network.
+  """The config's network, as a class or function that makes it.
 
   Raises:
-    ConfigError: if there is none of this name.
+    ConfigError: if there is no network of this name.
   """
   factory = pieces.find("model.name", config.model.name, models.MODELS)
   pieces.check_positional(factory, "model.name", "image shape", "number of classes")
@@ -64,7 +64,7 @@ def find_model(config: ml_collections.ConfigDict) -> Callable[..., nnx.Module]:
 
 
 def used_fields(config: ml_collections.ConfigDict) -> set[str]:
-  """The settings that the network uses, by dotted name."""
+  """The dotted names of the settings that the network uses."""
   if settings_group(config) == OWN_SETTINGS:
     return {OWN_SETTINGS}
   return {
@@ -73,7 +73,7 @@ def used_fields(config: ml_collections.ConfigDict) -> set[str]:
 
 
 def size_fields(config: ml_collections.ConfigDict) -> list[str]:
-  """Those of them that say how many parameters it has."""
+  """The settings in `used_fields` that determine the number of parameters."""
   return [
     field
     for field in sorted(used_fields(config))
@@ -88,7 +88,7 @@ def settings_group(config: ml_collections.ConfigDict) -> str:
 
 
 def model_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """The keyword arguments of the network; None stands for its own default."""
+  """The network's keyword arguments, except those that have their defaults (None)."""
   return {
     name: value
     for name, value in config[settings_group(config)].items()
@@ -99,7 +99,7 @@ def model_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def create_model(
   config: ml_collections.ConfigDict, images: ImageKind, *, abstract: bool = False
 ) -> nnx.Module:
-  """The freshly initialised network of the config; or only its shapes.
+  """Create the config's network, freshly initialised, or only its shapes.
 
   Raises:
     ConfigError: for a setting that the network does not have or refuses.
@@ -121,7 +121,7 @@ def create_model(
 
 
 def width(config: ml_collections.ConfigDict) -> int | None:
-  """The network's width, as set or by default; None if it has none."""
+  """The network's width, from the config or its default; None if it has none."""
   if settings_group(config) == OWN_SETTINGS or not pieces.accepts(
     find_model(config), "width"
   ):

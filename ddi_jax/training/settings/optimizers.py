@@ -1,4 +1,4 @@
-"""The rules from a direction to an update, and the schedules, by name."""
+"""Optimisers and learning-rate schedules by name."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,14 +9,14 @@ import optax
 from ddi_jax.checks import keyword_parameters
 from ddi_jax.training.settings import pieces
 
-# step -> the learning rate as a fraction of the first.
+# step -> the learning rate as a fraction of the initial one.
 Schedule = Callable[[Any], Any]
 
 
 def sgd(
   *, momentum: float = 0.9, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
-  """Weight decay and momentum; the step's length is the learning rate's affair.
+  """SGD with weight decay and momentum, before the learning rate.
 
   Args:
     momentum: in [0, 1).
@@ -39,7 +39,7 @@ def adam(*, weight_decay: float = 0.0) -> optax.GradientTransformation:
 
 
 def constant(total: int) -> Schedule:
-  """The learning rate as it is."""
+  """A constant learning rate."""
   del total
   return optax.constant_schedule(1.0)
 
@@ -52,7 +52,7 @@ def cosine(total: int) -> Schedule:
 def step(
   total: int, *, milestones: Sequence[float] = (0.5, 0.75), decay: float = 0.1
 ) -> Schedule:
-  """Drops at some points of the run.
+  """A learning rate that drops at given points of the run.
 
   Args:
     total: number of steps.
@@ -69,7 +69,8 @@ def step(
     raise ValueError(f"decay must be in (0, 1], got {decay!r}.")
   boundaries: dict[int, float] = {}
   for milestone in milestones:
-    boundary = round(milestone * total)  # In a short run, several at one step.
+    # In a short run, several milestones can be at the same step.
+    boundary = round(milestone * total)
     boundaries[boundary] = boundaries.get(boundary, 1.0) * decay
   return optax.piecewise_constant_schedule(1.0, boundaries)
 
@@ -79,10 +80,10 @@ SCHEDULES = {"constant": constant, "cosine": cosine, "step": step}
 
 
 def create_rule(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-  """The rule from a direction to an update, before the learning rate.
+  """The optimiser's rule from a direction to an update, before the learning rate.
 
   Raises:
-    ConfigError: for settings that it refuses.
+    ConfigError: for settings that the optimiser refuses.
   """
   return _create(OPTIMIZERS[config.optimizer.name], config)
 
@@ -91,7 +92,7 @@ def create_schedule(config: ml_collections.ConfigDict, total: int) -> Schedule:
   """The learning rate by step, as a fraction of `config.optimizer.learning_rate`.
 
   Raises:
-    ConfigError: for settings that it refuses.
+    ConfigError: for settings that the schedule refuses.
   """
   return _create(SCHEDULES[config.optimizer.schedule], config, total)
 

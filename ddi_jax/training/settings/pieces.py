@@ -1,4 +1,7 @@
-"""What a config names: the library's pieces, or a user's own as `module:name`."""
+"""Pieces that a config names: the library's, or a user's own as `module:name`.
+
+A piece is a method, a source, a model, a data set, an optimiser or a schedule.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 import importlib
@@ -18,13 +21,13 @@ class ConfigError(ValueError):
 
 
 def find(field: str, name: str, known: Mapping[str, Any]) -> Any:
-  """The piece that `config.FIELD` names.
+  """Find the piece that `config.FIELD` names.
 
   Args:
-    field: the setting, for messages.
+    field: name of the setting, for messages.
     name: one of the `known` names, or "module:name" for anything that Python can
       import.
-    known: the library's own pieces.
+    known: the library's own pieces by name.
 
   Raises:
     ConfigError: if there is no such piece.
@@ -53,12 +56,12 @@ def find(field: str, name: str, known: Mapping[str, Any]) -> Any:
 
 
 def is_own(name: str, known: Iterable[str]) -> bool:
-  """Whether the name is a user's own piece, "module:name"."""
+  """Whether the name refers to a user's own piece, "module:name"."""
   return name not in known and ":" in str(name)
 
 
 def accepts(factory: Callable[..., Any], name: str) -> bool:
-  """Whether a factory takes this keyword argument."""
+  """Whether a factory takes the keyword argument `name`."""
   return name in keyword_parameters(factory)
 
 
@@ -68,10 +71,11 @@ def group(
   """A config group whose fields are keyword arguments of factories.
 
   Args:
-    *factories: each field is read from the first that has it.
-    names: of the fields.
-    own_defaults: whether None stands for each factory's own default.  Else the field
-      has the factory's.
+    *factories: functions with keyword arguments.  The type and default of a field are
+      those of the first function that has it.
+    names: names of the fields.
+    own_defaults: whether all defaults are None, which stands for each factory's own
+      default.
 
   Returns:
     The group.  A field that may be None is a placeholder of the annotated type.
@@ -96,7 +100,8 @@ def check_arguments(
   """Check that a factory takes these keyword arguments.
 
   Raises:
-    ConfigError: naming the first that it does not take, and those that it does.
+    ConfigError: if it does not; the message names the first such argument, and those
+      that it takes.
   """
   unknown = sorted(set(settings) - set(keyword_parameters(factory)))
   if unknown and not _takes_any(factory):
@@ -110,16 +115,17 @@ def check_arguments(
 def call(
   factory: Callable[..., Any], settings: Mapping[str, Any], group_path: str, *args: Any
 ) -> Any:
-  """`factory(*args, **settings)`, whose ValueError becomes a ConfigError.
+  """Call `factory(*args, **settings)`, and turn its ValueError into a ConfigError.
 
   Args:
-    factory: its messages begin with the name of the argument at fault.
-    settings: its keyword arguments.
-    group_path: of the config group that holds them, "danskin" for example.
-    *args: its positional arguments.
+    factory: a function whose messages begin with the name of the wrong argument.
+    settings: the factory's keyword arguments.
+    group_path: name of the config group that holds them, for example "danskin".
+    *args: the factory's positional arguments.
 
   Raises:
-    ConfigError: with the config's path before the factory's message.
+    ConfigError: if the factory raises ValueError.  The message is the factory's,
+      preceded by the path in the config.
   """
   check_arguments(factory, settings, group_path)
   _check_complete(factory, settings, group_path, len(args))
@@ -130,7 +136,7 @@ def call(
   except ConfigError:
     raise
   except ValueError as error:
-    # Its own checks begin with the name of the setting at fault.
+    # The factory's own messages begin with the name of the wrong setting.
     if re.match(r"[\w.\[\]']+ (must|cannot|needs|and)\b", str(error)):
       raise ConfigError(f"config.{group_path}.{error}") from error
     raise ConfigError(
@@ -139,7 +145,7 @@ def call(
 
 
 def check_positional(factory: Callable[..., Any], path: str, *args: Any) -> None:
-  """Raise a ConfigError if a factory does not take so many positional arguments."""
+  """Raise ConfigError unless a factory takes `args` as positional arguments."""
   function: Any = factory.__init__ if isinstance(factory, type) else factory  # type: ignore[misc]
   own = (None,) if isinstance(factory, type) else ()
   try:
@@ -157,7 +163,7 @@ def _check_complete(
   group_path: str,
   num_positional: int,
 ) -> None:
-  """Raise a ConfigError if an argument without default is not given."""
+  """Raise ConfigError if an argument without a default is not given."""
   required = [
     name
     for name, parameter in list(keyword_parameters(factory).items())[num_positional:]
@@ -183,7 +189,7 @@ def _takes_any(factory: Callable[..., Any]) -> bool:
 
 
 def _annotated_type(annotation: Any) -> type:
-  """The plain type of `float | None` and the like, in whichever way it is written."""
+  """The plain type of an annotation such as `float | None`, which may be a string."""
   plain = {"float": float, "int": int, "str": str, "bool": bool}
   if isinstance(annotation, str):
     return plain[annotation.split("|")[0].strip()]

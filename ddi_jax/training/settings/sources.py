@@ -21,13 +21,13 @@ OWN_SETTINGS = "source_settings"
 
 
 class SourceContext(NamedTuple):
-  """What a source of a training step is made from, beside the config.
+  """What is needed in addition to the config to make a source for a training step.
 
   Attributes:
-    number: K of this source.
-    epsilon_fraction: what radii and step sizes are multiplied by, in (0, 1].
-    perturbations: what the batch's images remember, `[K, B, H, W, C]`, for the source
-      warm; else None.
+    number: the number of candidates K from this source.
+    epsilon_fraction: factor of radii and step sizes, in (0, 1].
+    perturbations: for the source warm, the stored perturbations of the batch's images,
+      `[K, B, H, W, C]`; otherwise None.
   """
 
   number: int
@@ -43,7 +43,7 @@ class SourceKind(NamedTuple):
 
   Attributes:
     create: (config, context) -> source.
-    fields: the settings that it uses, as dotted names.
+    fields: dotted names of the settings that the source uses.
     same_attack: whether its candidates come from the same attack and differ only in
       their random starts.
   """
@@ -56,7 +56,7 @@ class SourceKind(NamedTuple):
 def attack_threat_model(
   config: ml_collections.ConfigDict, epsilon_fraction: Any
 ) -> ThreatModel:
-  """The threat model of `config.attack`, its radius times a fraction."""
+  """The threat model of `config.attack`, with its radius times a fraction."""
   epsilon = epsilon_fraction * config.attack.epsilon
   return pieces.call(THREAT_MODELS[config.attack.norm], {"epsilon": epsilon}, "attack")
 
@@ -120,7 +120,7 @@ def _spatial(config: ml_collections.ConfigDict, context: SourceContext) -> Sourc
 def _threat(
   config: ml_collections.ConfigDict, norm: str, context: SourceContext
 ) -> tuple[ThreatModel, jax.Array]:
-  """(Threat model of config.radii.NORM, step size)."""
+  """The threat model with radius config.radii.NORM, and its step size."""
   epsilon = context.epsilon_fraction * config.radii[norm]
   return THREAT_MODELS[norm](epsilon), 2.5 * epsilon / config.attack.steps
 
@@ -149,7 +149,7 @@ _PGD = (*_BALL, "attack.steps", "attack.step_size", *_ENDS)
 SOURCES: dict[str, SourceKind] = {
   "uniform": SourceKind(_uniform, _PGD),
   "targeted": SourceKind(_targeted, _PGD, same_attack=False),
-  # PGD from where the last epoch's ended, see training/step/warm_memory.py.
+  # PGD that starts where it ended in the last epoch, see training/step/warm_memory.py.
   WARM: SourceKind(_warm, (*_PGD, "warm.steps", "warm.reset_epochs")),
   "r_fgsm": SourceKind(_r_fgsm, _BALL),
   "spatial": SourceKind(
@@ -157,20 +157,22 @@ SOURCES: dict[str, SourceKind] = {
     ("spatial.max_degrees", "spatial.max_shift", "spatial.tries"),
     same_attack=False,
   ),
-  # PGD in a norm of its own, with the radius config.radii.NAME.
+  # PGD in the norm of this name, with the radius config.radii.NAME.
   "linf": SourceKind(_in_norm("linf"), ("radii.linf", "attack.steps", *_ENDS)),
   "l2": SourceKind(_in_norm("l2"), ("radii.l2", "attack.steps", *_ENDS)),
   "l1": SourceKind(_in_norm("l1"), ("radii.l1", "attack.steps", *_ENDS)),
-  # One attack in the union of these three; always one candidate.
+  # One attack in the union of these three norms; it always makes one candidate.
   "msd": SourceKind(_msd, (*(f"radii.{norm}" for norm in NORMS), "attack.steps")),
 }
 
 
 def parse(entry: str) -> tuple[str, int]:
-  """("NAME" or "NAME:K") -> (name, K); NAME may be the user's own "module:name".
+  """Parse "NAME" or "NAME:K" into (name, K).
+
+  NAME may be a user's own source, "module:name".
 
   Raises:
-    ValueError: if it names no source or K is no integer >= 1.
+    ValueError: if there is no source of this name, or K is not an integer >= 1.
   """
   parts = entry.split(":")
   count = "1"
@@ -184,16 +186,16 @@ def parse(entry: str) -> tuple[str, int]:
 
 
 def entries(config: ml_collections.ConfigDict) -> list[tuple[str, int]]:
-  """(Name, K) of each of `config.sources`.
+  """The (name, K) of each source in `config.sources`.
 
   Raises:
-    ConfigError: if one is not well formed.
+    ConfigError: if an entry is not well formed.
   """
   given = config.sources
   try:
     if not isinstance(given, str):
       return [parse(entry) for entry in given]
-  except (AttributeError, TypeError, ValueError):  # Of another type, or no source.
+  except (AttributeError, TypeError, ValueError):  # A wrong type, or not a source.
     pass
   raise pieces.ConfigError(
     "config.sources must be a tuple of NAME or NAME:K with K >= 1, NAME one of "
@@ -202,10 +204,12 @@ def entries(config: ml_collections.ConfigDict) -> list[tuple[str, int]]:
 
 
 def find_source(name: str) -> SourceKind:
-  """The source of this name; a user's own factory is called as (count, **settings).
+  """Find the source of this name.
+
+  A user's own factory is called as `factory(count, **settings)`.
 
   Raises:
-    ConfigError: if there is none.
+    ConfigError: if there is no source of this name.
   """
   piece = pieces.find("sources", name, SOURCES)
   if isinstance(piece, SourceKind):
@@ -224,7 +228,7 @@ def used_fields(config: ml_collections.ConfigDict) -> set[str]:
 
 
 def num_candidates(config: ml_collections.ConfigDict) -> int:
-  """How many candidates a step of the run makes."""
+  """The number of candidates in a step of the run."""
   if config.sources and find_method(config).attacked:
     return sum(count for _, count in entries(config))
   return num_attacks(config)
@@ -257,7 +261,7 @@ def create_source(
 
 
 def positions(config: ml_collections.ConfigDict, wanted: str) -> slice:
-  """Where among a step's candidates those of a source are, which is there once."""
+  """The slice of a step's candidates that come from the source `wanted`."""
   start = 0
   for name, count in entries(config):
     if name == wanted:
@@ -267,7 +271,7 @@ def positions(config: ml_collections.ConfigDict, wanted: str) -> slice:
 
 
 def _checked(source: Source, name: str, count: int) -> Source:
-  """The source, which must make as many candidates as the config says."""
+  """The source, with a check that it makes as many candidates as the config says."""
 
   def checked(
     key: jax.Array, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array

@@ -1,4 +1,4 @@
-"""The threat models of a run: those of its attacks, and those of its evaluation."""
+"""The threat models of a run, for its attacks and for its evaluation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +16,14 @@ NORMS = tuple(THREAT_MODELS)
 
 
 def evaluated_radii(config: ml_collections.ConfigDict) -> dict[str, float]:
-  """Radii by norm of the threat models whose union the network is evaluated in."""
+  """The radii, by norm, of the threat models in whose union the run is evaluated."""
   if config.evaluation.norms:
     return {norm: config.radii[norm] for norm in config.evaluation.norms}
   return {config.attack.norm: config.attack.epsilon}
 
 
 def step_size(settings: ml_collections.ConfigDict, epsilon: Any) -> Any:
-  """The length of a PGD step: as set, else 2.5 epsilon / steps.
+  """The step size of PGD: the setting, or 2.5 epsilon / steps if it is None.
 
   Args:
     settings: `config.attack` or `config.evaluation`.

@@ -1,4 +1,4 @@
-"""The settings one by one: the type and the range of each."""
+"""Check the type and the range of each setting."""
 
 from collections.abc import Callable, Collection
 import functools
@@ -18,8 +18,10 @@ from ddi_jax.training.settings.threats import NORMS
 ATTACK_DTYPES = ("float32", "bfloat16")
 BATCH_NORM_MODES = ("train", "eval")
 INT_END = 2**31
-MOST_ENTRIES = 1000  # of a tuple: each is a layer, a source or a step of a schedule
-# Turns of a loop inside a step: more would take days, and no signal ends a step.
+# Maximum length of a tuple.  Its entries are layers, sources or steps of a schedule.
+MOST_ENTRIES = 1000
+# Maximum number of turns of a loop inside a step.  More would take days, and no signal
+# ends a step.
 MOST_TURNS = 10**6
 LOOPS = (
   *("attack.steps", "warm.steps", "evaluation.steps", "evaluation.restarts"),
@@ -41,7 +43,7 @@ _ALLOWED: dict[type, str] = {
 
 
 class Checker:
-  """Checks of single settings, each named by its dotted path."""
+  """Checks single settings, which are named by their dotted paths."""
 
   def __init__(self, config: ml_collections.ConfigDict):
     self._config = config
@@ -104,12 +106,13 @@ def check_plain_values(check: Checker) -> None:
     check.positive(f"radii.{norm}")
   for field in ("attack.epsilon", "attack.warmup_epochs"):
     check.non_negative(field)
-  for field in EPOCHS:  # `check_against_data` knows how many steps each has.
+  # `check_against_data` checks the number of steps, which depends on the data.
+  for field in EPOCHS:
     check(field, "< 2**31", lambda value: value < INT_END)
 
 
 def check_choices(check: Checker) -> None:
-  """Check the names that are looked up in a table, but for the user's own pieces."""
+  """Check the names that are looked up in a table, except the user's own pieces."""
   check.one_of("data.streaming", STREAMING)
   check.one_of("attack.norm", NORMS)
   check.one_of("attack.dtype", ATTACK_DTYPES)
@@ -130,10 +133,10 @@ def check_choices(check: Checker) -> None:
 
 
 def check_types(check: Checker) -> None:
-  """Check that each setting is of its type, and that a device can hold it.
+  """Check that each setting has its type, and that a device can represent it.
 
-  There numbers are int32 and float32.  What is in a group of the user's own pieces is
-  theirs to check.
+  Numbers on a device are int32 and float32.  The user's own pieces check the settings
+  in their groups.
   """
   defaults = default_config()
   for field, default in flatten(defaults).items():
@@ -146,7 +149,7 @@ def check_types(check: Checker) -> None:
 
 
 def check_loops(check: Checker) -> None:
-  """Check that no loop inside a step has more turns than anybody waits for."""
+  """Check that no loop inside a step has more than `MOST_TURNS` turns."""
   for field in LOOPS:
     check(field, f"<= {MOST_TURNS}", lambda value: value is None or value <= MOST_TURNS)
 
@@ -159,7 +162,7 @@ def _is(kind: type, value: Any) -> bool:
   if kind in (bool, str):
     return isinstance(value, kind)
   if kind is tuple:
-    if isinstance(value, str):  # What shall be in the tuple is said by its own check.
+    if isinstance(value, str):  # A later check says what the tuple must contain.
       return True
     return isinstance(value, tuple | list) and (
       len(value) <= MOST_ENTRIES

@@ -1,4 +1,4 @@
-"""The first arrow of a step: from the batch to its candidates."""
+"""The first part of a training step: from the batch to its candidates."""
 
 from collections.abc import Callable
 import functools
@@ -31,8 +31,8 @@ class Candidates(NamedTuple):
 
   Attributes:
     points: `[K, B, ...]`.
-    epsilon: the radius of `config.attack` at this step; None where nothing uses it.
-    memory: what the training images remember from now on.
+    epsilon: the radius of `config.attack` at this step; None if nothing uses it.
+    memory: the memory after this step, see training/step/warm_memory.py.
   """
 
   points: jax.Array
@@ -44,7 +44,8 @@ class Candidates(NamedTuple):
 CandidatesFn = Callable[..., Candidates]
 
 
-# (state, key, inputs [B, ...], labels [B]) -> losses [B] or logits [B, C], under attack
+# The network under attack:
+# (state, key, inputs [B, ...], labels [B]) -> losses [B] or logits [B, C].
 _NetworkFn = Callable[..., jax.Array]
 
 
@@ -55,9 +56,11 @@ def create_candidates(
   steps_per_epoch: int,
   mesh: Mesh | None = None,
 ) -> CandidatesFn:
-  """The candidates of `config.method`: restarts of one attack, or `config.sources`.
+  """Create the candidates of `config.method`.
 
-  An attack in training mode sees one draw of what the network draws (Dropout).
+  They are restarts of one attack, or come from `config.sources`.  If the network is in
+  training mode during the attack, its random numbers (Dropout) are the same in all
+  steps of the attack.
   """
   method = find_method(config)
   attacked_apply = in_bfloat16(apply) if config.attack.dtype == "bfloat16" else apply
@@ -88,7 +91,8 @@ def create_candidates(
   ) -> Candidates:
     fraction = jnp.minimum(1.0, (state.step + 1) / warmup_steps)
     memory = state.memory
-    # Of the network.  No restart's key, of which there are fewer.
+    # The key for the network's random numbers.  It differs from all restarts' keys,
+    # because their number is smaller than this index.
     draw = jax.random.fold_in(key, 2**31 - 1)
     if not method.attacked:
       points = inputs[None]

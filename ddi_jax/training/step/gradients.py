@@ -1,4 +1,4 @@
-"""The second arrow of a step: from the candidates to the gradients of the method."""
+"""The second part of a training step: from the candidates to their gradients."""
 
 from collections.abc import Callable
 import functools
@@ -21,15 +21,15 @@ from ddi_jax.training.step.state import TrainState
 
 
 class StepGradients(NamedTuple):
-  """What the direction is made from, and what is logged.
+  """The gradients of a step, and what is logged about them.
 
   Attributes:
-    updates: K gradients, leaves `[K, *param]` (or `ddi_jax.RecomputedGradients`); of
-      the method `proximal` its one direction, leaves `[*param]`.
+    updates: K gradients, leaves `[K, *param]` (or `ddi_jax.RecomputedGradients`).  With
+      the method `proximal`, its single direction, leaves `[*param]`.
     losses: cross entropy on each candidate, `[K, B]`.
-    correct: whether the network is right there, `[K, B]`.
+    correct: whether the network classifies each candidate correctly, `[K, B]`.
     model_state: the network's other arrays after the step.
-    metrics: what else to log.
+    metrics: further metrics to log.
   """
 
   updates: Any
@@ -46,11 +46,11 @@ GradientsFn = Callable[..., StepGradients]
 def create_gradients(
   config: ml_collections.ConfigDict, apply: Apply, mesh: Mesh | None = None
 ) -> GradientsFn:
-  """The gradients of `config.method`.
+  """Create the gradients of `config.method`.
 
-  What a network draws in training mode (Dropout), it draws for each candidate anew, or
-  once for all of them: with `config.gradient.loss_keys = "shared"`, and with the method
-  `proximal`, which mixes the candidates.
+  In training mode, a network draws new random numbers (Dropout) for each candidate.
+  All candidates share them if `config.gradient.loss_keys = "shared"`, and with the
+  method `proximal`, because it mixes the candidates.
   """
   train = config.gradient.batch_norm == "train"
 
@@ -65,7 +65,7 @@ def create_gradients(
     ) -> tuple[jax.Array, Any]:
       arguments = (params, state.model_state, inputs)
       _, new_state = in_training = apply(*arguments, train=True, key=key)
-      # The statistics are updated with every method, in either mode.
+      # BatchNorm's statistics are updated with every method, in both modes.
       logits, _ = in_training if train else apply(*arguments, train=False)
       correct = jnp.argmax(logits, axis=-1) == labels
       return losses.cross_entropy(logits, labels), (correct, new_state)
@@ -156,7 +156,8 @@ def _create_proximal(
     learning_rate: jax.Array,
     key: jax.Array | None = None,
   ) -> StepGradients:
-    keeps_statistics = bool(jax.tree.leaves(state.model_state))  # BatchNorm's.
+    # BatchNorm has running statistics.
+    keeps_statistics = bool(jax.tree.leaves(state.model_state))
     direction, info = ddi_jax.proximal_danskin_gradient(
       functools.partial(loss_of(state), key=key),
       state.params,

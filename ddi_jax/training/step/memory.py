@@ -1,4 +1,4 @@
-"""Whether a run can fit, told before anything is compiled or allocated."""
+"""Check whether a run fits into memory, before anything is compiled or allocated."""
 
 from collections.abc import Mapping
 import math
@@ -25,18 +25,18 @@ def check_memory(
   params: Any,
   opt_state: Any,
 ) -> None:
-  """Refuses what surely does not fit into the device's memory, or its share of a mesh.
+  """Refuse a run that is certain not to fit into the memory of its devices.
 
   Args:
     config: a checked config.
     image_shape: (height, width, channels).
-    num_images: of the training set, or a lower bound.
+    num_images: size of the training set, or a lower bound of it.
     params: the parameters, or their shapes (`jax.ShapeDtypeStruct`).
-    opt_state: the same of the optimizer's state.
+    opt_state: the optimiser's state, or its shapes.
 
   Raises:
-    ConfigError: if the parts below exceed the memory.  Activations come on top of
-      them, so passing is no promise.
+    ConfigError: if the parts that are computed here exceed the memory.  A run also
+      needs memory for activations, so a run that passes may still not fit.
   """
   method = find_method(config)
   devices = config.mesh.restart * config.mesh.data
@@ -46,7 +46,7 @@ def check_memory(
   kept = min(own_restarts, config.gradients_at_a_time or own_restarts)
   if method.proximal:
     kept = 1 + min(config.proximal.memory, max(config.proximal.iterations, 1))
-  # Whatever `fsdp` splits between steps, a step has the parameters whole.
+  # `fsdp` splits the parameters between steps, but a step needs them whole.
   holders = devices if config.mesh.fsdp else 1
   candidate_bytes = restarts * config.batch_size * image_bytes
   sizes = {
@@ -56,7 +56,7 @@ def check_memory(
     f"{restarts} candidate(s) of the batch": candidate_bytes // devices,
   }
   if config.method in METHODS and not (method.proximal or method.select_worst):
-    # Of each pair the product, the cosine and its place.
+    # For each pair of gradients: the product, the cosine and its index.
     sizes["inner products of gradients"] = 12 * restarts**2
   if config.data.pad:
     height, width, channels = image_shape
@@ -85,7 +85,7 @@ def check_memory(
 
 
 def _memory_limit(device: jax.Device) -> int | None:
-  """Bytes that a device has in all, None if it does not tell."""
+  """The total memory of a device in bytes, None if it is unknown."""
   if device.platform == "cpu":
     return host_memory()
   return (device.memory_stats() or {}).get("bytes_limit")

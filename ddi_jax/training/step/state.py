@@ -1,4 +1,4 @@
-"""What a training step reads and writes, and its random keys."""
+"""The state of a training step, its hyperparameters and its random keys."""
 
 from typing import Any, NamedTuple
 
@@ -12,14 +12,15 @@ from ddi_jax.tables import printed_as_table
 
 @printed_as_table
 class TrainState(NamedTuple):
-  """All that changes during training.
+  """Everything that changes during training.
 
   Attributes:
     step: number of steps taken.
     params: the model's parameters.
-    model_state: its other arrays but random streams: BatchNorm's running statistics.
-    opt_state: of the optax chain.
-    memory: perturbations that the training images remember, `[N, K, H, W, C]`, see
+    model_state: the model's other arrays except random streams, such as BatchNorm's
+      running statistics.
+    opt_state: state of the optax chain.
+    memory: perturbations stored for the training images, `[N, K, H, W, C]`, see
       training/step/warm_memory.py; () without the source warm.
   """
 
@@ -31,13 +32,13 @@ class TrainState(NamedTuple):
 
 
 class Hyperparameters(NamedTuple):
-  """The numbers that a compiled step takes as arguments.
+  """Hyperparameters that a compiled step takes as arguments.
 
-  Runs that differ in nothing else share one program in a compilation cache.
+  Runs that differ only in these share one program in a compilation cache.
 
   Attributes:
-    seed: of all random numbers, in [0, 2**31).
-    learning_rate: the first, before the schedule.
+    seed: seed of all random numbers, in [0, 2**31).
+    learning_rate: the initial learning rate, before the schedule.
   """
 
   seed: Any
@@ -55,10 +56,10 @@ def create_train_state(
 
 
 def random_key(seed: Any, purpose: str, index: Any) -> jax.Array:
-  """The key of a step ("training", "direction", "dropout") or a batch ("evaluation",
-  "audit").
+  """The random key for a purpose and the index of a step or batch.
 
-  No two are the same.
+  The purposes "training", "direction" and "dropout" take the index of a step, and
+  "evaluation" and "audit" that of a batch.  All keys are different.
   """
   purposes = ("training", "evaluation", "direction", "audit", "dropout")
   number = purposes.index(purpose)

@@ -1,4 +1,4 @@
-"""One training step, of every method: the picture of the method, top to bottom.
+"""One training step, which is the same for all methods.
 
 batch -> candidates -> K gradients -> direction -> optax rule -> parameters
 """
@@ -32,15 +32,15 @@ StepFn = Callable[
 
 
 class StepParts(NamedTuple):
-  """The arrows of a step, each a pure function; any can be replaced.
+  """The parts of a step; each function is pure and can be replaced.
 
   Attributes:
     augment: (key, images uint8 `[B, H, W, C]`) -> inputs in [0, 1].
     candidates: see `training.step.candidates`.
     gradients: see `training.step.gradients`.
-    optimizer: K gradients -> direction -> weight decay, momentum; its updates are
-      multiplied by -(the learning rate).
-    schedule: step -> the learning rate as a fraction of the first.
+    optimizer: K gradients -> direction -> weight decay and momentum.  Its updates are
+      multiplied by minus the learning rate.
+    schedule: step -> the learning rate as a fraction of the initial one.
     attacked: whether the candidates are adversarial.
   """
 
@@ -61,13 +61,13 @@ def create_parts(
   max_value: int,
   mesh: Mesh | None = None,
 ) -> StepParts:
-  """The parts of `config.method`'s step.
+  """Create the parts of `config.method`'s step.
 
   Args:
     config: a checked config.
     apply: see `ddi_jax.models.functional`.
-    steps_per_epoch: >= 1, for the settings that count epochs.
-    total_steps: >= 1, for the schedule.
+    steps_per_epoch: steps in an epoch, >= 1, for settings that count epochs.
+    total_steps: steps in the run, >= 1, for the schedule.
     max_value: the images' full scale.
     mesh: from `training.devices.mesh.create_mesh`.
   """
@@ -91,9 +91,11 @@ def create_parts(
 def create_optimizer(
   config: ml_collections.ConfigDict,
 ) -> optax.GradientTransformationExtraArgs:
-  """K gradients -> direction -> weight decay and momentum, before the learning rate.
+  """Create the optimiser up to the learning rate: K gradients -> updates.
 
-  The method `proximal` has its direction already; it is scaled to unit norm if wanted.
+  It combines the gradients into a direction, and applies weight decay and momentum.
+  With the method `proximal`, the updates are already the direction.  It is scaled to
+  unit norm if `config.unit_norm` is True.
   """
   if not find_method(config).proximal:
     direction = create_direction(config)
@@ -108,7 +110,7 @@ def create_optimizer(
 def _named(
   name: str, part: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
-  """The same transformation, whose operations carry a name in the compiled program."""
+  """The same transformation, with named operations in the compiled program."""
   part = optax.with_extra_args_support(part)
   return optax.GradientTransformationExtraArgs(
     part.init, jax.named_scope(name)(part.update)
@@ -116,15 +118,15 @@ def _named(
 
 
 def create_train_step(parts: StepParts) -> StepFn:
-  """The training step, a pure function.
+  """Create the training step, a pure function.
 
   Args:
     parts: from `create_parts`.
 
   Returns:
     fn(state, batch, hyperparameters) -> (state, metrics).  The batch has "image", uint8
-    `[B, H, W, C]`, "label", integers `[B]`, and "index", `[B]`, the images' positions
-    in the training set.  All random numbers derive from the seed and the step.
+    `[B, H, W, C]`, "label", integers `[B]`, and "index", `[B]`, the images' indices in
+    the training set.  All random numbers derive from the seed and the step.
   """
 
   def train_step(
@@ -135,7 +137,7 @@ def create_train_step(parts: StepParts) -> StepFn:
     learning_rate = hyperparameters.learning_rate * parts.schedule(state.step)
     inputs, labels = parts.augment(augment_key, batch["image"]), batch["label"]
 
-    # The names of the parts stand in profiles and in the compiled program.
+    # The names of the parts appear in profiles and in the compiled program.
     with jax.named_scope("attack"):
       candidates = parts.candidates(
         state, inputs, labels, batch.get("index"), attack_key, augment_key
@@ -179,16 +181,16 @@ def jit_step(
   state: TrainState,
   mesh: Mesh | None = None,
 ) -> Any:
-  """The step compiled, as the program, the benchmarks and the experiments run it.
+  """Jit the step, as the program, the benchmarks and the experiments run it.
 
   Args:
     step: from `create_train_step`.
-    config: of the run.
-    state: of the shapes that it will be called with.
-    mesh: of several devices, or None.
+    config: the run's config.
+    state: a state with the shapes with which the step will be called.
+    mesh: mesh of several devices, or None.
 
   Returns:
-    The `jax.jit` of the step.  The state is donated.
+    The jitted step.  It donates the state.
   """
   settings: dict[str, Any] = {"donate_argnums": 0}
   settings["compiler_options"] = compiler_options(width(config), mesh)
@@ -213,8 +215,9 @@ def jit_step(
 def state_shardings(state: TrainState, mesh: Mesh, fsdp: bool) -> TrainState:
   """The shardings of a train state on a mesh.
 
-  The optimizer's state is split over all devices, so that only the parameters are
-  gathered after an update; with `fsdp` these too stay split until the next step.
+  The optimiser's state is split over all devices, so that only the parameters are
+  gathered after an update.  With `fsdp`, the parameters too stay split until the next
+  step.
   """
 
   def sharding(part: chex.ArrayTree, split: bool) -> Any:
@@ -240,7 +243,7 @@ def _accuracy(
 
 
 def _scalars(prefix: str, state: chex.ArrayTree) -> dict[str, jax.Array]:
-  """The scalars of a direction's state, whatever that is, by name."""
+  """The scalars in a direction's state, by name; the state can be any pytree."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(state)
   return {
     "/".join([prefix, *(_name_of(entry) for entry in path)]): leaf
@@ -250,7 +253,7 @@ def _scalars(prefix: str, state: chex.ArrayTree) -> dict[str, jax.Array]:
 
 
 def _name_of(entry: Any) -> str:
-  """A step of a path in a pytree: an attribute, a key or an index."""
+  """The name of one entry of a pytree path: an attribute, a key or an index."""
   for field in ("name", "key", "idx"):
     if hasattr(entry, field):
       return str(getattr(entry, field))

@@ -32,12 +32,13 @@ class Validation(NamedTuple):
 
   Attributes:
     clean_accuracy: in [0, 1].
-    robust_accuracy: fraction right on the clean input and on every restart's result,
-      with several threat models in each of them.
+    robust_accuracy: fraction of examples that are classified correctly at the clean
+      input and at every restart's result, in all threat models if there are several.
     mean_confidence: mean largest class probability on clean inputs.
     clean_loss: mean cross entropy on clean inputs.
-    robust_loss: mean of the worst restart's cross entropy.
-    by_norm: the robust accuracy in each of several threat models; empty with one.
+    robust_loss: mean of the greatest cross entropy over the restarts.
+    by_norm: the robust accuracy in each threat model if there are several; otherwise
+      empty.
   """
 
   clean_accuracy: float
@@ -48,7 +49,7 @@ class Validation(NamedTuple):
   by_norm: Mapping[str, float] = MappingProxyType({})
 
   def numbers(self) -> dict[str, float]:
-    """All of it by name, without a nested level."""
+    """All values by name, in a flat dictionary."""
     by_norm = {f"robust_accuracy_{norm}": x for norm, x in self.by_norm.items()}
     values = self._asdict() | by_norm
     del values["by_norm"]
@@ -56,7 +57,7 @@ class Validation(NamedTuple):
 
 
 def describe_attack(config: ml_collections.ConfigDict) -> str:
-  """The attack of the validation, spelt out."""
+  """A description of the validation's attack, as text."""
   evaluation, radii = config.evaluation, evaluated_radii(config)
   balls = [f"{norm} epsilon {epsilon:g}" for norm, epsilon in radii.items()]
   sizes = [f"{step_size(evaluation, epsilon):g}" for epsilon in radii.values()]
@@ -70,11 +71,11 @@ def describe_attack(config: ml_collections.ConfigDict) -> str:
 def evaluation_attack(
   config: ml_collections.ConfigDict, norm: str, epsilon: float
 ) -> ddi_jax.Attack:
-  """One restart of that attack in one of its threat models."""
+  """One restart of the validation's attack in one threat model."""
   return ddi_jax.pgd(
     THREAT_MODELS[norm](epsilon),
     steps=config.evaluation.steps,
-    # A step of length 0 is not an attack; at epsilon 0 any length projects back.
+    # `pgd` refuses a step size of 0.  At epsilon 0 any step is projected back.
     step_size=step_size(config.evaluation, epsilon) or 1.0,
   )
 
@@ -85,9 +86,9 @@ def create_validate(
   max_value: int,
   mesh: Mesh | None = None,
 ) -> ValidateFn:
-  """The evaluation of a train state under `config.evaluation`'s attack.
+  """Create the evaluation of a train state under `config.evaluation`'s attack.
 
-  With a mesh, every batch is split over all its devices.
+  If there is a mesh, every batch is split over all its devices.
 
   Returns:
     fn(state, dataset, interrupted=lambda: False) -> `Validation`, or None if
@@ -136,7 +137,7 @@ def create_validate(
   ) -> Validation | None:
     sums = []
     part, num_parts = meshes.host_share(mesh, meshes.ALL, settings.batch_size)
-    batches = evaluation_batches(  # All of one shape.
+    batches = evaluation_batches(  # All batches have the same shape.
       dataset, settings.batch_size, shard=part, num_shards=num_parts
     )
     for index, batch in enumerate(batches):
@@ -146,7 +147,7 @@ def create_validate(
       sums.append(compiled(state.params, state.model_state, there, index))
     total = len(dataset)
     means = jax.tree.map(lambda *parts: float(sum(parts)) / total, *sums)
-    # In the order of the config, which JAX does not keep.
+    # Restore the order of the config, because JAX sorts dictionaries.
     by_norm = {norm: means.by_norm[norm] for norm in attacks if means.by_norm}
     return means._replace(by_norm=by_norm)
 
@@ -161,7 +162,7 @@ def _attacked(
   key: jax.Array,
   config: ml_collections.ConfigDict,
 ) -> jax.Array:
-  """The ends of all restarts, one threat model after another, `[K, B, ...]`."""
+  """The results of all restarts, one threat model after another, `[K, B, ...]`."""
 
   def loss(inputs: jax.Array, labels: jax.Array) -> jax.Array:
     return losses.cross_entropy(logits_of(inputs), labels)
@@ -188,13 +189,13 @@ def _by_example(
   labels: jax.Array,
   norms: tuple[str, ...],
 ) -> Any:
-  """A `Validation` of arrays: what is averaged, of every example, `[B]`.
+  """A `Validation` whose values are arrays `[B]`, one entry per example.
 
   Args:
-    clean_logits: `[B, C]`.
-    logits: at the candidates, `[K, B, C]`, one threat model after another.
+    clean_logits: logits at the clean inputs, `[B, C]`.
+    logits: logits at the candidates, `[K, B, C]`, one threat model after another.
     labels: `[B]`.
-    norms: of the threat models.
+    norms: norms of the threat models.
   """
   clean_correct = jnp.argmax(clean_logits, axis=-1) == labels
   correct = jnp.argmax(logits, axis=-1) == labels

@@ -1,8 +1,9 @@
-"""The source `warm`: each training image remembers the ends of its last attacks.
+"""The memory of the source `warm`: the last perturbations of each training image.
 
-ATTA, Zheng et al. (2020), "Efficient adversarial training with transferable adversarial
-examples": an attack that starts there needs fewer steps.  A perturbation follows its
-image through the random crop and mirroring, and back ("inverse data augmentation").
+This is ATTA (Zheng et al., 2020, "Efficient adversarial training with transferable
+adversarial examples").  An attack that starts at these perturbations needs fewer steps.
+A stored perturbation is cropped and mirrored in the same way as its image, and the
+result is transformed back ("inverse data augmentation").
 """
 
 import chex
@@ -17,14 +18,14 @@ _DTYPE = jnp.float16
 
 
 def num_remembered(config: ml_collections.ConfigDict) -> int:
-  """K of `warm:K` in `config.sources`, else 0."""
+  """K of `warm:K` in `config.sources`, or 0 without this source."""
   return dict(entries(config)).get(WARM, 0)
 
 
 def num_bytes(
   config: ml_collections.ConfigDict, num_images: int, image_shape: tuple[int, ...]
 ) -> int:
-  """The size of `create_memory`."""
+  """The size in bytes of the result of `create_memory`."""
   memory = jax.eval_shape(lambda: create_memory(config, num_images, image_shape))
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(memory))
 
@@ -32,7 +33,7 @@ def num_bytes(
 def create_memory(
   config: ml_collections.ConfigDict, num_images: int, image_shape: tuple[int, ...]
 ) -> chex.ArrayTree:
-  """An empty memory, `[N, K, H, W, C]` of float16; () without the source."""
+  """A memory of zeros, float16 `[N, K, H, W, C]`; () without the source `warm`."""
   count = num_remembered(config)
   return jnp.zeros((num_images, count, *image_shape), _DTYPE) if count else ()
 
@@ -44,23 +45,24 @@ def recall(
   epoch: jax.Array,
   augment_key: jax.Array,
 ) -> jax.Array | None:
-  """The perturbations of the augmented images, float32 `[K, B, H, W, C]`.
+  """The stored perturbations of the augmented images, float32 `[K, B, H, W, C]`.
 
-  They are cropped and mirrored as the images with the same key.  All 0 in an epoch that
-  starts anew, which is every `config.warm.reset_epochs`-th.
+  They are cropped and mirrored like the images with the same key.  In every
+  `config.warm.reset_epochs`-th epoch they are 0.
 
   Args:
-    config: of the run.
+    config: the run's config.
     memory: `[N, K, H, W, C]`.
-    indices: `[B]`, of the images.
+    indices: the images' indices in the training set, `[B]`.
     epoch: number of the epoch.
-    augment_key: of the images' augmentation.
+    augment_key: key of the images' augmentation.
 
   Returns:
-    None where the config has no source warm.
+    The perturbations, or None if the config does not have the source warm.
 
   Raises:
-    ValueError: if the config has it, and the memory or the indices are missing.
+    ValueError: if the config has this source, but the memory or the indices are
+      missing.
   """
   if not num_remembered(config):
     return None
@@ -82,15 +84,15 @@ def remember(
   augment_key: jax.Array,
   perturbations: jax.Array,
 ) -> chex.ArrayTree:
-  """The memory after a step; where the crop did not reach, it is as it was recalled.
+  """The memory after a step; pixels outside the crop keep their recalled values.
 
   Args:
-    config: of the run.
-    memory: before the step, `[N, K, H, W, C]`.
-    indices: `[B]`, of the images.
+    config: the run's config.
+    memory: the memory before the step, `[N, K, H, W, C]`.
+    indices: the images' indices in the training set, `[B]`.
     epoch: number of the epoch.
-    augment_key: of their augmentation.
-    perturbations: of all candidates, from the augmented images, `[K, B, H, W, C]`.
+    augment_key: key of the images' augmentation.
+    perturbations: all candidates minus the augmented images, `[K, B, H, W, C]`.
   """
   if not num_remembered(config):
     return memory
@@ -112,7 +114,7 @@ def _of_batch(
   indices: jax.Array | None,
   epoch: jax.Array,
 ) -> jax.Array:
-  """What the images at these indices remember, float32 `[B, K, H, W, C]`."""
+  """The stored perturbations of the images at `indices`, float32 `[B, K, H, W, C]`."""
   if indices is None:
     raise ValueError("the source warm needs the indices of the batch, got None.")
   recalled = memory[indices].astype(jnp.float32)

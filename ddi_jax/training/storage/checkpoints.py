@@ -19,10 +19,11 @@ from ddi_jax.training.step.state import TrainState
 from ddi_jax.training.step.validation import Validation
 from ddi_jax.training.storage import checksums
 
-# orbax is imported where it is used: a config that is refused does not wait for it.
+# orbax is imported in the functions that use it, so that an invalid config is refused
+# without waiting for it.
 _FOLDER = "checkpoints"
 _DAMAGED_FOLDER = "damaged_checkpoints"
-_TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of what orbax is writing
+_TEMPORARY = ".orbax-checkpoint-tmp"  # Part of the names of unfinished checkpoints.
 _DELETED_FOLDER = f"deleted{_TEMPORARY}"
 
 
@@ -33,9 +34,10 @@ class CheckpointError(RuntimeError):
 class Checkpoints:
   """Orbax checkpoints under `workdir/checkpoints`, one folder per step.
 
-  Kept are the two latest and the best by validation robust accuracy (of equals, the
-  latest).  Each is written whole or not at all, then its checksums.  They hold arrays
-  and JSON: reading one executes nothing from it.
+  The two latest checkpoints are kept, and the best by validation robust accuracy (if
+  several are equal, the latest of them).  Each is written atomically, followed by its
+  checksums.  A checkpoint contains only arrays and JSON, so reading it executes no code
+  from it.
   """
 
   def __init__(self, workdir: Path):
@@ -54,7 +56,8 @@ class Checkpoints:
       best_fn=_robust_accuracy,
       preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
       enable_async_checkpointing=False,
-      # What is deleted is moved there in one go, that no kill leaves a part of it.
+      # A deleted folder is first moved there in one step, so that no partial checkpoint
+      # is left if the process is killed.
       todelete_subdir=_DELETED_FOLDER,
     )
     plain = self._links.enter_context(_without_wildcards(self.directory))
@@ -76,13 +79,14 @@ class Checkpoints:
     progress: Mapping[str, Any],
     validation: Validation | None,
   ) -> None:
-    """Saves a state, a small JSON record, and its validation result if evaluated.
+    """Save a state, a small JSON record, and the validation result if there is one.
 
-    Only states with a validation result compete for the best.  One that was saved
-    without (the run was interrupted before its evaluation) is replaced by one with.
+    Only checkpoints with a validation result can become the best.  If the run was
+    interrupted before validation, its checkpoint has none.  Saving the same step again
+    with a result replaces it.
 
     Raises:
-      CheckpointError: if it cannot be written; those before are as they were.
+      CheckpointError: if the checkpoint cannot be written.  Earlier ones are unchanged.
     """
     import orbax.checkpoint as ocp  # noqa: PLC0415
 
@@ -109,19 +113,20 @@ class Checkpoints:
         shutil.rmtree(self.directory / _DELETED_FOLDER, ignore_errors=True)
     except (processes.OtherProcessError, jax.errors.JaxRuntimeError):
       raise
-    except Exception as error:  # OSError, or whatever orbax's storage makes of one.
+    except Exception as error:  # An OSError, or what orbax's storage turns it into.
       raise CheckpointError(
         f"the checkpoint of step {step} could not be saved in {self.directory}: "
         f"{_reason(error)}."
       ) from error
 
   def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """The state and the JSON record of a step; `like` gives structure and shapes.
+    """Load the state and the JSON record of a step.
 
-    Without `like.memory`, that of the checkpoint is not read.
+    `like` gives the structure and the shapes of the state.  If `like.memory` is empty,
+    the checkpoint's memory is not read.
 
     Raises:
-      CheckpointError: if the checkpoint is not as it was saved.
+      CheckpointError: if the checkpoint has changed since it was saved.
     """
     import orbax.checkpoint as ocp  # noqa: PLC0415
 
@@ -143,14 +148,17 @@ class Checkpoints:
     return TrainState(**collections.ChainMap(*parts)), restored["progress"]
 
   def close(self) -> None:
-    """Waits for what is being written."""
+    """Wait until everything is written."""
     self._manager.close()
     self._links.close()
 
 
 @contextlib.contextmanager
 def _without_wildcards(directory: Path) -> Iterator[Path]:
-  """The folder, under a name that orbax may take for a pattern of names."""
+  """The folder under a name without wildcards, which orbax would interpret.
+
+  If its own name has wildcards, the result is a temporary symbolic link to it.
+  """
   if glob.escape(str(directory)) == str(directory):
     yield directory
     return
@@ -162,14 +170,14 @@ def _without_wildcards(directory: Path) -> Iterator[Path]:
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-  """What is saved on its own: a model is read without the memory."""
+  """The state in two items, so that a model can be read without the memory."""
   parts = state._asdict()
   memory = {"memory": parts.pop("memory")}
   return {"state": parts} | ({"memory": memory} if jax.tree.leaves(memory) else {})
 
 
 def good_steps(workdir: Path) -> list[int]:
-  """The steps of the checkpoints that are as they were saved."""
+  """The steps of the checkpoints that have not changed since they were saved."""
   directory = workdir / _FOLDER
   return [
     step
@@ -179,23 +187,25 @@ def good_steps(workdir: Path) -> list[int]:
 
 
 def set_damaged_aside(workdir: Path) -> list[str]:
-  """Leaves only good checkpoints to resume from; for the run that owns the workdir.
+  """Remove bad checkpoints from the folder, so that a run resumes from a good one.
 
-  What was being written when a run was killed is deleted; what has changed since it was
-  saved is moved to `workdir/damaged_checkpoints`.
+  Only the run that has locked the workdir may call this.  Checkpoints that were not
+  finished when a run was killed are deleted.  Checkpoints that have changed since they
+  were saved are moved to `workdir/damaged_checkpoints`.
 
   Returns:
-    What was done, a sentence each.
+    Messages about what was done, one sentence each.
 
   Raises:
-    CheckpointError: if no checkpoint is good; then nothing is moved or deleted.
+    CheckpointError: if no checkpoint is good, unless the only one is unfinished.  Then
+      nothing is moved or deleted.
   """
   directory = workdir / _FOLDER
   steps = _steps(directory)
   damages = {step: checksums.find_damage(directory / str(step)) for step in steps}
   good = [step for step in steps if damages[step] is None]
   damaged = [step for step in steps if damages[step] is not None]
-  # Only the last can have been cut short by the end of its run.
+  # Only the last checkpoint can be unfinished because its run was killed.
   unfinished = [
     step for step in steps[-1:] if not checksums.is_finished(directory / str(step))
   ]
@@ -208,7 +218,7 @@ def set_damaged_aside(workdir: Path) -> list[str]:
   for path in directory.glob(f"*{_TEMPORARY}*"):
     shutil.rmtree(path)
   messages = []
-  fallback = f"going on from step {good[-1]}" if good else "starting from step 0"
+  fallback = f"resuming from step {good[-1]}" if good else "starting from step 0"
   for step in damaged:
     folder = directory / str(step)
     if step in unfinished:
@@ -235,7 +245,7 @@ def _steps(directory: Path) -> list[int]:
 
 def _move_into(parent: Path, folder: Path) -> Path:
   target = parent / folder.name
-  if target.exists():  # Of an earlier fault at the same step.
+  if target.exists():  # Left from earlier damage at the same step.
     shutil.rmtree(target)
   parent.mkdir(exist_ok=True)
   return folder.rename(target)
@@ -243,7 +253,7 @@ def _move_into(parent: Path, folder: Path) -> Path:
 
 @contextlib.contextmanager
 def _silent_orbax() -> Iterator[None]:
-  """Without the page that orbax logs of an error, which it raises as well."""
+  """Suppress orbax's long log of an error, which it raises as well."""
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.FATAL)
   try:
@@ -253,7 +263,7 @@ def _silent_orbax() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-  """An error in a line; of the storage's long ones, the operating system's part."""
+  """An error in one line; for long errors of the storage, the system's message."""
   code = re.search(r"os_error_code='(\d+)'", str(error))
   return os.strerror(int(code[1])) if code else " ".join(str(error).split())
 

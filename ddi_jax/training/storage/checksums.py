@@ -1,4 +1,4 @@
-"""Checksums of a folder's files, kept in it: whether it is still as it was written."""
+"""Checksums of a folder's files, which show whether they have changed."""
 
 import hashlib
 from pathlib import Path
@@ -9,20 +9,20 @@ CHECKSUMS_FILE = "checksums.json"
 
 
 def write_checksums(folder: Path) -> None:
-  """Writes the SHA-256 of every file in `folder`, as a file that appears whole."""
+  """Write the SHA-256 of every file in `folder` to a file in it, atomically."""
   write_json(folder / CHECKSUMS_FILE, _checksums(folder))
 
 
 def is_finished(folder: Path) -> bool:
-  """Whether `write_checksums` has ended there."""
+  """Whether `write_checksums` has finished for this folder."""
   return (folder / CHECKSUMS_FILE).exists()
 
 
 def find_damage(folder: Path) -> str | None:
-  """What is wrong with a folder, None if its files are as `write_checksums` saw them.
+  """Describe a change to a folder's files since `write_checksums`, or return None.
 
-  Tells disk faults and cut files; no protection against somebody who also changes the
-  checksums.
+  This detects disk faults and truncated files.  It does not protect against somebody
+  who also changes the checksums.
   """
   if not is_finished(folder):
     return f"{CHECKSUMS_FILE} is missing"

@@ -1,4 +1,4 @@
-"""Text and JSON files that are written whole or not at all."""
+"""Read text and JSON files, and write them atomically (whole or not at all)."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -9,7 +9,10 @@ from typing import Any
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-  """The records of a JSON-lines file, none if it is missing, up to a broken line."""
+  """The records of a JSON-lines file up to the first broken line.
+
+  If the file is missing, there are none.
+  """
   if not path.exists():
     return
   for line in path.read_text().splitlines():
@@ -20,14 +23,14 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-  """The object in a JSON file.
+  """Read the object in a JSON file.
 
   Raises:
-    ValueError: if it holds none, naming the file.
+    ValueError: if the file does not hold a JSON object; the message names the file.
   """
   try:
     content = json.loads(path.read_text())
-  except (RecursionError, ValueError) as error:  # Nested deeply; not UTF-8, not JSON.
+  except (RecursionError, ValueError) as error:  # Nested too deeply; no UTF-8 or JSON.
     raise ValueError(f"{path} is not valid JSON ({error}).") from error
   if not isinstance(content, dict):
     raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}.")
@@ -35,19 +38,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-  """Writes a JSON file whole or not at all."""
+  """Write a JSON file atomically."""
   write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_atomically(path: Path, text: str) -> None:
-  """Writes a text file whole or not at all."""
+  """Write a text file atomically."""
   with replacing(path) as temporary:
     temporary.write_text(text)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-  """A file beside `path` to be written, which takes its place if nothing fails."""
+  """A temporary path for writing; its file replaces `path` if the block succeeds."""
   temporary = temporary_of(path)
   yield temporary
   with temporary.open("rb") as file:
@@ -56,5 +59,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def temporary_of(path: Path) -> Path:
-  """What `replacing` writes; of the same suffix, from which a format may be told."""
+  """The temporary path of `replacing`.
+
+  It has the same suffix as `path`, because some writers choose the format by it.
+  """
   return path.with_name(f".{path.name}")

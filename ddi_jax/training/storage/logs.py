@@ -1,4 +1,4 @@
-"""Metrics to `metrics.jsonl` and TensorBoard, results to JSON files."""
+"""Log metrics to `metrics.jsonl` and TensorBoard."""
 
 from collections.abc import Iterator, Mapping
 import json
@@ -14,14 +14,14 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricLog:
-  """Appends records to `metrics.jsonl` and TensorBoard event files.
+  """Append records to `metrics.jsonl` and TensorBoard event files.
 
-  A resumed run first drops the records after the step it starts from, so that each
-  step is logged once.
+  A resumed run first drops the records after the step from which it resumes, so that
+  each step is logged once.
 
   Args:
-    workdir: of the run.
-    start: the step of the checkpoint that is resumed, None if there was none.
+    workdir: the run's folder.
+    start: the step of the checkpoint from which the run resumes, None for a new run.
   """
 
   def __init__(self, workdir: Path, start: int | None):
@@ -37,7 +37,7 @@ class MetricLog:
     self._board = EventFile(workdir / "tensorboard", purge_step=first)
 
   def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-    """Logs values of "train", "validation" or "test" after `step` steps."""
+    """Log values of the split "train", "validation" or "test" after `step` steps."""
     numbers = {name: _number(value) for name, value in values.items()}
     line = json.dumps({"step": step, "split": split, **numbers})
     self._file.write(line + "\n")
@@ -46,7 +46,7 @@ class MetricLog:
     )
 
   def flush(self) -> None:
-    """Writes what is buffered to the disk; OSError if it cannot."""
+    """Write buffered records to the disk; raise OSError if that fails."""
     self._file.flush()
     os.fsync(self._file.fileno())
     self._board.flush()
@@ -60,13 +60,13 @@ class MetricLog:
 
 
 class NoLog:
-  """In place of a `MetricLog` where another process writes it."""
+  """A `MetricLog` that writes nothing, for all processes but one."""
 
   def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-    """Does nothing."""
+    """Do nothing."""
 
   def flush(self) -> None:
-    """Does nothing."""
+    """Do nothing."""
 
   def __enter__(self) -> "NoLog":
     return self
@@ -76,7 +76,7 @@ class NoLog:
 
 
 def read_metrics(workdir: Path) -> Iterator[dict[str, Any]]:
-  """The records of a run's `metrics.jsonl`; a last line cut short is left out."""
+  """The records of a run's `metrics.jsonl`, without a truncated last line."""
   yield from read_lines(workdir / METRICS_FILE)
 
 

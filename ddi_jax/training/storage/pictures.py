@@ -1,4 +1,4 @@
-"""Pictures that are written whole or not at all."""
+"""Figures that are written atomically (whole or not at all)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def saved_figure(path: Path, size: tuple[float, float], style: Any) -> Iterator[Figure]:
-  """A figure to be drawn, which is saved as `path` if nothing fails.
+  """A figure to draw on, which is saved to `path` if the block succeeds.
 
   Args:
-    path: of the picture.
-    size: in inches.
-    style: of matplotlib, some of its rcParams by name.
+    path: where to save the figure.
+    size: width and height in inches.
+    style: some of matplotlib's rcParams, by name.
   """
-  # Half a second, for which a config that is refused does not wait.
+  # Imported here because it takes half a second: an invalid config is refused sooner.
   import matplotlib  # noqa: PLC0415
   from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
   from matplotlib.figure import Figure  # noqa: PLC0415

@@ -1,7 +1,8 @@
-"""Scalars to TensorBoard event files.
+"""Write scalars to TensorBoard event files.
 
-tensorboardX's `SummaryWriter` writes in a thread, which dies unheard when the disk is
-full, after which the program waits for it for ever; its records alone are used here.
+tensorboardX's `SummaryWriter` writes in a thread.  If the disk is full, this thread
+dies silently, and the program then waits for it forever.  This module therefore uses
+only tensorboardX's record format.
 """
 
 from collections.abc import Mapping
@@ -16,11 +17,12 @@ _FILE_VERSION = "brain.Event:2"
 
 
 class EventFile:
-  """A new event file in a folder, made if missing.
+  """A new event file in a folder, which is created if missing.
 
   Args:
-    folder: of all event files of a run.
-    purge_step: TensorBoard is told to forget earlier files' records from there on.
+    folder: the folder of a run's event files.
+    purge_step: TensorBoard is told to ignore records in earlier files from this step
+      on.
   """
 
   def __init__(self, folder: Path, purge_step: int):
@@ -31,7 +33,7 @@ class EventFile:
     self._write(step=purge_step, session_log=started)
 
   def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
-    """One record of all values of a step."""
+    """Write one record with all values of a step."""
     scalars = [
       summary_pb2.Summary.Value(tag=name, simple_value=value)
       for name, value in values.items()
@@ -39,11 +41,11 @@ class EventFile:
     self._write(step=step, summary=summary_pb2.Summary(value=scalars))
 
   def flush(self) -> None:
-    """Writes what is buffered; OSError if it cannot."""
+    """Write buffered records; raise OSError if that fails."""
     self._file.flush()
 
   def close(self) -> None:
-    """Writes what is buffered and closes the file; OSError if it cannot."""
+    """Write buffered records and close the file; raise OSError if that fails."""
     self._file.close()
 
   def _write(self, **content: Any) -> None:

@@ -1,4 +1,4 @@
-"""The folder of a run: made for one config, and for no other."""
+"""The folder of a run, which belongs to one config."""
 
 from collections.abc import Iterator
 import contextlib
@@ -19,8 +19,9 @@ from ddi_jax.training.storage.files import read_json, temporary_of, write_json
 
 CONFIG_FILE = "config.json"
 _LOCK_FILE = "lock"
-# Where the data lie on this machine and how they are read does not change the run; nor
-# do its devices, but for rounding, so that it may be resumed on others.
+# Settings that do not change the run's result: where the data are on this machine, and
+# how they are read.  Devices change it only by rounding, so that a run may be resumed
+# on other devices.
 _LOCAL_FIELDS = (
   "data.data_dir",
   "data.streaming",
@@ -31,11 +32,13 @@ _LOCAL_FIELDS = (
 
 
 def absolute(workdir: Path | str) -> Path:
-  """The folder that the user means, wherever the program changes to; "~" is a home.
+  """The absolute path of a folder, with "~" expanded to the home folder.
+
+  It stays valid if the program changes its current folder.
 
   Raises:
-    ConfigError: for the home of somebody unknown, or a name that checkpoints cannot
-      have.
+    ConfigError: if the path begins with ~NAME and there is no such user, or has a name
+      that checkpoints cannot have.
   """
   try:
     path = Path(workdir).expanduser().absolute()
@@ -54,7 +57,7 @@ def absolute(workdir: Path | str) -> Path:
 
 
 def default_workdir(config: ml_collections.ConfigDict, name: str) -> Path:
-  """`runs/NAME-METHOD-seedS-HASH`: the same for the same config, and only for it."""
+  """The path `runs/NAME-METHOD-seedS-HASH`, which is unique to a config."""
   digest = hashlib.sha256(json.dumps(_fields(config), sort_keys=True).encode())
   return Path("runs") / (
     f"{name}-{_plain(config.method)}-seed{config.seed}-{digest.hexdigest()[:8]}"
@@ -62,25 +65,25 @@ def default_workdir(config: ml_collections.ConfigDict, name: str) -> Path:
 
 
 def _plain(name: str) -> str:
-  """A piece's name as a part of a file's name."""
+  """The name of a piece as it appears in a file name."""
   return name.replace(":", ".")
 
 
 @contextlib.contextmanager
 def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[None]:
-  """Makes a run's folder, or checks that it holds a run of the same config; locks it.
+  """Create a run's folder, or check that it holds the same config's run; lock it.
 
-  The folder is this process's own for the duration of the `with` block.  The lock is
-  the kernel's (flock on `workdir/lock`): it ends with the process, however that ends.
+  The folder is locked for the duration of the `with` block.  The kernel holds the lock
+  (flock on `workdir/lock`), so it ends with the process, however that ends.
 
   Raises:
     ConfigError: if the folder holds another config's run or other files, or another
-      process is running in it.
-    OSError: if it cannot be written.
+      process has locked it.
+    OSError: if the folder cannot be written.
   """
   _check_not_foreign(workdir)
   path = workdir / CONFIG_FILE
-  if path.exists():  # Refused before anything is touched.
+  if path.exists():  # Refuse another config's folder before changing anything in it.
     _check_same_config(path, config)
   workdir.mkdir(parents=True, exist_ok=True)
   with locked(workdir):
@@ -105,10 +108,10 @@ def _check_not_foreign(workdir: Path) -> None:
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-  """Makes a folder this process's own for the duration of the `with` block.
+  """Lock a folder for the duration of the `with` block.
 
   Raises:
-    ConfigError: if it is another's.
+    ConfigError: if another process has locked it.
   """
   with (workdir / _LOCK_FILE).open("a+") as file:
     try:
@@ -120,7 +123,7 @@ def locked(workdir: Path) -> Iterator[None]:
         "its end, or choose another --workdir."
       ) from error
     except OSError as error:
-      print(f"No lock on {workdir} ({error.strerror}): run nothing else in it.")
+      print(f"Cannot lock {workdir} ({error.strerror}): run nothing else in it.")
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
@@ -141,10 +144,10 @@ def _check_same_config(path: Path, config: ml_collections.ConfigDict) -> None:
 
 
 def find_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
-  """Checks that a folder holds a run of the config; changes nothing.
+  """Check that a folder holds a run of the config, without changing anything.
 
   Raises:
-    ConfigError: if there is none, or another config's.
+    ConfigError: if the folder holds no run, or another config's run.
   """
   if not (workdir / CONFIG_FILE).exists():
     raise ConfigError(

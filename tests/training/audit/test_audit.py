@@ -235,7 +235,7 @@ def test_another_evaluation_in_the_same_folder_is_refused(audited, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(audited[0].parent, workdir)
   fewer = AUDIT._replace(limit=5)
-  message = r"examples is 40 there and 5 here\): --evaluate_restart forgets it"
+  message = r"examples is 40 there and 5 here\): --evaluate_restart discards it"
   with pytest.raises(training.ConfigError, match=message):
     training.audit_run(config_of(), workdir, fewer)
   assert_same_results(workdir / FOLDER, audited[0])
@@ -337,7 +337,7 @@ def test_default_plan_is_autoattack_and_a_curve_to_twice_epsilon():
     (["--evaluate_limit=5"], "launch.py: --evaluate_limit needs --evaluate."),
     (
       ["--evaluate=autoattack", "--evaluate_epsilons=0,a"],
-      "launch.py: --evaluate_epsilons must be numbers with commas between: could not "
+      "launch.py: --evaluate_epsilons must be numbers separated by commas: could not "
       "convert string to float: 'a'.",
     ),
   ],

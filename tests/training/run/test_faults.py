@@ -224,6 +224,6 @@ def test_a_run_with_a_damaged_checkpoint_ends_the_same(reference, tmp_path):
   manifest.write_bytes(manifest.read_bytes()[:-1])
   output = resume(workdir)
   assert f"The checkpoint of step {steps[-1]} is not good" in output
-  assert f"going on from step {steps[-2]}" in output
+  assert f"resuming from step {steps[-2]}" in output
   assert (workdir / "damaged_checkpoints" / str(steps[-1])).is_dir()
   assert_same_as(reference, workdir)

@@ -57,7 +57,7 @@ def test_any_damage_to_a_checkpoint_falls_back_to_the_one_before(tmp_path, damag
     assert message.startswith("The checkpoint of step 8 is not good (")
     if name.name != "checksums.json":
       assert str(name) in message
-    assert message.endswith("going on from step 4.")
+    assert message.endswith("resuming from step 4.")
     assert not (workdir / latest).exists()
   manager = saved.Checkpoints(workdir)
   assert manager.latest_step == manager.best_step == 4
