@@ -49,6 +49,20 @@ for _module, _names in ((ddi_jax, ddi_jax.__all__), (losses, dir(losses))):
       setattr(_module, _name, checked(getattr(_module, _name)))
 
 
+# Each takes more than half a minute.  A file is one worker's: these come first, so that
+# no worker is left with one of them in the end.
+LONGEST = (
+  *("minimax/test_minimize_max.py", "training/run/test_program.py"),
+  *("training/run/test_faults.py", "training/run/test_random_configs.py"),
+  *("training/step/test_train_step.py", "training/devices/test_processes.py"),
+  *("training/devices/test_mesh.py", "training/run/test_library_networks.py"),
+)
+
+
+def pytest_collection_modifyitems(items):
+  items.sort(key=lambda item: not str(item.path).endswith(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def strict_rank_promotion(request):
   """In the core, arrays of different rank meet only where it is written so."""
