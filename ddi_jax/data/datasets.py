@@ -17,9 +17,9 @@ class Splits(NamedTuple):
 
   Attributes:
     train: the examples to train on.
-    validation: examples held out of the official training set, for choosing
-      checkpoints.
-    test: the official test set.
+    validation: examples held out of the training set, for choosing checkpoints.
+    test: the official test set; for digits, which have none, 360 images drawn once; for
+      ImageNet, the official validation set.
     max_value: the images' full scale: `images / max_value` is in [0, 1].
     num_classes: labels are in [0, num_classes).
     mean: mean per channel of the official training images, scaled to [0, 1].
