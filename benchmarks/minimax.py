@@ -167,7 +167,13 @@ def _draw(runs: dict[str, Run], reference: float, scale: float) -> None:
       textcoords=axis.get_yaxis_transform(),
       color=color,
       va="center",
-      arrowprops={"arrowstyle": "-", "color": color, "alpha": 0.4, "linewidth": 0.7},
+      arrowprops={
+        "arrowstyle": "-",
+        "color": color,
+        "alpha": 0.4,
+        "linewidth": 0.7,
+        "relpos": (0, 0.5),
+      },
     )
   axis.set_xlabel("evaluations of all losses")
   axis.set_ylabel("greatest loss above the least found, relative")
