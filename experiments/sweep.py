@@ -7,6 +7,7 @@ runs share one compilation cache.
 
 from collections.abc import Callable, Iterable, Mapping
 import contextlib
+import datetime
 import functools
 import json
 import os
@@ -77,11 +78,13 @@ def run_all(task: Task, runs: Runs, folder: Path, *, jobs: int = 1) -> dict[str,
     for name in waiting
   )
   failures = {}
+  began = time.monotonic()
   for number, (name, seconds, reason) in enumerate(outcomes, 1):
     outcome = f"FAILED: {reason}" if reason else "done"
+    left = (time.monotonic() - began) / number * (len(waiting) - number)
     print(
       f"{time.strftime('%H:%M:%S')} {number}/{len(waiting)} {name}: {outcome} "
-      f"({seconds:.0f} s)",
+      f"({seconds:.0f} s, about {datetime.timedelta(seconds=round(left))} left)",
       flush=True,
     )
     if reason:
