@@ -102,16 +102,15 @@ def uninterrupted(tmp_path_factory):
 def test_interrupted_and_resumed_is_bit_identical(
   finished, uninterrupted, tmp_path, number
 ):
-  for attempt in range(5):  # On a busy machine the run can end before the signal.
-    workdir = tmp_path / f"interrupted{attempt}"
-    process = subprocess.Popen(
-      command(workdir, **OFTEN), stdout=subprocess.PIPE, text=True, cwd=tmp_path
-    )
-    wait_for_step(process, workdir, 5)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    if process.returncode:
-      break
+  if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+    pytest.skip("SIGHUP is ignored here, as under nohup")
+  workdir = tmp_path / "interrupted"
+  process = subprocess.Popen(
+    command(workdir, **OFTEN), stdout=subprocess.PIPE, text=True, cwd=tmp_path
+  )
+  wait_for_step(process, workdir, 5)
+  process.send_signal(number)
+  output, _ = process.communicate(timeout=60)
   if number != signal.SIGKILL:
     assert process.returncode == 128 + signal.SIGTERM
     assert "the same command resumes" in output
