@@ -41,7 +41,11 @@ shutil.copytree(_HERE.parent / "notebooks", _HERE / "notebooks", dirs_exist_ok=T
 
 html_theme = "sphinx_book_theme"
 html_title = "ddi_jax"
-html_theme_options = {"use_download_button": False, "show_toc_level": 2}
+html_theme_options = {
+  "use_download_button": False,
+  "show_toc_level": 2,
+  "navbar_persistent": [],  # The search field stands in the sidebar already.
+}
 
 
 def _docstring_to_rst(app, what, name, obj, options, lines):
