@@ -218,7 +218,7 @@ def test_bad_data_is_refused():
   evaluate = ddi_jax.autoattack(ddi_jax.linf(0.1), cheap_attacks())
   with pytest.raises(ValueError, match="inputs must be floating point"):
     evaluate(KEY, p.logits_fn, np.zeros((4, 10), np.uint8), p.labels[:4])
-  with pytest.raises(ValueError, match=r"labels must be integers \[16\]"):
+  with pytest.raises(ValueError, match=r"labels must be integers of shape \(16,\)"):
     evaluate(KEY, p.logits_fn, p.inputs, p.labels[:4])
   with pytest.raises(
     ValueError, match=r"labels must be in \[0, 5\), .*, got values from 5 to 5"
