@@ -18,9 +18,9 @@ def test_wilson_interval_is_scipy_s(total, fraction, confidence):
 
 
 def test_impossible_counts_are_refused():
-  with pytest.raises(ValueError, match=r"successes must be in \[0, total\].*3 and 2"):
+  with pytest.raises(ValueError, match=r"successes must be in \[0, total\].*3 of 2"):
     ddi_jax.wilson_interval(3, 2)
-  with pytest.raises(ValueError, match="total >= 1, got 0 and 0"):
+  with pytest.raises(ValueError, match="total must be an integer >= 1, got 0"):
     ddi_jax.wilson_interval(0, 0)
   with pytest.raises(ValueError, match=r"confidence must be in \(0, 1\), got 95"):
     ddi_jax.wilson_interval(1, 2, confidence=95)

@@ -136,7 +136,7 @@ def test_a_model_that_masks_its_gradients_is_told_of():
 @pytest.mark.parametrize("radii", [[], [-0.1, 0.1], [0.2, 0.1], [0.1, 0.1], [np.inf]])
 def test_impossible_radii_are_refused(radii):
   p = problem()
-  with pytest.raises(ValueError, match="epsilons must be finite numbers >= 0, incr"):
+  with pytest.raises(ValueError, match=r"epsilons.* must be .*finite numbers? >= 0"):
     ddi_jax.robustness_curve(KEY, p.logits_fn, p.inputs, p.labels, ddi_jax.linf, radii)
 
 

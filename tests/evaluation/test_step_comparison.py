@@ -103,5 +103,5 @@ def test_nothing_to_compare():
     "evaluation_attack": ATTACK,
     "evaluation_restarts": 1,
   }
-  with pytest.raises(ValueError, match="a direction and a step length, got 0"):
+  with pytest.raises(ValueError, match="a direction and a list of step lengths, got 0"):
     ddi_jax.step_effects(loss_fn, {}, LENGTHS, **settings)
