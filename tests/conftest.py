@@ -61,6 +61,9 @@ LONGEST = (
 
 def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: not str(item.path).endswith(LONGEST))
+  for item in items:
+    if item.path.suffix == ".md":
+      item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)

@@ -92,6 +92,7 @@ def test_what_is_no_number_is_refused_by_name(name, call, values, value):
     call(value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "call",
   [
@@ -306,6 +307,7 @@ def array_calls():
 ARRAY_CALLS = array_calls()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARRAY_CALLS)
 def test_a_list_in_place_of_an_array_is_refused_by_name(name):
   call, argument = ARRAY_CALLS[name]
@@ -320,6 +322,7 @@ def test_a_list_in_place_of_an_array_is_refused_by_name(name):
       call(value)
 
 
+@pytest.mark.slow
 def test_candidates_of_another_shape_are_named():
   p = problem()
   y = p.labels

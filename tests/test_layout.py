@@ -33,7 +33,7 @@ TRAINING_LAYERS = ("settings", "devices", "step", "storage", "run", "audit")
 CORE = {name for layer in LAYERS[:8] for name in layer}
 CORE_PACKAGES = {"jax", "numpy", "optax", "chex", "ddi_jax"}
 STANDARD = {
-  *("__future__", "collections", "enum", "functools", "hashlib", "html"),
+  *("__future__", "collections", "copy", "enum", "functools", "hashlib", "html"),
   *("importlib", "inspect"),
   *("math", "numbers", "operator", "re", "statistics", "types", "typing", "warnings"),
 }

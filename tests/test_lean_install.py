@@ -47,6 +47,7 @@ def test_an_own_loop_needs_jax_optax_chex_and_numpy_only():
   assert result.stdout == "(3, 2)\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("missing", "module"),
   [

@@ -79,6 +79,7 @@ def test_half_precision_logits_are_widened(name):
   assert found.dtype == jnp.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cross_entropy", "margin", "dlr"])
 def test_leading_axes_and_extreme_logits(name):
   loss = getattr(losses, name)

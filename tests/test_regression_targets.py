@@ -31,6 +31,7 @@ def gradient_ascent(*, radius, steps, step_size, bounds, start):
   )
 
 
+@pytest.mark.slow
 def test_counterexample():
   """Either maximiser's gradient raises the robust loss; their min-norm point lowers it.
 

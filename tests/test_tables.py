@@ -123,6 +123,7 @@ def test_a_result_that_is_traced_can_be_printed():
   solve(jnp.zeros(9))
 
 
+@pytest.mark.slow
 def test_the_status_of_a_minimum_is_a_word():
   solution = ddi_jax.minimize_max(lambda x: jnp.stack([x, -x]), jnp.array(1.0))
   assert repr(solution).splitlines()[-1].split() == ["status", "CONVERGED"]

@@ -63,6 +63,7 @@ def reference_projection(point, center, norm, epsilon, bounds):
   return candidate(root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bounds", [BOX, None])
 @pytest.mark.parametrize("norm", MAKERS)
 @hypothesis.given(seed=st.integers(0, 10**6))
@@ -74,6 +75,7 @@ def test_projection_matches_reference(norm, bounds, seed):
     np.testing.assert_allclose(found, expected, atol=3e-6 * (1 + np.abs(point).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", MAKERS)
 def test_projection_matches_general_purpose_solver(norm):
   points, centers = random_case(0, batch=3, size=4)
@@ -105,6 +107,7 @@ def test_projection_matches_general_purpose_solver(norm):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bounds", [BOX, None])
 @pytest.mark.parametrize("norm", MAKERS)
 @hypothesis.given(seed=st.integers(0, 10**6), epsilon=st.floats(0, 5))
@@ -119,6 +122,7 @@ def test_projection_is_feasible_and_idempotent(norm, bounds, seed, epsilon):
   np.testing.assert_allclose(again, projected, atol=3e-6 * (1 + epsilon))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", MAKERS)
 def test_zero_radius_is_the_center(norm):
   threat_model = MAKERS[norm](0.0)
@@ -128,6 +132,7 @@ def test_zero_radius_is_the_center(norm):
   np.testing.assert_array_equal(start, centers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", MAKERS)
 def test_any_trailing_shape_and_size(norm):
   threat_model = MAKERS[norm](EPSILONS[norm])
@@ -144,6 +149,7 @@ def test_any_trailing_shape_and_size(norm):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", MAKERS)
 def test_random_start_fills_the_ball(norm):
   threat_model = MAKERS[norm](EPSILONS[norm])
@@ -160,6 +166,7 @@ def test_random_start_fills_the_ball(norm):
   assert boxed.max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", MAKERS)
 @hypothesis.given(seed=st.integers(0, 10**6))
 def test_steepest_ascent_is_the_dual_norm(norm, seed):
@@ -175,6 +182,7 @@ def test_steepest_ascent_is_the_dual_norm(norm, seed):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", MAKERS)
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30])
 def test_steepest_ascent_at_any_scale(norm, scale):
@@ -205,6 +213,7 @@ def test_bad_fraction_is_refused():
     ddi_jax.l1(1.0, top_fraction=1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", MAKERS)
 def test_radius_can_be_traced(norm):
   points, centers = random_case(3)

@@ -66,6 +66,7 @@ def test_no_setting_leads_out_of_the_workdir(field):
     check_config(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [0o027])
 def test_who_may_read_a_run_is_the_user_s_choice(tmp_path, mask, no_compilation_cache):
   config = training.select_variant(training.default_config(), "debug")
@@ -106,6 +107,7 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 NO_OBJECTS = [b"", b"{", b"[1]", b"\xff", b"[" * 100_000, b"null"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", NO_OBJECTS)
 def test_json_that_is_no_config(tmp_path, content):
   (tmp_path / "config.json").write_bytes(content)

@@ -100,8 +100,8 @@ def danskin_direction(
   check_solver(solver, tolerance, max_iterations)
   if bundle_step is not None and loss_tolerance is not None:
     raise ValueError(
-      f"bundle_step and loss_tolerance choose two forms; got {bundle_step!r} and "
-      f"{loss_tolerance!r}, but one must be None."
+      f"bundle_step and loss_tolerance are for two forms, so one must be None; got "
+      f"{bundle_step!r} and {loss_tolerance!r}."
     )
   check_number("bundle_step", bundle_step, "(0, inf]", optional=True)
   check_number("loss_tolerance", loss_tolerance, "[0, inf]", optional=True)

@@ -40,6 +40,7 @@ def test_l1_schedule():
   np.testing.assert_array_equal(schedule(1).radii, [3, 2, 1, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("norm", "loss"), [("linf", "ce"), ("l2", "targeted_dlr"), ("l1", "targeted_dlr")]
 )
@@ -95,6 +96,7 @@ def reference_apgd(value_and_gradient, start, center, epsilon, steps, rho):
   return best, step_size
 
 
+@pytest.mark.slow
 def test_follows_the_published_algorithm(x64):
   rng = np.random.default_rng(1)
   first, second = rng.normal(size=(6, 20)) * 3, rng.normal(size=(20, 3))
@@ -135,6 +137,7 @@ def bumpy(weights, x):
   return jnp.sin(25 * x) @ weights
 
 
+@pytest.mark.slow
 def test_restarts_find_more_and_keys_decide():
   p = problem(batch=24, size=6, seed=3)
   model = jax.tree_util.Partial(bumpy, p.weights)
@@ -168,6 +171,7 @@ def test_can_be_mapped():
   np.testing.assert_allclose(mapped, jnp.stack(alone), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_mean_gradient_of_a_randomised_model():
   p = problem(batch=32, size=40)
   epsilon = 0.02

@@ -18,6 +18,7 @@ from ddi_jax.attacks import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", MAKERS)
 def test_multi_targeted_pgd_breaks_what_a_linear_model_allows(norm):
   p = problem()
@@ -43,6 +44,7 @@ def test_multi_targeted_pgd_takes_the_likeliest_targets_first():
   np.testing.assert_array_equal(seen[1], seen[2])  # There are only four.
 
 
+@pytest.mark.slow
 def test_worst_case_over_restarts_is_per_example():
   p = problem()
   starts = []
@@ -87,6 +89,7 @@ def test_targets_are_ordered_by_the_clean_logits():
   np.testing.assert_array_equal(found, [[2, 0], [3, 3], [0, 1]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("make", "settings"),
   [(apgd, {"steps": 3}), (fab, {"steps": 3}), (square, {"queries": 5})],

@@ -91,6 +91,7 @@ def test_robust_accuracy_of_a_linear_model(norm):
   np.testing.assert_array_equal(result.faced[robust], 4)
 
 
+@pytest.mark.slow
 def test_one_compilation_however_many_are_left():
   result, traced, told = run_cheap()
   assert result.clean_accuracy == 1
@@ -128,6 +129,7 @@ def test_parameters_as_arguments_are_compiled_once():
   assert counts[0] > 4
 
 
+@pytest.mark.slow
 def test_batches_and_padding_change_nothing():
   whole, parts, single = (run_cheap(batch_size=size)[0] for size in (11, 4, 1))
   for other in (parts, single):
@@ -137,6 +139,7 @@ def test_batches_and_padding_change_nothing():
   np.testing.assert_array_equal(parts.adversarial, again.adversarial)
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_is_the_same_as_never_stopped():
   whole, _, told = run_cheap()
   assert whole.finished
@@ -179,6 +182,7 @@ def test_versions_are_the_published_ones():
     ddi_jax.autoattack(ddi_jax.linf(0.1), [])
 
 
+@pytest.mark.slow
 def test_zero_radius_is_clean_accuracy():
   p = problem()
   labels = p.labels.at[:4].set((p.labels[:4] + 1) % 5)
@@ -187,6 +191,7 @@ def test_zero_radius_is_clean_accuracy():
   assert result.robust_accuracy == result.clean_accuracy == 0.75
 
 
+@pytest.mark.slow
 def test_a_randomised_model_is_attacked_by_its_mean():
   p = problem(batch=16)
 
@@ -262,6 +267,7 @@ def resumed(
   return evaluate(key, model, p.inputs + shift, labels, resume=resume)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("change", "said"),
   [
@@ -356,6 +362,7 @@ def defences(p):
   }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["saturated", "quantised"])
 def test_breaks_weak_defences_that_pgd_believes_in(name):
   p = problem(batch=16)

@@ -22,6 +22,7 @@ from ddi_jax.attacks.hyperplane import displacement
 FAR = 1e3  # A radius that everything is in.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "targets"), [(n, 9) for n in MAKERS] + [("l2", None)])
 def test_finds_the_distance_of_a_linear_model(norm, targets):
   p = problem()
@@ -36,6 +37,7 @@ def test_finds_the_distance_of_a_linear_model(norm, targets):
   assert losses.margin(p.logits_fn(found), p.labels).min() > 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", MAKERS)
 def test_finds_the_distance_where_the_box_is_in_the_way(norm):
   p = problem()

@@ -85,6 +85,7 @@ def test_least_move(norm, bounds, seed):
       np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ORDERS)
 def test_degenerate_hyperplanes(norm):
   points = jnp.full((3, 2, 2), 0.5)

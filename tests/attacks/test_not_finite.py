@@ -101,6 +101,7 @@ def test_a_fault_stays_where_it_is(name, norm):
     assert np.all((found >= 0) & (found <= 1)), fault
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iterate", ["last", "best"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_only_the_pixel_at_fault_stays(norm, iterate):
@@ -149,6 +150,7 @@ def test_transformed_images_without_a_finite_loss_replace_none():
   np.testing.assert_array_equal(found, jnp.stack([images, images]))
 
 
+@pytest.mark.slow
 def test_the_evaluation_counts_the_examples():
   evaluate = ddi_jax.autoattack(
     NORMS["l2"], {"pgd": ATTACKS["multi-targeted"](NORMS["l2"])}, batch_size=2
@@ -173,6 +175,7 @@ def test_an_attack_that_returns_nan_is_named():
     evaluate(KEY, MODELS["infinite gradient"], SOUND, LABELS)
 
 
+@pytest.mark.slow
 def test_a_training_steps_gradients_are_finite():
   def loss_fn(params, inputs, labels):
     return ddi_jax.losses.cross_entropy(

@@ -26,6 +26,7 @@ def test_maximises_a_linear_function_exactly(iterate):
   np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [ddi_jax.linf, ddi_jax.l2, ddi_jax.l1])
 def test_stays_in_ball_and_box_and_increases_the_loss(make):
   threat_model = make(0.4)
@@ -43,6 +44,7 @@ def test_stays_in_ball_and_box_and_increases_the_loss(make):
   assert np.all(objective(found) > objective(inputs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_steps_are_the_same_in_a_loop_and_one_after_the_other(network):
   """Whether the steps are looped depends on the convolutions in the objective."""

@@ -70,6 +70,7 @@ def pair_of_piles(length, breadth):
   return np.concatenate([pile(half, breadth), -pile(length - half, breadth)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("along_rows", [True, False])
 @pytest.mark.parametrize("sides", [(7, 7), (4, 4), (3, 5), (1, 6)])
 def test_bumps_are_the_published_ones(sides, along_rows):
@@ -109,6 +110,7 @@ def test_linf_proposals_set_one_window_to_a_corner_of_the_ball():
   assert {row for row, _ in places} == {column for _, column in places} == set(range(6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("power", [1, 2])
 def test_l2_and_l1_proposals_use_the_whole_radius(power):
   epsilon = 1.5
@@ -128,6 +130,7 @@ def test_l2_and_l1_proposals_use_the_whole_radius(power):
   np.testing.assert_array_equal(nothing, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", MAKERS)
 def test_breaks_what_a_linear_model_allows(norm):
   p = problem()

@@ -50,6 +50,7 @@ def count_convolutions(jaxpr):
   return count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_a_time", [None, 1, 2, 3, 4])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_candidates_do_not_depend_on_how_many_are_computed_at_a_time(
@@ -103,6 +104,7 @@ def test_one_restart_is_the_attack_itself():
   np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_candidates_differ():
   found = candidates(3)
   assert not np.allclose(found[0], found[1])

@@ -38,6 +38,7 @@ def make_all():
   }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", make_all())
 def test_candidates_attack_within_the_threat_model(name):
   source, count = make_all()[name]
@@ -57,6 +58,7 @@ def test_candidates_attack_within_the_threat_model(name):
     assert np.allclose(candidates, other, atol=1e-6) == repeatable
 
 
+@pytest.mark.slow
 def test_sources_mix_and_a_function_is_one():
   def halfway(key, logits_fn, inputs, labels):
     return ((inputs + 0.5) / 2)[None]
@@ -75,6 +77,7 @@ def test_sources_mix_and_a_function_is_one():
   np.testing.assert_allclose(distances, 0.3, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_a_time", [1, 2, 3])
 @pytest.mark.parametrize("name", ["restarts", "targeted", "warm_restarts"])
 def test_candidates_do_not_depend_on_how_many_are_computed_at_a_time(name, at_a_time):
@@ -107,6 +110,7 @@ def test_targets_are_the_wrong_classes():
     assert np.all(gained[rows, target] > 0)
 
 
+@pytest.mark.slow
 def test_msd_takes_the_norm_that_gains_most_at_each_step():
   threat_models = (LINF, ddi_jax.l2(0.35), ddi_jax.l1(0.8))
   step_sizes = (0.06, 0.12, 0.3)
@@ -184,6 +188,7 @@ def test_transform_turns_and_shifts():
   assert np.all(shifted[0] == 0)
 
 
+@pytest.mark.slow
 def test_spatial_takes_the_worst_of_its_tries():
   settings = {"max_degrees": 45.0, "max_shift": 0.4}
   one = sources.spatial(6, **settings)(KEY, logits_fn, INPUTS, LABELS)

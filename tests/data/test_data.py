@@ -196,6 +196,7 @@ def test_pad_crop_flip():
   np.testing.assert_array_equal(same, images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pad", "flip"), [(2, True), (0, True), (1, False)])
 def test_a_crop_is_put_back(pad, flip):
   key, images = jax.random.key(1), jnp.arange(1.0, 2 * 36 + 1).reshape(2, 6, 6, 1)

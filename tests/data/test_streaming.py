@@ -25,6 +25,7 @@ def assert_same(first, second):
       assert one[name].dtype == other[name].dtype
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_streamed_examples_are_those_in_memory(name, data_dir):
   settings = {"data_dir": data_dir, "validation_size": 100, "limit": 40}

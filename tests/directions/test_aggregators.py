@@ -30,6 +30,7 @@ def lengths(vectors):
   return np.linalg.norm(vectors, axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["l2", "loss", "loss+"])
 @seeds
 def test_mgda_descends_on_all_in_proportion_to_their_size(normalization, seed):
@@ -56,6 +57,7 @@ def test_mgda_does_not_see_the_gradients_lengths(seed):
   )
 
 
+@pytest.mark.slow
 def test_mgda_with_losses_that_have_no_inverse():
   with pytest.raises(ValueError, match="normalization must be one of l2, loss, loss"):
     ddi_jax.mgda_direction(normalization="l1")
@@ -143,6 +145,7 @@ def test_nash_mtl_maximises_the_product_of_descents(seed):
   np.testing.assert_allclose(np.linalg.norm(z), 2, rtol=1e-3)  # sqrt(K)
 
 
+@pytest.mark.slow
 def test_nash_mtl_where_the_hull_holds_the_origin():
   for rows in ([[1.0, 0.0], [-1.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]]):
     direction, state = combine(ddi_jax.nash_mtl_direction(), {"w": jnp.array(rows)})
@@ -150,6 +153,7 @@ def test_nash_mtl_where_the_hull_holds_the_origin():
     assert state.norm == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "aggregator", ["aligned_mtl", "imtl_g", "conflict_free", "nash_mtl"]
 )
@@ -188,6 +192,7 @@ def cagrad_dual(matrix, radius):
   return min(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("radius", [0.1, 0.5, 0.9])
 @hypothesis.settings(max_examples=20)
 @seeds
@@ -212,6 +217,7 @@ def test_cagrad_without_radius_is_the_average():
     ddi_jax.cagrad_direction(radius=1.0)
 
 
+@pytest.mark.slow
 @seeds
 def test_pcgrad_of_two_removes_the_conflict(seed):
   gradients = random_gradients(seed, size=2)
@@ -283,6 +289,7 @@ def test_agrees_with_torchjd(aggregator, x64):
     np.testing.assert_allclose(factor * found["w"], expected, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "make",
   [

@@ -143,6 +143,7 @@ def test_works(name):
   assert optax.tree_utils.tree_get(state, "norm") > 0
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_is_left_out():
   spoiled = {"w": GRADIENTS["w"].at[1, 0, 0].set(jnp.nan), "b": GRADIENTS["b"]}
   params, state = steps(WORKS["`apply_if_finite`"](), gradients=spoiled)
@@ -159,6 +160,7 @@ def test_fails(name):
     steps(make(), count=1)
 
 
+@pytest.mark.slow
 def test_what_scales_all_gradients_before_is_lost():
   expected, _ = steps(direction(), count=1)
   for before in (optax.sgd(0.01), optax.sgd(10.0)):
@@ -181,6 +183,7 @@ def test_zero_nans_before_hides_a_candidate():
   assert optax.tree_utils.tree_get(state, "norm") == 0
 
 
+@pytest.mark.slow
 def test_masked_around_leaves_k_gradients():
   optimizer = optax.masked(after(optax.sgd(0.1)), ONLY_W)
   updates, _ = optimizer.update(GRADIENTS, optimizer.init(PARAMS), PARAMS)
@@ -240,6 +243,7 @@ def batch_gradients(loss_fn, params):
   return gradients_fn(params, inputs, jnp.ones(4), jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_nnx_optimizer():
   model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
   optimizer = nnx.Optimizer(model, whole(0.1, 0.5), wrt=nnx.Param)
@@ -270,6 +274,7 @@ def test_linen_train_state():
   assert np.any(state.params["params"]["kernel"] != params["params"]["kernel"])
 
 
+@pytest.mark.slow
 def test_the_pages_code_runs():
   code = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
   names = {}

@@ -73,6 +73,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_directions_in_the_gradients(name):
   check(direction_probe(DIRECTIONS[name]), GRADIENTS)
@@ -120,6 +121,7 @@ def test_second_derivatives():
   check(slope, wide @ wide.T)
 
 
+@pytest.mark.slow
 def test_mapped_and_used_twice():
   fn = direction_probe(DIRECTIONS["danskin"])
   stack = jnp.asarray(GRADIENTS)[None] * jnp.array([1.0, 2.0, 0.1])[:, None, None]
@@ -145,6 +147,7 @@ def compiled_gradient(name):
   return jax.jit(jax.grad(fn))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
   "gradients",

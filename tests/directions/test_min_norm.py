@@ -81,6 +81,7 @@ def assert_certified(solution, gram, slacks=None):
   np.testing.assert_allclose(solution.squared_norm, squared_norm, atol=rounding)
 
 
+@pytest.mark.slow
 @hypothesis.settings(
   suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
 )
@@ -99,6 +100,7 @@ def test_matches_enumeration_in_float64(x64, gradients, data):
   assert_certified(solution, gram, slacks)
 
 
+@pytest.mark.slow
 @hypothesis.given(gradients=gradient_matrices(), data=st.data())
 def test_matches_enumeration_in_float32(gradients, data):
   gram = (gradients @ gradients.T).astype(np.float32)
@@ -113,6 +115,7 @@ def test_matches_enumeration_in_float32(gradients, data):
   assert_certified(solution, gram, slacks)
 
 
+@pytest.mark.slow
 @hypothesis.given(gradients=gradient_matrices(max_size=5))
 def test_projected_gradient_is_right_or_says_it_is_not(gradients):
   gram = (gradients @ gradients.T).astype(np.float32)
@@ -186,6 +189,7 @@ HARD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 64, 256])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_hard_inputs(size, dtype):
@@ -263,6 +267,7 @@ def test_large_slacks_leave_the_others_their_precision():
   np.testing.assert_array_equal(found.weights[3:], 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [3, 8])
 @pytest.mark.parametrize("dimension", [1, 2, 3])
 def test_slacks_in_directions_without_curvature(x64, size, dimension):
@@ -350,6 +355,7 @@ def test_gap_is_honest_when_stopped_early(solver_name):
   assert value <= solution.squared_norm
 
 
+@pytest.mark.slow
 def test_differences_of_nearly_equal_gradients_are_kept():
   """Inner products relative to one of the gradients; a plain Gram matrix fails."""
   rng = np.random.default_rng(0)
@@ -383,6 +389,7 @@ def test_slacks_that_are_not_a_number_are_visible():
     assert np.all(np.isnan(solution.weights))
 
 
+@pytest.mark.slow
 @both_solvers
 def test_batched_by_vmap(solver_name):
   rng = np.random.default_rng(0)
@@ -413,6 +420,7 @@ def test_bad_input():
     ddi_jax.min_norm_weights(jnp.eye(2), max_iterations=0)
 
 
+@pytest.mark.slow
 def test_half_precision_is_widened():
   solution = ddi_jax.min_norm_weights(jnp.eye(2, dtype=jnp.bfloat16))
   assert solution.weights.dtype == jnp.float32

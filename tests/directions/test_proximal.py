@@ -75,6 +75,7 @@ def model_value(gradients, losses, step, direction):
   return after.max(axis=0).mean() + direction @ direction / (2 * step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0.03, 0.5, 10.0])
 @pytest.mark.parametrize("loss", [loss_fn, mixing_loss])
 def test_against_the_explicit_problem(step, loss, x64):
@@ -91,6 +92,7 @@ def test_against_the_explicit_problem(step, loss, x64):
   np.testing.assert_allclose(combined, flat(gradient), atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("memory", "iterations"), [(1, 0), (1, 1), (3, 5)])
 def test_gap_and_promise(memory, iterations, x64):
   """The gap bounds the distance to the least value, the decrease is the true one."""
@@ -142,6 +144,7 @@ def test_an_endless_step_is_the_min_norm_point_of_every_mixed_batch(x64):
   np.testing.assert_allclose(norm**2, solution.squared_norm, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_per_batch_is_the_bundle(x64):
   step = 5.0
   options = {"per": "batch", "tolerance": 1e-9, "mixes_examples": True}
@@ -176,6 +179,7 @@ def test_one_candidate_is_its_gradient(x64):
   np.testing.assert_allclose(info.gap, 0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_some_examples_have_fewer_candidates(x64):
   """As if what is not valid repeated a candidate that is."""
   valid = np.array([[1, 1, 0, 1], [1, 0, 0, 1], [1, 1, 1, 0]], bool)
@@ -189,6 +193,7 @@ def test_some_examples_have_fewer_candidates(x64):
   assert np.all(np.asarray(info.weights)[~valid] == 0)
 
 
+@pytest.mark.slow
 def test_at_a_time_changes_nothing_in_single_precision():
   def with_aux(params, inputs, labels):
     return mixing_loss(params, inputs, labels), {"mean": inputs.mean()}
@@ -258,6 +263,7 @@ def test_degenerate_candidates(rows, step):
   assert 0 <= info.gap <= 1e-6 * max(1.0, step)
 
 
+@pytest.mark.slow
 def test_a_traced_step_does_not_recompile_and_nan_shows():
   @jax.jit
   def compute(params, step):

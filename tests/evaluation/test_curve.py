@@ -23,6 +23,7 @@ def curve_of(p, norm="linf", model=None, multiples=(0, 0.5, 1, 1.5), **settings)
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l1"])
 def test_of_a_linear_model(norm):
   p = problem(batch=20)
@@ -56,6 +57,7 @@ def test_each_attack_is_compiled_once_for_all_radii():
   assert traces((0, 0.25, 0.5, 1)) == traces((0.25,))
 
 
+@pytest.mark.slow
 def test_a_point_found_at_one_radius_counts_at_all_larger_ones():
   p = problem(batch=12)
   faced = []
@@ -66,6 +68,7 @@ def test_a_point_found_at_one_radius_counts_at_all_larger_ones():
   assert curve.result.finished
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_is_the_same_as_never_stopped():
   p = problem(batch=10)
   whole = curve_of(p, batch_size=4)

@@ -35,6 +35,7 @@ def evaluate(model, p, labels=None, epsilon=EPSILON, **settings):
   )
 
 
+@pytest.mark.slow
 def test_figures_of_a_linear_model():
   p = problem(batch=20)
   labels = p.labels.at[0].set((p.labels[0] + 1) % 5)  # One clean mistake.
@@ -85,6 +86,7 @@ def test_clean_inputs_are_classified_once(monkeypatch):
   assert len(seen) > 6  # And what the attacks found.
 
 
+@pytest.mark.slow
 def test_programs_are_kept():
   """The second evaluation of a model compiles nothing; of a changed one, everything."""
   p = problem(batch=8)
@@ -105,6 +107,7 @@ def test_programs_are_kept():
   assert changed.clean.correct != first.clean.correct
 
 
+@pytest.mark.slow
 def test_over_confidence_deceives_plain_pgd_but_not_the_calibrated_one():
   """The illusion of Raina et al. (2024)."""
   p = problem(batch=16)
@@ -122,6 +125,7 @@ def test_over_confidence_deceives_plain_pgd_but_not_the_calibrated_one():
   assert result.temperature > 100
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:AutoAttack")  # Of the model's confidence.
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
 def test_one_example_s_logits_do_not_spoil_the_figures_of_the_others(bad):
@@ -144,6 +148,7 @@ def test_one_example_s_logits_do_not_spoil_the_figures_of_the_others(bad):
     assert np.mean(result.robust[1:] != sound.pgd[name].robust[1:]) < 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:AutoAttack")  # Of its constant logits.
 def test_examples_that_are_broken_by_nan_are_counted():
   def model(inputs):
@@ -161,6 +166,7 @@ def test_examples_that_are_broken_by_nan_are_counted():
   assert any(said in message for message in result.warnings)
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_is_the_same_as_never_stopped():
   p = problem(batch=10)
   told = []
@@ -244,6 +250,7 @@ def whole():
   return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("change", "said"),
   [

@@ -38,6 +38,7 @@ def effects_at(params, **changes):
   return effects_fn(params, batch, tests, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_the_counterexample():
   effects = effects_at(jnp.zeros(2))
   np.testing.assert_allclose(effects.before, [0, 3], atol=1e-5)
@@ -66,6 +67,7 @@ def test_directions_are_compared_at_unit_norm():
   assert effects.losses.shape == (8, 1)
 
 
+@pytest.mark.slow
 def test_a_stationary_point_stays_where_it_is():
   only = {"DDi": DIRECTIONS["DDi"]}
   effects_fn = ddi_jax.step_effects(

@@ -97,6 +97,7 @@ def one_file_candidates(params, inputs, labels, key):
   return jax.vmap(lambda key: one_file.pgd_attack(params, inputs, labels, key))(keys)
 
 
+@pytest.mark.slow
 def test_the_attack_returns_the_same_candidates_from_the_same_key():
   params, inputs, labels = make_problem()
   _, expected = library_gradients(params, inputs, labels, KEY)
@@ -124,6 +125,7 @@ def test_the_gradients_are_those_of_the_library_at_the_same_candidates():
     np.testing.assert_allclose(leaf, expected[name], atol=96 * EPS * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 10])
 def test_the_weights_agree_on_random_gram_matrices(size):
   rng = np.random.default_rng(size)
@@ -186,6 +188,7 @@ def direction_fn(module, *, normalize):
   return direction_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "normalize"), [(1, False), (5, True)])
 def test_the_directions_agree(size, normalize):
   rng = np.random.default_rng(size)
@@ -241,6 +244,7 @@ def train_with_one_file(num_restarts):
   return train(train_step, optimizer)
 
 
+@pytest.mark.slow
 def test_ten_steps_of_both_methods_end_at_the_same_parameters():
   expected_danskin = train_with_library(ddi_jax.danskin_direction)
   expected_pgd = train_with_library(ddi_jax.first_restart_direction)
@@ -285,6 +289,7 @@ def test_the_example_imports_no_other_packages():
   assert set(imports) == {"functools", "jax", "numpy", "optax", "sklearn"}
 
 
+@pytest.mark.slow
 def test_main_prints_the_robust_loss_of_both_methods(capsys):
   one_file.main(num_steps=2)
   pattern = r"^(DDi|PGD), K = \d+ +robust loss (\d+\.\d+)$"

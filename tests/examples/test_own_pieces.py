@@ -87,6 +87,7 @@ def test_a_run_with_an_own_direction_is_interrupted_and_resumed(tmp_path, monkey
   assert parts == whole
 
 
+@pytest.mark.slow
 def test_settings_of_own_pieces(tmp_path):
   config = config_of(
     method=f"{OWN}:softmax_direction",

@@ -19,6 +19,7 @@ from experiments.configs import early_training as early_training_configs
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", early_training_configs.BUDGETS)
 def test_every_early_training_run_is_possible(tmp_path, budget):
   config = early_training_configs.get_config(budget)
@@ -39,6 +40,7 @@ def test_every_early_training_run_is_possible(tmp_path, budget):
     assert max(attacks) / min(attacks) < 1.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", directions_configs.BUDGETS)
 def test_every_directions_run_is_possible(tmp_path, budget):
   config = directions_configs.get_config(budget)

@@ -41,6 +41,7 @@ def test_images_are_split_by_class_and_scaled():
   assert (train != full_batch.load_images(2)[0]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("net", "size"), [(CONVEX, 650), (MLP, 4810)])
 def test_losses_and_gradients_are_those_of_the_classes(net, size):
   params, images = start_of(net)
@@ -56,6 +57,7 @@ def test_losses_and_gradients_are_those_of_the_classes(net, size):
     np.testing.assert_allclose(found, known, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [1, 5, 20])
 def test_minimax_stays_within_its_budget(budget):
   params, images = start_of(CONVEX)
@@ -70,6 +72,7 @@ def test_minimax_stays_within_its_budget(budget):
     assert cost > budget / 2  # It stops for no other reason.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", full_batch.NETS)
 def test_methods_reduce_the_greatest_loss(net):
   before = class_losses(*start_of(net)).max()
@@ -80,6 +83,7 @@ def test_methods_reduce_the_greatest_loss(net):
     assert 0 <= row["test_worst_class"] <= row["test_accuracy"] <= 1
 
 
+@pytest.mark.slow
 def test_nothing_is_below_minimax_where_the_problem_is_convex():
   values = {
     method: full_batch.run(CONVEX, method, setting, 1, BUDGET)
@@ -111,6 +115,7 @@ def test_the_best_setting_of_the_sweep_goes_to_the_other_seeds(monkeypatch):
   assert {row["setting"][0] for row in compared} == {0.2, None}
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_runs_and_prints_a_table(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(full_batch, "NETS", {CONVEX: (64, 10)})
   monkeypatch.setattr(full_batch, "LEARNING_RATES", (0.1,))

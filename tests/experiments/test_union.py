@@ -11,6 +11,7 @@ from experiments import union, union_results
 from experiments.configs import union as union_config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", union_config.BUDGETS)
 def test_every_arm_of_every_budget_is_sound(budget):
   config = union_config.get_config(budget)

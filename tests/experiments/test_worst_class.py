@@ -30,6 +30,7 @@ def combined(arm, *steps):
   return update["w"]
 
 
+@pytest.mark.slow
 def test_max_is_the_worst_class_and_avg_the_mean():
   close = [1.0, 1.001, 0.5]
   np.testing.assert_allclose(combined("MAX", close), [-0.5, 1.0], rtol=1e-5)
@@ -64,6 +65,7 @@ def debug_run(arm="AVG", **changes):
   return run
 
 
+@pytest.mark.slow
 def test_avg_takes_the_gradient_of_the_mean_loss():
   """Without an attack and with plain SGD, a step is known."""
   run = debug_run(**{"attack.epsilon": 0.0, "optimizer.name": "sgd"})

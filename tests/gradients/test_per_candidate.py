@@ -28,6 +28,7 @@ def reference(network, count):
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("count", "at_a_time"), [(4, None), (4, 1), (4, 2), (3, None), (3, 2)]
 )
@@ -48,6 +49,7 @@ def test_results_do_not_depend_on_how_many_are_computed_at_a_time(
   assert info.aux is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_a_time", [None, 1, 2, 4])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_candidate_gradients_at_a_time(network, at_a_time):
@@ -87,6 +89,7 @@ def test_candidates_differ_and_depend_on_the_key():
   assert not np.allclose(first.candidates, second.candidates)
 
 
+@pytest.mark.slow
 def test_aux_is_stacked_and_ignored_by_the_attack():
   def with_aux(params, inputs, labels):
     return loss_fn(params, inputs, labels), {"mean": inputs.mean()}
@@ -100,6 +103,7 @@ def test_aux_is_stacked_and_ignored_by_the_attack():
   np.testing.assert_allclose(info.aux["mean"], means, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_attack_loss_replaces_the_loss():
   def opposite(params, inputs, labels):
     return -loss_fn(params, inputs, labels)

@@ -73,6 +73,7 @@ def direction_of(name, at_a_time, spread, normalize=True):
   return compiled(name, normalize, at_a_time)(*problem(spread))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_a_time", [1, 2, 5, 9])
 def test_recomputed_is_what_is_kept(at_a_time):
   for spread in (0.01, 1.0):
@@ -88,6 +89,7 @@ def test_recomputed_is_what_is_kept(at_a_time):
     np.testing.assert_allclose(info.aux["mean"], kept_info.aux["mean"], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DIRECTIONS)
 def test_every_direction_takes_them(name):
   kept, _, _ = direction_of(name, None, 1.0)
@@ -95,6 +97,7 @@ def test_every_direction_takes_them(name):
   chex.assert_trees_all_close(found, kept, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_they_pass_through_jit_as_a_pytree():
   """Made in one program, combined in another, the same as those that are kept."""
   params, candidates, labels = problem(1.0)
@@ -113,6 +116,7 @@ def test_they_pass_through_jit_as_a_pytree():
   chex.assert_trees_all_close(info, kept_info, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_new_arguments_of_the_same_shape_are_not_compiled_again():
   chex.clear_trace_counter()
 
@@ -130,6 +134,7 @@ def test_new_arguments_of_the_same_shape_are_not_compiled_again():
   assert not np.allclose(first["first"], second["first"])
 
 
+@pytest.mark.slow
 def test_in_a_chain():
   optimizer = optax.chain(ddi_jax.danskin_direction(), optax.sgd(0.1, momentum=0.9))
   attack = ddi_jax.pgd(ddi_jax.linf(0.1), steps=2, step_size=0.1)
@@ -151,6 +156,7 @@ def test_in_a_chain():
   chex.assert_trees_all_close(found, kept, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_candidates():
   params = {"w": jnp.zeros((400, 400))}
 

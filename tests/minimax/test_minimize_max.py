@@ -74,6 +74,7 @@ def assert_optimal(losses_fn, start, solution, tolerance=1e-5):
   assert np.linalg.norm(weights @ gradients) <= tolerance * norms.max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [30, 0])
 @pytest.mark.parametrize("name", FEW)
 def test_published_optima(x64, name, memory):
@@ -98,6 +99,7 @@ def test_the_other_published_optima(x64, name):
   np.testing.assert_allclose(solution.value, problem.optimum, rtol=DIGITS, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_losses", "size"), [(1, 4), (2, 6), (5, 3), (20, 6)])
 def test_convex_quadratics_as_scipy_solves_them(x64, num_losses, size):
   """More losses than parameters too."""
@@ -121,6 +123,7 @@ def test_one_loss_is_ordinary_minimisation(x64):
   np.testing.assert_array_equal(solution.weights, [1])
 
 
+@pytest.mark.slow
 def test_the_order_of_the_losses_does_not_matter(x64):
   losses_fn = quadratics(5, 3)
   order = jnp.array([3, 0, 4, 1, 2])
@@ -130,6 +133,7 @@ def test_the_order_of_the_losses_does_not_matter(x64):
   np.testing.assert_allclose(permuted.weights, plain.weights[order], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("losses_scale", [1e-8, 1e8])
 @pytest.mark.parametrize("params_scale", [1e-4, 1e4])
 def test_the_scale_does_not_matter(x64, losses_scale, params_scale):
@@ -143,6 +147,7 @@ def test_the_scale_does_not_matter(x64, losses_scale, params_scale):
   assert solution.evaluations < 60
 
 
+@pytest.mark.slow
 def test_parameters_of_unlike_scales(x64):
   """A curvature of 1e-8 of the others' is found before the gap is believed."""
   scales = jnp.array([1.0, 1.0, 1e-4])
@@ -153,6 +158,7 @@ def test_parameters_of_unlike_scales(x64):
   np.testing.assert_allclose(solution.value, expected.value, rtol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 1e-3])
 def test_a_rotation_of_the_parameters_does_not_matter(x64, scale):
   """Nor their unit: every step is the same step."""
@@ -171,6 +177,7 @@ def test_a_rotation_of_the_parameters_does_not_matter(x64, scale):
   np.testing.assert_allclose(matrix @ changed.params, plain.params, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_any_affine_change_of_the_parameters_ends_at_the_same_minimum(x64):
   losses_fn = quadratics(5, 4)
   random = np.random.default_rng(1).normal(size=(2, 4, 4))
@@ -185,6 +192,7 @@ def test_any_affine_change_of_the_parameters_ends_at_the_same_minimum(x64):
   np.testing.assert_allclose(changed.value, plain.value, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_thousand_losses(x64):
   """More than have weight at the minimum."""
   nodes = np.linspace(-1, 1, 500)
@@ -208,6 +216,7 @@ def test_a_thousand_losses(x64):
   np.testing.assert_allclose(solution.value, best.fun, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_progress_is_told_after_every_step(x64):
   told = []
   _, start, losses_fn, _ = PUBLISHED["Rosen-Suzuki"]
@@ -221,6 +230,7 @@ def test_progress_is_told_after_every_step(x64):
   assert told[-1].evaluations == solution.evaluations
 
 
+@pytest.mark.slow
 def test_values_may_rise_but_the_best_point_is_returned(x64):
   _, start, losses_fn, optimum = PUBLISHED["Mifflin2"]
   told = []
@@ -239,6 +249,7 @@ def test_values_may_rise_but_the_best_point_is_returned(x64):
   assert stopped.value >= optimum
 
 
+@pytest.mark.slow
 def test_vmap_is_a_loop(x64):
   """Over starts and over the problem's data."""
 
@@ -255,6 +266,7 @@ def test_vmap_is_a_loop(x64):
     assert together.status[index] == alone.status
 
 
+@pytest.mark.slow
 def test_params_are_any_tree_of_single_precision():
   def losses_fn(params):
     x = jnp.concatenate([params["a"].reshape(-1), params["b"][0]])
@@ -268,6 +280,7 @@ def test_params_are_any_tree_of_single_precision():
   np.testing.assert_allclose(solution.value, -44, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_duplicates_and_losses_far_below_change_nothing(x64):
   plain = ddi_jax.minimize_max(cb2, jnp.array([1.0, -0.1]))
 
@@ -281,6 +294,7 @@ def test_duplicates_and_losses_far_below_change_nothing(x64):
   assert solution.weights[-1] == 0
 
 
+@pytest.mark.slow
 def test_an_optimum_without_ties(x64):
   """One loss is the greatest around it."""
   solution = ddi_jax.minimize_max(
@@ -291,6 +305,7 @@ def test_an_optimum_without_ties(x64):
   np.testing.assert_allclose(solution.weights, [1, 0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_start_at_the_optimum_ends_there(x64):
   def losses_fn(x):
     return jnp.stack([x[0] + 1, 1 - x[0]])
@@ -302,6 +317,7 @@ def test_a_start_at_the_optimum_ends_there(x64):
   assert solution.evaluations < 70  # It looks for a step, and finds none.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_steps", [1, 2, 5])
 def test_the_value_never_rises(x64, max_steps):
   _, start, losses_fn, _ = PUBLISHED["Rosen-Suzuki"]
@@ -313,6 +329,7 @@ def test_the_value_never_rises(x64, max_steps):
   assert solution.gap > 0
 
 
+@pytest.mark.slow
 def test_points_without_a_finite_loss_are_backed_away_from(x64):
   """The first step leads out of the domain of the logarithm."""
 
@@ -330,6 +347,7 @@ def test_points_without_a_finite_loss_are_backed_away_from(x64):
   np.testing.assert_allclose(solution.value, expected.fun, rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_start_that_is_not_finite_is_an_answer(bad):
   solution = ddi_jax.minimize_max(cb2, jnp.array([bad, 0.0]))
@@ -338,6 +356,7 @@ def test_a_start_that_is_not_finite_is_an_answer(bad):
   assert solution.steps == 0
 
 
+@pytest.mark.slow
 def test_a_kink_in_a_loss_ends_the_run():
   """Where no step descends, for a gradient that is not one."""
   solution = ddi_jax.minimize_max(jnp.abs, jnp.array([1e-3]))
@@ -345,6 +364,7 @@ def test_a_kink_in_a_loss_ends_the_run():
   assert solution.status in (MinimaxStatus.NO_DESCENT, MinimaxStatus.CONVERGED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("losses_fn", "params", "settings", "message"),
   [

@@ -43,6 +43,7 @@ def run(optimizer, steps):
   return params, state, values
 
 
+@pytest.mark.slow
 def test_a_loop_of_updates_is_minimize_max(x64):
   params, state, values = run(ddi_jax.minimax_lbfgs(3), 6)
   start = jax.tree.map(lambda leaf: leaf.astype(float), START)
@@ -58,6 +59,7 @@ def test_a_loop_of_updates_is_minimize_max(x64):
   np.testing.assert_allclose(state.losses, losses_fn(params), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_metric_learns_from_the_step_that_was_taken(x64):
   """A chain that halves every step reaches the same optimum."""
   whole = ddi_jax.minimize_max(losses_fn, jax.tree.map(jnp.float64, START))
@@ -66,6 +68,7 @@ def test_the_metric_learns_from_the_step_that_was_taken(x64):
   np.testing.assert_allclose(values[-1], whole.value, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_mask_on_the_gradients_leaves_parameters_alone(x64):
   """And the others reach the minimum over them."""
   mask = {"a": True, "b": False}

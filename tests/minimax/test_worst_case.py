@@ -31,6 +31,7 @@ def minimize_toy(**settings):
   )
 
 
+@pytest.mark.slow
 def test_the_toy_reaches_its_optimum(x64):
   solution = minimize_toy()
   assert solution.converged
@@ -43,12 +44,14 @@ def test_the_toy_reaches_its_optimum(x64):
   np.testing.assert_allclose(np.asarray(solution.weights)[held].sum(), 1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_works_under_jit(x64):
   plain, jitted = minimize_toy(), jax.jit(minimize_toy)()
   np.testing.assert_allclose(jitted.params, plain.params, atol=1e-8)
   assert jitted.rounds == plain.rounds
 
 
+@pytest.mark.slow
 def test_robust_logistic_regression_as_in_closed_form(x64):
   """Under l_inf the worst case of a linear model is -epsilon times the l1 norm."""
   rng = np.random.default_rng(0)
@@ -79,6 +82,7 @@ def test_robust_logistic_regression_as_in_closed_form(x64):
   np.testing.assert_allclose(solution.params, best.x[:3] - best.x[3:], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_full_pool_gives_up_what_is_not_needed(x64):
   """A smooth inner maximum moves in every round; P is hardly above K."""
 
@@ -103,6 +107,7 @@ def test_a_full_pool_gives_up_what_is_not_needed(x64):
   assert solution.points.shape == (8, 1)
 
 
+@pytest.mark.slow
 def test_the_excess_tells_of_a_stopped_run(x64):
   solution = minimize_toy(max_rounds=1, max_steps=1)
   assert solution.rounds == 1
@@ -111,6 +116,7 @@ def test_the_excess_tells_of_a_stopped_run(x64):
   assert solution.value == solution.excess + solution.losses.max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("settings", "message"),
   [

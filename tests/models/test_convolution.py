@@ -72,6 +72,7 @@ def assert_right(inputs_shape, kernel_shape, strides, padding):
     assert_sums_agree(ours, theirs, count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [2, 9])
 @pytest.mark.parametrize("window", [(1, 1), (3, 3), (2, 4)])
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2), (3, 1)])
@@ -112,6 +113,7 @@ def test_forward_mode_and_its_gradient():
   assert_sums_agree(found, expected, 27 + 27 + 120)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
 def test_vmap_is_one_after_the_other(axes):
   inputs, kernels = small_case()
@@ -135,6 +137,7 @@ def test_vmap_is_one_after_the_other(axes):
       assert_sums_agree(ours, fn(*one), 27 + 36)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "shape", [(1, 3), (3, 16), (3, 40), (16, 16), (12, 3), (9, 70)]
 )
@@ -150,6 +153,7 @@ def test_kernel_gradient_of_some_images_at_a_time(strides, monkeypatch):
   assert_right((300, 3, 4, 8), (2, 2, 8, 3), strides, "SAME")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("kernel_shape", "strides", "padding"),
   [

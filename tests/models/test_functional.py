@@ -33,6 +33,7 @@ def is_random(leaf):
   return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+@pytest.mark.slow
 def test_statistics_are_apart_from_what_is_random(network):
   apply, params, state = network
   assert jax.tree.leaves(state)
@@ -61,6 +62,7 @@ def test_a_key_decides_what_dropout_drops(network):
     apply(params, state, IMAGES, train=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_a_time", [None, 1])
 def test_candidates_draw_each_for_itself_or_all_the_same(network, at_a_time):
   apply, params, state = network
@@ -109,6 +111,7 @@ def random_loss(params, inputs, labels, key):
   return params * jax.random.uniform(key) + 0 * inputs.sum(axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss_keys", "draws"), [("per_candidate", 3), ("shared", 1)])
 def test_restarts_share_their_draw_by_choice(loss_keys, draws):
   gradients_fn = ddi_jax.restart_gradients(random_loss, ATTACK, 3, loss_keys=loss_keys)
@@ -206,6 +209,7 @@ STATELESS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATELESS)
 def test_a_network_without_state_needs_no_key(name):
   model, settings = STATELESS[name]

@@ -33,6 +33,7 @@ def create(name="resnet18", seed=0, **settings):
   return jax.jit(apply, static_argnames="train"), params, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalization", models.NORMALIZATIONS)
 @pytest.mark.parametrize("name", LAYERED)
 def test_logits_at_initialisation_are_moderate(name, normalization):
@@ -43,6 +44,7 @@ def test_logits_at_initialisation_are_moderate(name, normalization):
   assert bool(jax.tree.leaves(state)) == (normalization == "batch")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [(), (8,), (16, 8)])
 def test_the_mlp_is_what_its_layers_say(layers):
   model = models.create_model(
@@ -60,6 +62,7 @@ def test_the_mlp_is_what_its_layers_say(layers):
   assert 1e-3 < jnp.abs(logits).max() < 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", models.ACTIVATIONS)
 def test_activations(activation):
   apply, params, state = create("small", activation=activation)
@@ -71,6 +74,7 @@ def test_activations(activation):
   assert np.allclose(logits, relu_logits) == (activation == "relu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_groups", [1, 3, 6])
 def test_group_norm_is_that_of_flax(num_groups):
   ours = layers.GroupNorm(6, num_groups, rngs=nnx.Rngs(0))
@@ -92,6 +96,7 @@ def test_group_norm_is_that_of_flax(num_groups):
   assert_sums_agree(ours(narrow), theirs(narrow), terms)
 
 
+@pytest.mark.slow
 def test_celu_is_that_of_jax():
   points = jnp.concatenate([jnp.linspace(-20, 20, 999), jnp.array([0.0, 1e-8, -1e-8])])
   # Both take exponentials that are at most 1 and right to two units in the last place.
@@ -118,6 +123,7 @@ def test_resnet18_has_the_published_size():
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("depth", "widening", "millions"),
   [(28, 10, 36.5), (40, 4, 8.9), (16, 8, 11.0), (34, 10, 46.2)],
@@ -132,6 +138,7 @@ def test_wide_resnets_have_the_published_sizes(depth, widening, millions):
   assert count_parameters(build) == pytest.approx(millions * 1e6, abs=0.05e6)
 
 
+@pytest.mark.slow
 def test_wide_resnet_s_paddings():
   """They differ in the stages that halve the image, and only by a shift."""
   outputs = []
@@ -258,6 +265,7 @@ def test_a_name_is_the_class_of_that_name():
   assert isinstance(nnx.state(abstract).logits.bias.get_value(), jax.ShapeDtypeStruct)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "wide_resnet"])
 def test_batch_norm_modes(name):
   apply, params, state = create(name, normalization="batch")
@@ -272,6 +280,7 @@ def test_batch_norm_modes(name):
   np.testing.assert_allclose(alone[0], evaluated[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_batch_norm_statistics_are_a_moving_average():
   apply, params, state = create(normalization="batch")
   _, new_state = apply(params, state, IMAGES, train=True)
@@ -291,6 +300,7 @@ def test_batch_norm_statistics_are_a_moving_average():
   )
 
 
+@pytest.mark.slow
 def test_seed_decides_the_parameters():
   first, again, other = (create("small", seed=seed)[1] for seed in (0, 0, 1))
   jax.tree.map(np.testing.assert_array_equal, first, again)
@@ -303,6 +313,7 @@ def test_standardize():
   np.testing.assert_allclose(standardized, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERED)
 def test_channels_that_come_first_are_named(name):
   apply, params, state = create(name)

@@ -130,6 +130,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_names_and_shapes(kind):
   state = torch_weights.to_torch_state_dict(create(kind))
@@ -147,6 +148,7 @@ def test_every_block_of_a_deep_network_has_its_name():
   assert not any("block1" in name and "convShortcut" in name for name in state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_round_trip_through_a_file(kind, tmp_path):
   model, other = create(kind), create(kind, seed=1)
@@ -168,6 +170,7 @@ def test_layouts():
   assert all(array.flags.c_contiguous for array in state.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "wrap",
   [

@@ -8,6 +8,7 @@ import pytest
 from ddi_jax.numerics.draws import draw_flat
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partitionable", [True, False])
 @pytest.mark.parametrize("draw", [jax.random.uniform, jax.random.normal])
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3, 1, 5), (0, 4)])

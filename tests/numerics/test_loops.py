@@ -82,6 +82,7 @@ def test_largest_divisor(count, limit, expected):
   assert loops.largest_divisor(count, limit) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_a_time", [None, 1, 2, 3])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_map_leading_gives_the_same_in_every_arrangement(name, at_a_time):
@@ -159,6 +160,7 @@ def test_repeat_and_scan_unroll_ordinary_convolutions_on_a_cpu(name):
     assert loops_of(repeated, INPUTS) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lax", "canonical"])
 def test_repeated_by_vmap_is_not_batched(name):
   conv = {"lax": jax.lax.conv_general_dilated, "canonical": conv_general_dilated}[name]

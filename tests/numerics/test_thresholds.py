@@ -19,6 +19,7 @@ def values_of(dtype, shape=(5, 40)):
     return jnp.asarray(values).astype(dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 def test_kth_largest_is_that_of_the_sorted_row(dtype):
   with jax.enable_x64(dtype == "float64"):

@@ -110,6 +110,7 @@ def assert_same_results(folder, other):
     np.testing.assert_array_equal(array, expected_examples[name])
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_trained_model(trained, audited):
   _, summary = trained
   folder, result = audited
@@ -161,6 +162,7 @@ def test_saved_examples_are_adversarial(audited):
   assert dict(zip(attacks.tolist(), counts.tolist(), strict=True)) == found
 
 
+@pytest.mark.slow
 def test_evaluated_again_it_attacks_nothing(audited, monkeypatch):
   folder, _ = audited
   before = (folder / JOURNAL_FILE).read_text()
@@ -187,6 +189,7 @@ def interrupt_after(count, monkeypatch):
   monkeypatch.setattr(Journal, "write", write_and_interrupt)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_resumes(
   workdir, audited, monkeypatch, capsys
 ):
@@ -231,6 +234,7 @@ def test_killed_and_resumed_ends_with_the_same_figures(workdir, audited):
   assert_same_results(workdir / FOLDER, audited[0])
 
 
+@pytest.mark.slow
 def test_another_evaluation_in_the_same_folder_is_refused(audited, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(audited[0].parent, workdir)
@@ -245,6 +249,7 @@ def test_another_evaluation_in_the_same_folder_is_refused(audited, tmp_path):
   assert not (workdir / FOLDER / "robust_accuracy.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("change", "said"),
   [("inputs", "inputs is 'float32"), ("key", "key is 'threefry2x32 ")],
@@ -265,6 +270,7 @@ def test_results_of_something_else_in_the_folder_are_refused(
     training.audit_run(config_of(), workdir, AUDIT)
 
 
+@pytest.mark.slow
 def test_a_journal_of_an_earlier_version_is_resumed(audited, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(audited[0].parent, workdir)
@@ -279,6 +285,7 @@ def test_a_journal_of_an_earlier_version_is_resumed(audited, tmp_path):
   assert len(journal.read_text().splitlines()) == len(lines)
 
 
+@pytest.mark.slow
 def test_another_curve_keeps_what_the_attacks_found(audited, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(audited[0].parent, workdir)
@@ -331,6 +338,7 @@ def test_default_plan_is_autoattack_and_a_curve_to_twice_epsilon():
   assert audit_plan.make_plan(config, training.AuditSettings()).epsilons == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("flags", "message"),
   [

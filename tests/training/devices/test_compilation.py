@@ -33,6 +33,7 @@ def events():
   jax.monitoring.unregister_event_listener(count)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_compilation_cache")
 def test_a_run_compiles_its_step_once(tmp_path, monkeypatch, events):
   """Across evaluations of three sets, partial last batches, interruption and resume."""

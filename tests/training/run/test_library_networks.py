@@ -20,6 +20,7 @@ def config_of(library, **changes):
   return small_config(**{"model.name": name, **changes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", FACTORIES)
 def test_it_is_trained_resumed_and_loaded(library, tmp_path, monkeypatch):
   config = config_of(library, num_epochs=1.5, **{"evaluation.every_epochs": 0.5})
@@ -42,6 +43,7 @@ def test_it_is_trained_resumed_and_loaded(library, tmp_path, monkeypatch):
   assert not np.allclose(start, logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "changes",
   [

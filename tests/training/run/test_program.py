@@ -32,6 +32,7 @@ def finished(tmp_path_factory):
   return workdir, result.stdout
 
 
+@pytest.mark.slow
 def test_files_of_a_finished_run(finished):
   workdir, output = finished
   summary = json.loads((workdir / "summary.json").read_text())
@@ -68,6 +69,7 @@ def test_metrics_are_logged_at_every_step(finished):
   )
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_reported_not_repeated(finished):
   workdir, _ = finished
   before = (workdir / "metrics.jsonl").read_bytes()
@@ -186,6 +188,7 @@ def test_a_second_interrupt_while_saving_leaves_the_last_good_checkpoint(tmp_pat
   assert not (workdir / "damaged_checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_workdir_is_where_the_user_meant(tmp_path, monkeypatch):
   """Relative, with characters of patterns, by a link, in the home folder."""
   home, elsewhere = tmp_path / "home [of]*? \u00e9", tmp_path / "elsewhere"
@@ -244,6 +247,7 @@ def test_interrupted_before_an_evaluation_still_competes_for_the_best(tmp_path):
   checkpoints.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("flag", "message"),
   [
@@ -260,6 +264,7 @@ def test_bad_flags_stop_at_once_in_one_line(tmp_path, flag, message):
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_impossible_value_stops_at_once_in_one_line(tmp_path):
   result = launch(tmp_path / "run", "--config.attack.epsilon=-0.1")
   assert result.returncode == 1
@@ -300,6 +305,7 @@ def test_where_the_data_lie_is_no_part_of_a_run_s_identity(tmp_path):
   assert default != workdirs.default_workdir(small_config(seed=1), "digits")
 
 
+@pytest.mark.slow
 def test_not_finite_loss_stops_with_the_last_good_checkpoint(tmp_path):
   config = small_config(
     **{"optimizer.learning_rate": 1e30, "evaluation.every_epochs": 0.25}
@@ -367,6 +373,7 @@ def test_a_streamed_run_is_the_run_from_memory(tmp_path, data_dir, monkeypatch):
   )
 
 
+@pytest.mark.slow
 def test_a_run_in_a_union_of_threat_models(tmp_path, capsys):
   config = small_config(
     method="worst_restart",

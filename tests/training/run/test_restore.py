@@ -49,10 +49,12 @@ def run(tmp_path_factory):
   return workdir, expected
 
 
+@pytest.mark.slow
 def test_the_config_is_the_run_s(run):
   assert training.load_config(run[0]).to_dict() == small_config().to_dict()
 
 
+@pytest.mark.slow
 def test_checkpoints_by_name(run):
   workdir, (best, latest) = run
   assert not np.allclose(best, latest)

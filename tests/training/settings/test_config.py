@@ -46,6 +46,7 @@ def changed(field, value):
   return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["full", "debug"])
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_files_are_sound(path, variant):
@@ -184,6 +185,7 @@ def no_data(monkeypatch):
   monkeypatch.setattr(program, "load_data", load_data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", NUMBERS)
 def test_impossible_sizes_are_refused_before_the_data_are_read(
   field, no_data, tmp_path

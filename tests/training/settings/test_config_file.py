@@ -120,6 +120,7 @@ def test_a_misspelt_setting(launch, monkeypatch, flag, message):
   assert message in refusal(launch, monkeypatch, "--config=configs/digits.py", flag)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("program", "kind"),
   [
@@ -146,6 +147,7 @@ def test_a_flagfile_that_cannot_be_read(tmp_path, program, kind):
   assert line.startswith(f"{name}: --flagfile must be a text file with a flag on each")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["numpy", "jaxlib._jax", "flax", "digits"])
 def test_ctrl_c_before_the_run_is_one_line(module):
   """While a module is imported, also one in C++; the last is the config file."""
@@ -166,6 +168,7 @@ runpy.run_path("launch.py", run_name="__main__")
   assert line.startswith("launch.py: stopped")
 
 
+@pytest.mark.slow
 def test_a_refusal_waits_for_no_heavy_module(tmp_path):
   """What only training needs is imported after the settings are checked."""
   code = f"""

@@ -40,6 +40,7 @@ def copy(tree):
   return jax.tree.map(jnp.copy, tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("method", "normalization"),
   [
@@ -73,6 +74,7 @@ def test_every_method_trains_and_updates_statistics(method, normalization):
   assert step.num_programs() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "changes",
   [{"danskin.bundle_step": 1e-12}, {"danskin.loss_tolerance": 0.0}],
@@ -90,6 +92,7 @@ def test_forms_of_danskin_see_the_losses(changes):
   assert formed_metrics["direction/norm"] > metrics["direction/norm"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("changes", "like", "share"),
   [
@@ -119,6 +122,7 @@ def test_proximal_in_its_limits(changes, like, share):
     assert metrics["proximal/passes"] == 3 * 3 + 3
 
 
+@pytest.mark.slow
 def test_candidates_of_every_source():
   names = (*sources.SOURCES, "uniform:2")
   config = small_config(method="proximal", sources=names, **{"attack.steps": 1})
@@ -134,6 +138,7 @@ def test_candidates_of_every_source():
   assert all(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["none", "batch"])
 def test_recomputed_gradients_train_alike(normalization):
   states = []
@@ -147,6 +152,7 @@ def test_recomputed_gradients_train_alike(normalization):
   chex.assert_trees_all_close(*states, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_statistics_do_not_depend_on_the_gradient_s_mode(mode):
   """FACTS of the official code: statistics updated for one method and not another."""
@@ -163,6 +169,7 @@ def test_statistics_do_not_depend_on_the_gradient_s_mode(mode):
   chex.assert_trees_all_close(new_state.model_state, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_batch_norm_modes_change_attack_and_gradient():
   results = {}
   for attack in ("train", "eval"):
@@ -181,6 +188,7 @@ def test_batch_norm_modes_change_attack_and_gradient():
   assert len(set(results.values())) == 4
 
 
+@pytest.mark.slow
 def test_step_is_the_method_written_out():
   """The danskin step against a plain Python version of it."""
   config = small_config(unit_norm=True, **{"optimizer.weight_decay": 0.1})
@@ -206,6 +214,7 @@ def test_step_is_the_method_written_out():
   np.testing.assert_allclose(metrics["direction/norm"] > 0, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_attack_in_bfloat16_is_nearly_the_same(backend):
   changes = {"attack.epsilon": 0.3, "model.width": 32}
@@ -227,6 +236,7 @@ def test_attack_in_bfloat16_is_nearly_the_same(backend):
   assert 1e-5 < error < 0.05
 
 
+@pytest.mark.slow
 def test_training_with_cheaper_attacks():
   config = small_config(**{"attack.dtype": "bfloat16", "attack.stop_below": 0.1})
   _, state, step = build(config)
@@ -237,6 +247,7 @@ def test_training_with_cheaper_attacks():
   assert losses_seen[-1] < losses_seen[0]
 
 
+@pytest.mark.slow
 def test_no_pass_through_the_network_is_wasted(monkeypatch):
   # XLA's count of operations: K (steps input gradients + 1 parameter gradient).
   config = small_config(**{"model.width": 16, "attack.steps": 3})
@@ -285,6 +296,7 @@ def test_runs_of_other_seeds_and_learning_rates_share_a_program(tmp_path):
     jax.monitoring.unregister_event_listener(count)
 
 
+@pytest.mark.slow
 def test_warm_up_scales_the_radius():
   config = small_config(method="pgd", **{"attack.epsilon": 0.5})
   results = []
@@ -317,6 +329,7 @@ def test_step_schedule_of_a_short_run_keeps_every_decay():
   np.testing.assert_allclose(schedule(3), 0.01, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluation_counts_every_example_once():
   config = small_config(**{"evaluation.batch_size": 4, "evaluation.restarts": 2})
   apply, state, _ = build(config)
@@ -340,6 +353,7 @@ def test_evaluation_counts_every_example_once():
   assert evaluate(state, Dataset(IMAGES, LABELS), lambda: True) is None
 
 
+@pytest.mark.slow
 def test_evaluation_in_a_union_is_the_worst_of_each_example():
   radii = {"radii.linf": 0.02, "radii.l2": 0.3, "radii.l1": 2.0}
   config = small_config(**radii, **{"evaluation.batch_size": 4})
@@ -363,6 +377,7 @@ def test_evaluation_in_a_union_is_the_worst_of_each_example():
   )
 
 
+@pytest.mark.slow
 def test_evaluation_with_zero_radius_is_clean():
   config = small_config(**{"attack.epsilon": 0.0})
   apply, state, _ = build(config)

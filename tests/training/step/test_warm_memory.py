@@ -37,6 +37,7 @@ def losses_of(state, step, times):
   return state, losses
 
 
+@pytest.mark.slow
 def test_each_image_remembers_its_own_moves():
   state, step = build(**STILL)
   state, (first,) = losses_of(state, step, 1)
@@ -52,6 +53,7 @@ def test_each_image_remembers_its_own_moves():
   assert second > first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sources", [("warm",), ("uniform", "warm", "linf")])
 def test_steps_add_up_over_epochs(sources):
   """Four visits of one step each do what four steps of an attack do."""
@@ -64,6 +66,7 @@ def test_steps_add_up_over_epochs(sources):
   assert again == pytest.approx(at_once, rel=0.01)
 
 
+@pytest.mark.slow
 def test_moves_follow_an_image_through_crop_and_mirror():
   """As if an attack had moved each pixel by its own brightness."""
   config = small_config(sources=("warm:2",), **{"data.pad": 2, "data.flip": True})
@@ -88,6 +91,7 @@ def test_moves_follow_an_image_through_crop_and_mirror():
   assert np.any(later[PLACES] == 7) and np.any(later[PLACES] != 7)
 
 
+@pytest.mark.slow
 def test_memory_is_forgotten_at_the_start_of_an_epoch():
   """Two steps an epoch, every second epoch anew: the steps 0, 1, 4, 5, 8, 9."""
   settings = STILL | {"attack.step_size": 0.03, "warm.steps": 1, "sources": ("warm",)}

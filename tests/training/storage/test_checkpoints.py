@@ -107,6 +107,7 @@ def test_a_kill_during_the_deletion_of_an_old_checkpoint_leaves_nothing(
   assert not (tmp_path / "damaged_checkpoints").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name", ["[ab]", "a*b?", "{a}", "a b", "\u00e9\u6f22", "a%20#b:c", "a[!b]", "-a"]
 )
