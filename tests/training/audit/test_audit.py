@@ -139,6 +139,7 @@ def test_figures_are_those_of_the_trained_model(trained, audited):
   assert low < result["robust_accuracy"] < high
 
 
+@pytest.mark.slow
 def test_curve_and_files(audited):
   folder, result = audited
   curve = result["curve"]
@@ -149,6 +150,7 @@ def test_curve_and_files(audited):
     assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_saved_examples_are_adversarial(audited):
   folder, result = audited
   with np.load(folder / "adversarial_examples.npz") as examples:

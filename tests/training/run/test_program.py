@@ -50,6 +50,7 @@ def test_files_of_a_finished_run(finished):
   assert len(output.splitlines()) < 20
 
 
+@pytest.mark.slow
 def test_metrics_are_logged_at_every_step(finished):
   workdir, _ = finished
   records = list(logs.read_metrics(workdir))
@@ -275,6 +276,7 @@ def test_impossible_value_stops_at_once_in_one_line(tmp_path):
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_another_config_s_workdir_is_refused(finished):
   workdir, _ = finished
   before = {path: path.stat().st_mtime for path in workdir.rglob("*")}
@@ -320,6 +322,7 @@ def test_not_finite_loss_stops_with_the_last_good_checkpoint(tmp_path):
   assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state["params"]))
 
 
+@pytest.mark.slow
 def test_report_lists_comparable_runs_beside_it(finished, tmp_path):
   workdir, _ = finished
   summary = json.loads((workdir / "summary.json").read_text())
