@@ -90,7 +90,10 @@ def test_recomputed_is_what_is_kept(at_a_time):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", DIRECTIONS)
+# The others differ from these in their weights alone.
+@pytest.mark.parametrize(
+  "name", ["danskin", "bundle", "active set", "mgda loss+", "pcgrad", "nash mtl"]
+)
 def test_every_direction_takes_them(name):
   kept, _, _ = direction_of(name, None, 1.0)
   found, _, _ = direction_of(name, 2, 1.0)
