@@ -115,6 +115,22 @@ def create_model(
   return model.create_model(config, image_kind(splits), abstract=abstract)
 
 
+def _check_logits(
+  config: ml_collections.ConfigDict, splits: data.Splits, apply: Callable[..., Any]
+) -> None:
+  """Raise ConfigError unless a network of the user's has a logit for every class."""
+  if model.settings_group(config) != model.OWN_SETTINGS:
+    return
+  images = jax.ShapeDtypeStruct((2, *splits.train.image_shape), jnp.float32)
+  logits, _ = jax.eval_shape(functools.partial(apply, train=False), images)
+  if logits.shape != (2, splits.num_classes):
+    raise ConfigError(
+      f"config.model.name {config.model.name!r} must return logits "
+      f"[B, {splits.num_classes}], one for each class of the data, got the shape "
+      f"{logits.shape} for 2 images."
+    )
+
+
 def create_experiment(
   config: ml_collections.ConfigDict,
   splits: data.Splits,
@@ -128,6 +144,9 @@ def create_experiment(
     splits: the config's data.
     mesh: mesh of several devices, or None.
     change_parts: (parts, apply) -> parts.  Replaces some of the step's parts.
+
+  Raises:
+    ConfigError: for a network of the user's that does not fit the data.
 
   Example:
     >>> from ddi_jax import training
@@ -143,6 +162,7 @@ def create_experiment(
   steps_per_epoch = len(splits.train) // config.batch_size
   total_steps = max(1, round(config.num_epochs * steps_per_epoch))
   apply, params, model_state = models.functional(create_model(config, splits))
+  _check_logits(config, splits, functools.partial(apply, params, model_state))
   parts = change_parts(
     create_parts(
       config,

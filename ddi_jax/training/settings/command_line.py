@@ -101,6 +101,8 @@ def _check_setting(name: str, settings: ml_collections.ConfigDict) -> None:
     known = sorted(section) if isinstance(section, ml_collections.ConfigDict) else []
     if part not in known:
       has = f"it has {', '.join(known)}" if known else "it has no fields"
+      if path.endswith("_settings"):
+        has = f"set what your own piece takes in the config file: {path}.{part} = ..."
       like = difflib.get_close_matches(part, known, 1)
       hint = f"  Did you mean --{path}.{like[0]}?" if like else ""
       raise ConfigError(f"{path} has no {part!r}; {has}.{hint}")

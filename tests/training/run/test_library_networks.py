@@ -43,6 +43,16 @@ def test_it_is_trained_resumed_and_loaded(library, tmp_path, monkeypatch):
   assert not np.allclose(start, logits)
 
 
+def test_a_network_without_a_logit_for_every_class_is_refused(tmp_path):
+  config = small_config(**{"model.name": "library_networks:two_classes"})
+  message = (
+    r"config.model.name 'library_networks:two_classes' must return logits \[B, 10\].*"
+    r"got the shape \(2, 2\)"
+  )
+  with pytest.raises(training.ConfigError, match=message):
+    training.train(config, tmp_path / "run")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "changes",

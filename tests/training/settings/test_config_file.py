@@ -114,6 +114,7 @@ def test_a_variant_that_is_not_there(launch, monkeypatch):
     ("-config.attack.step=3", "Did you mean --config.attack.steps?"),
     ("--noconfig.data.flap", "Did you mean --config.data.flip?"),
     ("--config.seed.x=1", "config.seed has no 'x'; it has no fields."),
+    ("--config.model_settings.x=1", "in the config file: config.model_settings.x ="),
   ],
 )
 def test_a_misspelt_setting(launch, monkeypatch, flag, message):
