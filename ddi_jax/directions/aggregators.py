@@ -14,8 +14,13 @@ from ddi_jax.checks import check_choice, check_key, check_number
 from ddi_jax.directions import active_set
 from ddi_jax.directions.implicit import differentiable_weights
 from ddi_jax.directions.min_norm import MinNormSolution, min_norm_weights, solve
-from ddi_jax.directions.weighting import WeightingInput, Weights, weighted_direction
-from ddi_jax.numerics.finite import square_root
+from ddi_jax.directions.weighting import (
+  WeightingInput,
+  Weights,
+  norms_of,
+  rescaled,
+  weighted_direction,
+)
 from ddi_jax.numerics.precision import matmul
 
 NORMALIZATIONS = ("l2", "loss", "loss+")
@@ -58,12 +63,12 @@ def mgda_direction(
     gram = inputs.gram
     sizes = jnp.ones(len(gram), gram.dtype)
     if normalization != "loss":
-      sizes = square_root(jnp.maximum(jnp.diagonal(gram), 0))
+      sizes = norms_of(gram)
     if normalization != "l2":
       losses = inputs.required_losses(f"normalization={normalization!r}")
       sizes *= jnp.where(losses > 0, losses, jnp.nan)
-    inverse = jnp.where(sizes == 0, 0, 1 / jnp.where(sizes == 0, 1, sizes))
-    weights = min_norm_weights(gram * inverse[:, None] * inverse[None, :]).weights
+    gram, inverse = rescaled(gram, sizes)
+    weights = min_norm_weights(gram).weights
     unit = 1.0 if normalization == "loss" else inputs.scale
     return Weights(weights * inverse, jnp.zeros_like(weights), 1 / unit)
 

@@ -10,8 +10,13 @@ import jax.numpy as jnp
 import optax
 
 from ddi_jax.directions.implicit import differentiable_weights
-from ddi_jax.directions.weighting import WeightingInput, Weights, weighted_direction
-from ddi_jax.numerics.finite import square_root
+from ddi_jax.directions.weighting import (
+  WeightingInput,
+  Weights,
+  norms_of,
+  rescaled,
+  weighted_direction,
+)
 from ddi_jax.numerics.precision import matmul
 
 _NEWTON_STEPS = 200
@@ -156,7 +161,8 @@ def nash_mtl_direction(
 
   def weighting(inputs: WeightingInput) -> Weights:
     gram = inputs.gram
-    cosines, inverse = _cosines(jax.lax.stop_gradient(gram))
+    fixed = jax.lax.stop_gradient(gram)
+    cosines, inverse = rescaled(fixed, norms_of(fixed))
     weights = differentiable_weights(
       _bargain(cosines) * inverse,
       lambda weights, gram: matmul(gram, weights) - 1 / _or_one(weights),
@@ -205,16 +211,9 @@ def _bargain(cosines: jax.Array) -> jax.Array:
 
 def _of_equal_cosine(gram: jax.Array) -> jax.Array:
   """Weights `[K]` of a combination whose product with every g_k / ||g_k|| is 1."""
-  cosines, inverse = _cosines(gram)
+  cosines, inverse = rescaled(gram, norms_of(gram))
   pseudoinverse = jnp.linalg.pinv(cosines, hermitian=True)
   return inverse * pseudoinverse.sum(axis=1)
-
-
-def _cosines(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Cosines `[K, K]` and inverse norms `[K]` of the gradients; 0 for a zero one."""
-  norms = square_root(jnp.maximum(jnp.diagonal(gram), 0))
-  inverse = jnp.where(norms == 0, 0, 1 / _or_one(norms))
-  return gram * inverse[:, None] * inverse[None, :], inverse
 
 
 def _or_one(values: jax.Array) -> jax.Array:

@@ -18,10 +18,22 @@ from ddi_jax.gradients.gram import (
 )
 from ddi_jax.gradients.per_candidate import RestartInfo
 from ddi_jax.gradients.recomputed import RecomputedGradients
+from ddi_jax.numerics.finite import square_root
 from ddi_jax.numerics.precision import accumulation_dtype
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Float
+
+
+def norms_of(gram: jax.Array) -> jax.Array:
+  """The gradients' norms `[K]`, with a finite derivative where one is 0."""
+  return square_root(jnp.maximum(jnp.diagonal(gram), 0))
+
+
+def rescaled(gram: jax.Array, sizes: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The Gram matrix of the gradients / sizes, and 1 / sizes `[K]`, with 0 for 1 / 0."""
+  inverse = jnp.where(sizes == 0, 0, 1 / jnp.where(sizes == 0, 1, sizes))
+  return gram * inverse[:, None] * inverse[None, :], inverse
 
 
 class WeightingInput(NamedTuple):

@@ -70,9 +70,11 @@ def parse_flags(
     given = _config_argument(expanded)
     if given is not None:
       config_file.check_exists(given, examples)
-      for argument in expanded[1:]:
-        if setting := re.match(r"--?(?:no)?config\.([^=]*)", argument):
-          _check_setting(setting[1], settings_of(given))
+      found = (re.match(r"--?(?:no)?config\.([^=]*)", text) for text in expanded[1:])
+      if names := [setting[1] for setting in found if setting]:
+        settings = settings_of(given)
+        for name in names:
+          _check_setting(name, settings)
     rest = flags.FLAGS(argv)
     config_file.check_exists(given, examples)
     flags.FLAGS.config.items()  # Fails if the file could not be loaded.
