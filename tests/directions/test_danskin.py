@@ -72,6 +72,10 @@ def assert_close_on_the_scale_of(direction, expected, gradients, name):
   scale = np.abs(as_matrix(gradients)).max()
   if name in WITHOUT_SCALE:
     scale = 1.0
+  if name == "imtl-g":
+    # It divides by the sum of weights of both signs: where that nearly cancels, the
+    # result is long and its relative error grows with its length.
+    scale = max(scale, np.abs(expected).max() ** 2 / scale)
   np.testing.assert_allclose(direction, expected, atol=3e-3 * scale)
 
 
@@ -93,6 +97,7 @@ def test_invariant_to_permutations_of_the_candidates(name, seed):
 @pytest.mark.slow
 @all_directions
 @hypothesis.given(seed=st.integers(0, 2**32 - 1))
+@hypothesis.example(seed=62851)
 def test_turns_with_the_gradients(name, seed):
   """What comes out depends on inner products alone, so rotations commute with it."""
   gradients, losses = sizes_and_losses(seed)
