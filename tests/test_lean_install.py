@@ -53,6 +53,7 @@ def test_an_own_loop_needs_jax_optax_chex_and_numpy_only():
   [
     ("flax", "ddi_jax.models"),
     ("grain", "ddi_jax.data"),
+    ("sklearn", "ddi_jax.data"),
     ("orbax", "ddi_jax.training"),
     ("matplotlib", "ddi_jax.training"),
     ("tqdm", "ddi_jax.training"),

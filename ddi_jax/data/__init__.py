@@ -17,7 +17,7 @@ try:
   from ddi_jax.data.errors import DataError
   from ddi_jax.data.examples import Dataset, Examples, StreamedDataset
 
-  check_installed("grain")
+  check_installed("grain", "sklearn")
 except ModuleNotFoundError as error:
   raise missing_extra("training", error) from error
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.datasets
 
 from ddi_jax import data
 from ddi_jax.data import tfds_source
@@ -24,6 +25,17 @@ def test_digits(digits):
   images = digits.train.images / digits.max_value
   np.testing.assert_allclose(images.mean(), digits.mean[0], atol=0.01)
   np.testing.assert_allclose(images.std(), digits.std[0], atol=0.01)
+
+
+def test_the_digits_are_those_that_scikit_learn_loads(digits):
+  inputs, labels = sklearn.datasets.load_digits(return_X_y=True)
+  expected = sorted(zip(inputs.tolist(), labels.tolist(), strict=True))
+  found = sorted(
+    (image.ravel().tolist(), int(label))
+    for part in digits[:3]
+    for image, label in zip(part.images, part.labels, strict=True)
+  )
+  assert found == expected
 
 
 def test_parts_are_disjoint_and_the_split_seed_moves_only_validation(digits):
