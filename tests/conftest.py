@@ -35,9 +35,9 @@ from shapes import checked, has_shapes
 import ddi_jax
 from ddi_jax import losses
 
-# The first example compiles, which takes as long as it takes.  The examples are the same
-# in every run, so that a failure is due to a change; `--hypothesis-profile=search` draws
-# new ones.
+# The first example compiles, which takes as long as it takes.  The examples are the
+# same in every run, so that a failure is due to a change;
+# `--hypothesis-profile=search` draws new ones.
 _SETTINGS = hypothesis.settings(deadline=None, max_examples=60)
 hypothesis.settings.register_profile("search", _SETTINGS)
 hypothesis.settings.register_profile("tests", _SETTINGS, derandomize=True)

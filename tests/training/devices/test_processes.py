@@ -159,20 +159,10 @@ def check_same_run(folder, outputs, alone, num_shares):
 
 
 @pytest.mark.slow
-def test_two_processes_found_in_the_environment(alone, tmp_path):
-  processes = start(
-    tmp_path, 2, lambda process: ["--distributed"], slurm_environment(2)
-  )
-  check_same_run(tmp_path, finish(processes), alone, num_shares=2)
-
-
-@pytest.mark.slow
-def test_four_processes_with_parameters_split(alone, tmp_path):
+def test_four_processes_found_in_the_environment_with_parameters_split(alone, tmp_path):
   """Two processes read the same half of each batch, for different restarts."""
-  flags = explicit_flags(4)
-  processes = start(
-    tmp_path, 4, lambda process: [*flags(process), "--config.mesh.fsdp=True"]
-  )
+  flags = ["--distributed", "--config.mesh.fsdp=True"]
+  processes = start(tmp_path, 4, lambda _: flags, slurm_environment(4))
   check_same_run(tmp_path, finish(processes), alone, num_shares=2)
 
 

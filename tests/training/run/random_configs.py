@@ -27,7 +27,7 @@ from ddi_jax.training.settings.methods import METHODS
 from ddi_jax.training.settings.sources import SOURCES
 from ddi_jax.training.settings.threats import NORMS
 
-NUM_CASES = int(os.environ.get("RANDOM_CONFIGS", "200"))
+NUM_CASES = int(os.environ.get("RANDOM_CONFIGS", "60"))
 SEED = int(os.environ.get("RANDOM_CONFIGS_SEED", "0"))
 # One step of the smallest network; what is not drawn stays so, to share programs.
 TINY = {

@@ -1,4 +1,9 @@
-"""Faults, each really made: kills, full disks, damaged files, two runs at once."""
+"""Faults, each really made: kills, full disks, damaged files, two runs at once.
+
+KILLS=100 python -m pytest -n 0 tests/training/run/test_faults.py -k killed
+
+There are four kills by default.
+"""
 
 import errno
 import json
@@ -29,6 +34,7 @@ SETTINGS = {
   "model.hidden": 2000,
 }
 pytestmark = pytest.mark.usefixtures("unbuffered")
+KILLS = int(os.environ.get("KILLS", "4"))
 MARK = "Workdir:"  # in the last line printed before the first step
 
 
@@ -109,10 +115,11 @@ def resume(workdir):
 
 
 @pytest.mark.slow
-def test_killed_at_ten_random_moments(reference, tmp_path):
+@pytest.mark.timeout(300 + 30 * KILLS)
+def test_killed_at_random_moments(reference, tmp_path):
   moments = random.Random(0)
   workdir, kills = tmp_path / "0", 0
-  while kills < 10:
+  while kills < KILLS:
     process = start(workdir)
     if kills % 2:  # While starting, or while training and saving.
       wait_for_training(process)

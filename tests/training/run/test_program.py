@@ -80,10 +80,14 @@ def test_a_finished_run_is_reported_not_repeated(finished):
   assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
+def last_step(workdir):
+  return max((record["step"] for record in logs.read_metrics(workdir)), default=0)
+
+
 def wait_for_step(process, workdir, step):
   deadline = time.monotonic() + 120
   while time.monotonic() < deadline and process.poll() is None:
-    if any(record["step"] >= step for record in logs.read_metrics(workdir)):
+    if last_step(workdir) >= step:
       return
     time.sleep(0.01)
   pytest.fail(f"step {step} was not reached (exit status {process.poll()})")
@@ -100,26 +104,32 @@ def uninterrupted(tmp_path_factory):
   return workdir
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
-def test_interrupted_and_resumed_is_bit_identical(
-  finished, uninterrupted, tmp_path, number
-):
-  workdir = tmp_path / "interrupted"
+def start(workdir):
   # The run inherits what is ignored here, as SIGHUP is under nohup.
   before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
   process = subprocess.Popen(
-    command(workdir, **OFTEN), stdout=subprocess.PIPE, text=True, cwd=tmp_path
+    command(workdir, **OFTEN), stdout=subprocess.PIPE, text=True, cwd=workdir.parent
   )
   signal.signal(signal.SIGHUP, before)
-  wait_for_step(process, workdir, 5)
-  process.send_signal(number)
+  return process
+
+
+@pytest.mark.slow
+def test_interrupted_and_resumed_is_bit_identical(finished, uninterrupted, tmp_path):
+  workdir = tmp_path / "interrupted"
+  process = start(workdir)
+  wait_for_step(process, workdir, 2)
+  process.kill()
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+
+  before = last_step(workdir)
+  process = start(workdir)
+  wait_for_step(process, workdir, before + 1)
+  process.send_signal(signal.SIGHUP)
   output, _ = process.communicate(timeout=60)
-  if number != signal.SIGKILL:
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "the same command resumes" in output
-  else:
-    assert process.returncode == -signal.SIGKILL
+  assert process.returncode == 128 + signal.SIGTERM
+  assert "the same command resumes" in output
   assert not (workdir / "summary.json").exists()
 
   resumed = launch(workdir, **OFTEN)
