@@ -9,7 +9,7 @@ scikit-learn.  PGD follows the gradient of the first restart alone, which is DDi
 K = 1.  It takes steps of unit norm too, so that both methods move equally far.
 
 The program ends after about 10 seconds on two CPU cores and prints (jax 0.10.2,
-2026-11-26):
+2026-11-26; the last digit differs between machines):
 
   DDi, K = 10   robust loss 1.0163
   PGD, K = 1    robust loss 1.0161

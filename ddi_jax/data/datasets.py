@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 import functools
-import importlib.util
+from importlib import metadata
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -378,9 +377,10 @@ def _open_digits() -> tuple[tfds_source.OpenSplit, tfds_source.OpenSplit]:
   scikit-learn does not split them.  The test set is 360 images drawn with a fixed seed.
   """
   # `sklearn.datasets.load_digits` reads the same file, but to import it takes a second.
-  (folder,) = importlib.util.find_spec("sklearn").submodule_search_locations
-  file = Path(folder) / "datasets" / "data" / "digits.csv.gz"
-  rows = np.loadtxt(file, np.uint8, delimiter=",")  # 64 pixels in 0..16, and the digit.
+  package = metadata.distribution("scikit-learn")
+  file = package.locate_file("sklearn/datasets/data/digits.csv.gz")
+  # A row holds 64 pixels in 0..16, and the digit.
+  rows = np.loadtxt(str(file), np.uint8, delimiter=",")
   images = rows[:, :-1].reshape(-1, 8, 8, 1)
   labels = rows[:, -1].astype(np.int32)
   order = np.random.default_rng(0).permutation(len(images))

@@ -22,11 +22,13 @@ from ddi_jax.directions.weighting import (
   weighted_direction,
 )
 from ddi_jax.numerics.precision import matmul
+from ddi_jax.reuse import reused
 
 NORMALIZATIONS = ("l2", "loss", "loss+")
 _BISECTIONS = 60
 
 
+@reused
 def mgda_direction(
   *, normalization: str = "l2", normalize: bool = False
 ) -> optax.GradientTransformationExtraArgs:
@@ -75,6 +77,7 @@ def mgda_direction(
   return weighted_direction(weighting, normalize=normalize)
 
 
+@reused
 def upgrad_direction(
   *, normalize: bool = False
 ) -> optax.GradientTransformationExtraArgs:
@@ -106,6 +109,7 @@ def upgrad_direction(
   return weighted_direction(jax.jit(weighting), normalize=normalize)
 
 
+@reused
 def dual_projection_direction(
   *, normalize: bool = False
 ) -> optax.GradientTransformationExtraArgs:
@@ -166,6 +170,7 @@ def _onto_dual_cone(gram: jax.Array, combinations: jax.Array) -> jax.Array:
   return jax.vmap(project)(combinations.astype(gram.dtype))
 
 
+@reused
 def cagrad_direction(
   *, radius: float = 0.5, normalize: bool = False
 ) -> optax.GradientTransformationExtraArgs:
@@ -260,6 +265,7 @@ def _cagrad_extra(weights: jax.Array, problem: tuple[Any, Any]) -> jax.Array:
   return radius * jnp.sqrt(ratio)
 
 
+@reused
 def pcgrad_direction(
   *, normalize: bool = False
 ) -> optax.GradientTransformationExtraArgs:

@@ -18,11 +18,13 @@ from ddi_jax.directions.weighting import (
   weighted_direction,
 )
 from ddi_jax.numerics.precision import matmul
+from ddi_jax.reuse import reused
 
 _NEWTON_STEPS = 200
 _ACCURATE = 0.1  # A Newton decrement from which a few more steps reach rounding.
 
 
+@reused
 def aligned_mtl_direction(
   *, normalize: bool = False
 ) -> optax.GradientTransformationExtraArgs:
@@ -62,6 +64,7 @@ def aligned_mtl_direction(
   return weighted_direction(jax.jit(weighting), normalize=normalize)
 
 
+@reused
 def imtl_g_direction(
   *, normalize: bool = False
 ) -> optax.GradientTransformationExtraArgs:
@@ -95,6 +98,7 @@ def imtl_g_direction(
   return weighted_direction(jax.jit(weighting), normalize=normalize)
 
 
+@reused
 def conflict_free_direction(
   *, normalize: bool = False
 ) -> optax.GradientTransformationExtraArgs:
@@ -129,6 +133,7 @@ def conflict_free_direction(
   return weighted_direction(jax.jit(weighting), normalize=normalize)
 
 
+@reused
 def nash_mtl_direction(
   *, normalize: bool = False
 ) -> optax.GradientTransformationExtraArgs:

@@ -8,8 +8,10 @@ from ddi_jax.checks import check_number
 from ddi_jax.directions.min_norm import check_solver, solve
 from ddi_jax.directions.weighting import WeightingInput, Weights, weighted_direction
 from ddi_jax.numerics.precision import accumulation_dtype
+from ddi_jax.reuse import reused
 
 
+@reused
 def danskin_direction(
   *,
   normalize: bool = True,
@@ -132,6 +134,7 @@ def danskin_direction(
   return weighted_direction(jax.jit(weighting), normalize=normalize)
 
 
+@reused
 def average_direction(
   *, normalize: bool = False
 ) -> optax.GradientTransformationExtraArgs:
@@ -158,6 +161,7 @@ def average_direction(
   return weighted_direction(weighting, normalize=normalize)
 
 
+@reused
 def first_restart_direction(
   *, normalize: bool = False
 ) -> optax.GradientTransformationExtraArgs:

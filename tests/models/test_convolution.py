@@ -73,8 +73,9 @@ def assert_right(inputs_shape, kernel_shape, strides, padding):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("channels", [2, 9])
-@pytest.mark.parametrize("window", [(1, 1), (3, 3), (2, 4)])
+@pytest.mark.parametrize(
+  ("window", "channels"), [((1, 1), 2), ((3, 3), 9), ((2, 4), 2), ((2, 4), 9)]
+)
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2), (3, 1)])
 @pytest.mark.parametrize(
   "padding", ["SAME", "VALID", ((1, 2), (0, 1)), ((3, 0), (3, 3))]
