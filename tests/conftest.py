@@ -66,7 +66,8 @@ LONGEST = (
 def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: not str(item.path).endswith(LONGEST))
   for item in items:
-    if item.path.suffix == ".md":
+    trains = isinstance(item, pytest.DoctestItem) and "training" in item.path.parts
+    if item.path.suffix == ".md" or trains:
       item.add_marker("slow")
 
 
