@@ -25,6 +25,7 @@ speed.
 
 from collections.abc import Callable, Mapping
 import functools
+import itertools
 import json
 import os
 from pathlib import Path
@@ -37,10 +38,12 @@ from absl import app, flags, logging
 import jax
 from machine import describe_machine
 import numpy as np
+from progress import progress
 import pyautoattack
 import safetensors.numpy
 import torch
 import torchattacks
+import tqdm
 
 import ddi_jax
 from ddi_jax import attacks, data, models, training
@@ -303,21 +306,19 @@ def compare(case: Case, runs: Mapping[str, Run]) -> dict[tuple[str, str], Outcom
   if _TOTAL.value != "union":
     sets[_ENSEMBLE] = names
   outcomes = {(name, library): Outcome([], []) for name in sets for library in runs}
-  for seed in range(_SEEDS.value):
-    for name, chosen in sets.items():
-      for library, run in runs.items():
-        outcome = outcomes[name, library]
-        robust, seconds = recorded(
-          case, library, name, seed, functools.partial(measure, run, chosen, seed)
-        )
-        outcome.robust.append(robust)
-        outcome.seconds.append(seconds)
-        print(
-          f"{case.threat_model.norm} {name} seed {seed} {library}: "
-          f"{outcome.robust[-1].mean():.4f}, {seconds:.1f} s",
-          file=sys.stderr,
-          flush=True,
-        )
+  cases = list(itertools.product(range(_SEEDS.value), sets.items(), runs.items()))
+  for seed, (name, chosen), (library, run) in progress(cases):
+    outcome = outcomes[name, library]
+    robust, seconds = recorded(
+      case, library, name, seed, functools.partial(measure, run, chosen, seed)
+    )
+    outcome.robust.append(robust)
+    outcome.seconds.append(seconds)
+    tqdm.tqdm.write(
+      f"{case.threat_model.norm} {name} seed {seed} {library}: "
+      f"{outcome.robust[-1].mean():.4f}, {seconds:.1f} s",
+      file=sys.stderr,
+    )
   if _TOTAL.value == "union":
     for library in runs:
       alone = [outcomes[name, library].robust for name in names]

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from absl import app, flags
 import jax
 from machine import describe_machine
+from progress import progress
 import small_network
 
 import ddi_jax
@@ -137,9 +138,9 @@ def main(argv: list[str]) -> None:
   print(f"\n| candidates | gradients | {titles} | of the first |")
   print("|---" * (3 + 2 * len(METHODS)) + "|")
   reference = None
-  for name, candidate_set in candidate_sets(_EPSILON.value).items():
-    if _ONLY.value and name not in _ONLY.value:
-      continue
+  sets = candidate_sets(_EPSILON.value)
+  for name in progress([name for name in sets if name in (_ONLY.value or sets)]):
+    candidate_set = sets[name]
     steps = compile_set(candidate_set)
     falls: list[list[float]] = [[] for _ in METHODS]
     for keys, inputs, labels, before, moves in batches:

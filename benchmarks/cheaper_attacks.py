@@ -17,6 +17,7 @@ import jax
 from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 import numpy as np
+from progress import progress
 import workload
 
 import ddi_jax
@@ -136,7 +137,7 @@ def main(_):
   measure = _measure(work)
   state, done = work.state, 0
   for count in counts:
-    for _ in range(done, count):
+    for _ in progress(range(done, count)):
       batch = next(stream)
       state, _ = work.train_step(state, batch, work.experiment.hyperparameters)
     done = count

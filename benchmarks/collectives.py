@@ -19,6 +19,7 @@ from absl import app, flags
 from compiled_program import COLLECTIVES, estimated_cycles, sent_by_kind
 import described_tpus
 import jax
+from progress import progress
 import workload
 
 _MESH = flags.DEFINE_list("mesh", ["2x4"], "Meshes, restart x data, comma-separated.")
@@ -78,7 +79,7 @@ def main(argv: list[str]) -> None:
     lower, summed_by, extra = _lower_for_tpus, "reduce-scatter", ["10^6 cycles"]
   titles = ["restart x data", *COLLECTIVES, "temporaries (MiB)", *extra]
   print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
-  for restart, data in shapes:
+  for restart, data in progress(shapes):
     changes = {
       "mesh.restart": restart,
       "mesh.data": data,

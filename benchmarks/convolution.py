@@ -10,6 +10,7 @@ import statistics
 import time
 
 import jax
+from progress import progress
 
 from ddi_jax.models import conv_general_dilated
 
@@ -73,7 +74,7 @@ def main():
   )
   print("| kernel's gradient: jax | in a loop | ours | in a loop |")
   print("|" + "---|" * 9)
-  for shape in SHAPES:
+  for shape in progress(SHAPES):
     jaxs = list(times_of(jax.lax.conv_general_dilated, shape))
     ours = list(times_of(conv_general_dilated, shape))
     cells = [*jaxs[:2], *ours[:2], *jaxs[2:], *ours[2:]]

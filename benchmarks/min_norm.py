@@ -18,6 +18,7 @@ which makes a single call from Python some 20 us longer.
 """
 
 from collections.abc import Callable
+import itertools
 from pathlib import Path
 import statistics
 import time
@@ -29,6 +30,7 @@ import jax
 import jax.numpy as jnp
 from machine import describe_machine
 import numpy as np
+from progress import progress
 import qpax
 import quadprog
 import scipy.optimize
@@ -255,9 +257,9 @@ def main(_):
   torch.set_num_threads(1)
   peers = ("torchjd", "torch", "qpax", "quadprog", "scipy", "cvxpy", "clarabel")
   print(f"{describe_machine('jax', *peers)}; median of {_ROUNDS.value}.")
-  for name in _SETS.value:
-    for size in _SIZES.value:
-      _table(name, int(size))
+  tables = list(itertools.product(_SETS.value, _SIZES.value))
+  for name, size in progress(tables):
+    _table(name, int(size))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from minimax_tasks import Task, tasks
 import numpy as np
 import pandas as pd
 from peers.minimizers import DENSE, SOLVERS, Problem, Run
+from progress import progress
 
 import ddi_jax
 
@@ -81,8 +82,8 @@ def _minimize(task: Task, dtype: type) -> tuple[Run, ddi_jax.MinimaxSolution, fl
   jax.effects_barrier()
   values = np.full(int(solution.evaluations), np.inf)
   values[0] = float(losses_fn(start).max())
-  for progress in told:
-    values[int(progress.evaluations) - 1] = float(progress.value)
+  for step in told:
+    values[int(step.evaluations) - 1] = float(step.value)
   run = Run(
     np.minimum.accumulate(values), statistics.median(seconds), int(solution.steps)
   )
@@ -210,9 +211,8 @@ def main(_: list[str]) -> None:
   packages = ("jax", "scipy", "nlopt", "pygranso", "torch", "optax")
   print(describe_machine(*packages))
   rows: list[dict[str, Any]] = []
-  for task, optimum in _problems():
-    if not re.search(_ONLY.value, task.name):
-      continue
+  chosen = [pair for pair in _problems() if re.search(_ONLY.value, pair[0].name)]
+  for task, optimum in progress(chosen):
     rows += (found := _rows(task, optimum))
     _print(found)
     if _OUTPUT.value:

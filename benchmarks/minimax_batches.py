@@ -17,6 +17,7 @@ from machine import describe_machine
 from minimax_tasks import class_losses, noisy_digits
 import numpy as np
 import optax
+from progress import progress
 
 import ddi_jax
 
@@ -78,7 +79,7 @@ def main() -> None:
   print(f"\nThe least possible: {best.value:.3f}.\n")
   print("| images per class | minimax_lbfgs | DDi bundle, Adam | its rate |")
   print("|---|---|---|---|")
-  for per_class in PER_CLASS:
+  for per_class in progress(PER_CLASS):
     metric = [run(ddi_jax.minimax_lbfgs(10), per_class, seed) for seed in SEEDS]
     adam = {
       rate: [

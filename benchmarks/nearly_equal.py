@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from machine import describe_machine
 import numpy as np
+from progress import progress
 
 import ddi_jax
 from ddi_jax.directions import min_norm
@@ -83,7 +84,7 @@ def main(_):
     "| danskin_direction |"
   )
   print("|---|---|---|---|---|---|---|---|")
-  for cosine in _COSINES:
+  for cosine in progress(_COSINES):
     rows = [_measure(seed, cosine) for seed in range(_SEEDS.value)]
     medians = " | ".join(f"{value:.0e}" for value in np.median(rows, axis=0))
     print(f"| {cosine} | {medians} |", flush=True)

@@ -15,6 +15,7 @@ from absl import app, flags
 import jax
 from machine import describe_machine
 import numpy as np
+from progress import progress
 import small_network
 
 import ddi_jax
@@ -81,7 +82,7 @@ def main(argv: list[str]) -> None:
     before = robust_loss(network.params, test_key, inputs, labels)
     points = candidates(attack_key, inputs, labels)
     batches.append((test_key, inputs, labels, points, before))
-  for length in _LENGTHS.value:
+  for length in progress(_LENGTHS.value):
     print(f"\nt = {length}\n")
     print("| method | fall | standard error | predicted | passes |")
     print("|---|---|---|---|---|")

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from progress import progress
 
 import ddi_jax
 from ddi_jax import candidates as sources
@@ -105,7 +106,7 @@ def train_on_worst(
     return optax.apply_updates(params, updates), state
 
   params, state = network.params, optimizer.init(network.params)
-  for index in range(steps):
+  for index in progress(range(steps)):
     key = jax.random.fold_in(jax.random.key(1), index)
     params, state = step(params, state, key, *network.batch())
   return network._replace(params=params)

@@ -28,6 +28,7 @@ import described_tpus
 from machine import versions
 import ml_collections
 from ml_collections import config_flags
+from progress import progress
 
 from ddi_jax import training
 from ddi_jax.training.settings.methods import find_method
@@ -231,25 +232,25 @@ def main(argv: list[str]) -> None:
     f"{chip.clock / 1e9:.2f} GHz, {chip.sent_per_second / 1e9:g} GB/s sent); "
     f"{versions('jax', 'libtpu')}.\n"
   )
-  titles = ["restart x data", "batch", "K", "attack in", "restarts", "step, ms"]
-  titles += ["attack, ms (of the matrix peak)", "gradients", "direction (of the step)"]
-  titles += ["optimizer", "other", "memory, GiB", "sent, MB", "of it by the attack"]
-  titles += ["ms to send"]
-  print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}", flush=True)
-  meshes = _MESH.value or [f"1x{len(devices)}"]
-  for mesh in meshes:
+  variants = []
+  for mesh in _MESH.value or [f"1x{len(devices)}"]:
     restart, data = (int(size) for size in mesh.split("x"))
     if restart * data > len(devices):
       raise app.UsageError(
         f"--mesh={mesh} must have at most {len(devices)} chips, those of "
         f"--topology={_TOPOLOGY.value}."
       )
-    for dtype, how, config in _variants(_CONFIG.value, restart, data):
-      result = estimate(config, devices)
-      print(_line(config, dtype, how, result, chip), flush=True)
-      for line in (
-        _slowest(result, chip, _OPERATIONS.value) if _OPERATIONS.value else ()
-      ):
+    variants += _variants(_CONFIG.value, restart, data)
+  titles = ["restart x data", "batch", "K", "attack in", "restarts", "step, ms"]
+  titles += ["attack, ms (of the matrix peak)", "gradients", "direction (of the step)"]
+  titles += ["optimizer", "other", "memory, GiB", "sent, MB", "of it by the attack"]
+  titles += ["ms to send"]
+  print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}", flush=True)
+  for dtype, how, config in progress(variants):
+    result = estimate(config, devices)
+    print(_line(config, dtype, how, result, chip), flush=True)
+    if _OPERATIONS.value:
+      for line in _slowest(result, chip, _OPERATIONS.value):
         print(line, flush=True)
 
 

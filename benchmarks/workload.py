@@ -11,6 +11,7 @@ import jax
 from machine import describe_machine
 import ml_collections
 import numpy as np
+from progress import progress
 
 from ddi_jax import data, models, training
 from ddi_jax.models import layers
@@ -193,7 +194,7 @@ def describe() -> str:
 def median_seconds(calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
   """Time calls in turn, round after round, so that a busy machine slows all."""
   seconds: dict[str, list[float]] = {name: [] for name in calls}
-  for _ in range(_REPEATS.value + 1):
+  for _ in progress(range(_REPEATS.value + 1)):
     for name, call in calls.items():
       began = time.perf_counter()
       jax.block_until_ready(call())

@@ -135,9 +135,9 @@ def minimize_max(
   Danilin, 1978; Han, 1981; Zhou and Tits, 1993).
 
   The function is pure and works under `jax.jit` and `jax.vmap`.  It is compiled once
-  for every `losses_fn`, which is compared by identity.  The scale of the losses does
-  not matter.  The value may rise for a few steps, but never above that of the start;
-  the best point is returned.
+  for every `losses_fn` (compared by identity), `memory`, `max_trials` and `callback`.
+  The scale of the losses does not matter.  The value may rise for a few steps, but
+  never above that of the start; the best point is returned.
 
   Args:
     losses_fn: params -> losses `[K]`, K >= 1, differentiable; a pure function.  Losses
@@ -185,7 +185,7 @@ def minimize_max(
     losses_fn,
     params,
     tolerance,
-    max_steps=max_steps,
+    max_steps,
     memory=memory,
     max_trials=max_trials,
     callback=callback,
@@ -194,14 +194,14 @@ def minimize_max(
 
 @functools.partial(
   jax.jit,
-  static_argnames=("losses_fn", "max_steps", "memory", "max_trials", "callback"),
+  static_argnames=("losses_fn", "memory", "max_trials", "callback"),
 )
 def _minimize(
   losses_fn: LossesFn,
   params: PyTree,
   tolerance: jax.Array | float,
+  max_steps: jax.Array | int,
   *,
-  max_steps: int,
   memory: int,
   max_trials: int,
   callback: Callable[[MinimaxProgress], None] | None,

@@ -1,5 +1,7 @@
 """The minimiser of a maximum: published optima, optimality conditions, hard inputs."""
 
+import functools
+import itertools
 from pathlib import Path
 import runpy
 
@@ -22,9 +24,10 @@ rosen_suzuki = PUBLISHED["Rosen-Suzuki"].losses_fn
 DIGITS = 1e-7  # of the published optima
 
 
-def quadratics(num_losses, size, seed=0):
-  """Convex, of unlike curvature: losses_fn, and the same for scipy."""
-  rng = np.random.default_rng(seed)
+@functools.cache
+def quadratics(num_losses, size):
+  """Convex losses of unlike curvature."""
+  rng = np.random.default_rng(0)
   roots = rng.normal(size=(num_losses, size, size)) / np.sqrt(size)
   centres = rng.normal(size=(num_losses, size))
   offsets = rng.normal(size=num_losses)
@@ -34,6 +37,19 @@ def quadratics(num_losses, size, seed=0):
     return jnp.sum(images**2, axis=1) + offsets
 
   return losses_fn
+
+
+@functools.cache
+def affine_quadratics(num_losses, size):
+  """Jitted: `minimize_max` of `quadratics` in z, at matrix @ z + shift."""
+  losses_fn = quadratics(num_losses, size)
+
+  def minimize(start, matrix, shift, max_steps=500):
+    return ddi_jax.minimize_max(
+      lambda z: losses_fn(matrix @ z + shift), start, max_steps=max_steps
+    )
+
+  return jax.jit(minimize, static_argnames="max_steps")
 
 
 def epigraph_minimum(losses_fn, start):
@@ -61,8 +77,9 @@ def epigraph_minimum(losses_fn, start):
 
 def assert_optimal(losses_fn, start, solution, tolerance=1e-5):
   """The conditions of Karush, Kuhn and Tucker, recomputed from the parameters."""
-  losses = np.asarray(losses_fn(solution.params))
-  gradients = np.asarray(jax.jacfwd(losses_fn)(solution.params))
+  losses = np.asarray(jax.jit(losses_fn)(solution.params))
+  gradients_of = jax.jit(jax.jacfwd(losses_fn))
+  gradients = np.asarray(gradients_of(solution.params))
   weights = np.asarray(solution.weights)
   eps = float(jnp.finfo(losses.dtype).eps)
   np.testing.assert_allclose(solution.losses, losses, rtol=100 * eps, atol=100 * eps)
@@ -70,7 +87,7 @@ def assert_optimal(losses_fn, start, solution, tolerance=1e-5):
   assert weights.min() >= 0
   np.testing.assert_allclose(weights.sum(), 1, rtol=100 * eps)
   assert weights @ (losses.max() - losses) <= tolerance * max(1, np.abs(losses).max())
-  norms = np.linalg.norm(jax.jacfwd(losses_fn)(jnp.asarray(start)), axis=1)
+  norms = np.linalg.norm(gradients_of(jnp.asarray(start)), axis=1)
   assert np.linalg.norm(weights @ gradients) <= tolerance * norms.max()
 
 
@@ -134,26 +151,30 @@ def test_the_order_of_the_losses_does_not_matter(x64):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("losses_scale", [1e-8, 1e8])
-@pytest.mark.parametrize("params_scale", [1e-4, 1e4])
-def test_the_scale_does_not_matter(x64, losses_scale, params_scale):
+def test_the_scale_does_not_matter(x64):
   _, start, losses_fn, optimum = PUBLISHED["Rosen-Suzuki"]
-  solution = ddi_jax.minimize_max(
-    lambda x: losses_scale * losses_fn(x / params_scale),
-    params_scale * jnp.array(start),
-  )
-  assert solution.converged
-  np.testing.assert_allclose(solution.value / losses_scale, optimum, rtol=DIGITS)
-  assert solution.evaluations < 60
+
+  @jax.jit
+  def minimize(losses_scale, params_scale):
+    return ddi_jax.minimize_max(
+      lambda x: losses_scale * losses_fn(x / params_scale),
+      params_scale * jnp.array(start),
+    )
+
+  for losses_scale, params_scale in itertools.product([1e-8, 1e8], [1e-4, 1e4]):
+    solution = minimize(losses_scale, params_scale)
+    assert solution.converged
+    np.testing.assert_allclose(solution.value / losses_scale, optimum, rtol=DIGITS)
+    assert solution.evaluations < 60
 
 
 @pytest.mark.slow
 def test_parameters_of_unlike_scales(x64):
   """A curvature of 1e-8 of the others' is found before the gap is believed."""
-  scales = jnp.array([1.0, 1.0, 1e-4])
-  losses_fn = quadratics(2, 3)
-  expected = ddi_jax.minimize_max(losses_fn, jnp.ones(3))
-  solution = ddi_jax.minimize_max(lambda x: losses_fn(x * scales), jnp.ones(3))
+  minimize = affine_quadratics(2, 3)
+  scales = jnp.diag(jnp.array([1.0, 1.0, 1e-4]))
+  expected = minimize(jnp.ones(3), jnp.eye(3), jnp.zeros(3))
+  solution = minimize(jnp.ones(3), scales, jnp.zeros(3))
   assert solution.converged
   np.testing.assert_allclose(solution.value, expected.value, rtol=1e-7)
 
@@ -162,15 +183,12 @@ def test_parameters_of_unlike_scales(x64):
 @pytest.mark.parametrize("scale", [1.0, 1e-3])
 def test_a_rotation_of_the_parameters_does_not_matter(x64, scale):
   """Nor their unit: every step is the same step."""
-  losses_fn = quadratics(5, 4)
+  minimize = affine_quadratics(5, 4)
   random = np.random.default_rng(1).normal(size=(4, 4))
   matrix = scale * jnp.asarray(np.linalg.qr(random)[0])
-  plain = ddi_jax.minimize_max(losses_fn, jnp.ones(4), max_steps=6)
-  changed = ddi_jax.minimize_max(
-    lambda z: losses_fn(matrix @ z),
-    jnp.linalg.solve(matrix, jnp.ones(4)),
-    max_steps=6,
-  )
+  plain = minimize(jnp.ones(4), jnp.eye(4), jnp.zeros(4), max_steps=6)
+  start = jnp.linalg.solve(matrix, jnp.ones(4))
+  changed = minimize(start, matrix, jnp.zeros(4), max_steps=6)
   assert not plain.converged
   assert changed.evaluations == plain.evaluations
   np.testing.assert_allclose(changed.value, plain.value, rtol=1e-9)
@@ -179,15 +197,13 @@ def test_a_rotation_of_the_parameters_does_not_matter(x64, scale):
 
 @pytest.mark.slow
 def test_any_affine_change_of_the_parameters_ends_at_the_same_minimum(x64):
-  losses_fn = quadratics(5, 4)
+  minimize = affine_quadratics(5, 4)
   random = np.random.default_rng(1).normal(size=(2, 4, 4))
   left, right = (np.linalg.qr(part)[0] for part in random)
   matrix = jnp.asarray(left @ np.diag([1.0, 5.0, 20.0, 100.0]) @ right)
   shift = jnp.array([3.0, -1.0, 0.5, 2.0])
-  plain = ddi_jax.minimize_max(losses_fn, jnp.ones(4))
-  changed = ddi_jax.minimize_max(
-    lambda z: losses_fn(matrix @ z + shift), jnp.linalg.solve(matrix, 1 - shift)
-  )
+  plain = minimize(jnp.ones(4), jnp.eye(4), jnp.zeros(4))
+  changed = minimize(jnp.linalg.solve(matrix, 1 - shift), matrix, shift)
   assert changed.converged
   np.testing.assert_allclose(changed.value, plain.value, rtol=1e-8)
 
@@ -217,9 +233,9 @@ def test_a_thousand_losses(x64):
 
 
 @pytest.mark.slow
-def test_progress_is_told_after_every_step(x64):
+def test_every_step_is_told_and_the_best_point_is_returned_if_values_rise(x64):
+  _, start, losses_fn, optimum = PUBLISHED["Mifflin2"]
   told = []
-  _, start, losses_fn, _ = PUBLISHED["Rosen-Suzuki"]
   solution = ddi_jax.minimize_max(losses_fn, jnp.array(start), callback=told.append)
   jax.effects_barrier()
   assert [int(progress.steps) for progress in told] == list(range(1, len(told) + 1))
@@ -228,21 +244,12 @@ def test_progress_is_told_after_every_step(x64):
   np.testing.assert_allclose(told[-1].value, solution.value, rtol=1e-6)
   np.testing.assert_allclose(told[-1].gap, solution.gap, rtol=1e-6)
   assert told[-1].evaluations == solution.evaluations
-
-
-@pytest.mark.slow
-def test_values_may_rise_but_the_best_point_is_returned(x64):
-  _, start, losses_fn, optimum = PUBLISHED["Mifflin2"]
-  told = []
-  ddi_jax.minimize_max(losses_fn, jnp.array(start), callback=told.append)
-  jax.effects_barrier()
   values = [float(losses_fn(jnp.array(start)).max())]
   values += [float(progress.value) for progress in told]
   rises = [i for i in range(1, len(values)) if values[i] > values[i - 1] + 1e-3]
   assert rises
   for index in range(1, len(values)):
     assert values[index] <= max(values[max(0, index - 6) : index])
-  assert told[rises[0] - 1].steps == rises[0]
   stopped = ddi_jax.minimize_max(losses_fn, jnp.array(start), max_steps=rises[0])
   np.testing.assert_allclose(stopped.value, min(values[: rises[0]]), rtol=1e-6)
   assert stopped.value == losses_fn(stopped.params).max()
@@ -253,12 +260,13 @@ def test_values_may_rise_but_the_best_point_is_returned(x64):
 def test_vmap_is_a_loop(x64):
   """Over starts and over the problem's data."""
 
+  @jax.jit
   def solve(start, shift):
     return ddi_jax.minimize_max(lambda x: cb2(x) + shift, start)
 
   starts = jnp.array([[1.0, -0.1], [3.0, 2.0], [-1.0, 0.5]])
   shifts = jnp.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.5, 0.1]])
-  together = jax.jit(jax.vmap(solve))(starts, shifts)
+  together = jax.vmap(solve)(starts, shifts)
   for index, (start, shift) in enumerate(zip(starts, shifts, strict=True)):
     alone = solve(start, shift)
     np.testing.assert_allclose(together.value[index], alone.value, rtol=1e-9)

@@ -70,12 +70,11 @@ def finish(processes, status=0):
   return [output for output, _ in outputs]
 
 
-def signalled(lost, name):
-  """Process `lost` gets a signal after the fifth step."""
+def signalled(lost, name, at):
+  """Process `lost` gets a signal when it asks for batch `at`, counted from 0."""
 
   def environment(process):
-    at = {"SIGNAL": name, "SIGNAL_AT": str(STEPS_PER_EPOCH + 1)}
-    return at if process == lost else {}
+    return {"SIGNAL": name, "SIGNAL_AT": str(at)} if process == lost else {}
 
   return environment
 
@@ -167,34 +166,28 @@ def test_four_processes_found_in_the_environment_with_parameters_split(alone, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("lost", "resumed_by"), [(0, 2), (1, 1)])
-def test_a_lost_process_ends_the_others_and_any_number_resumes(
-  alone, tmp_path, lost, resumed_by
-):
-  processes = start(tmp_path, 2, explicit_flags(2), signalled(lost, "SIGKILL"))
-  left = processes[1 - lost]
-  try:
-    processes[lost].communicate(timeout=600)
-    assert processes[lost].returncode == -signal.SIGKILL
-    _, errors = left.communicate(timeout=60)
-  finally:
-    left.kill()
-  assert left.returncode == 1
-  assert "another process has ended" in errors
-  again = explicit_flags(resumed_by) if resumed_by > 1 else lambda _: []
-  outputs = finish(start(tmp_path, resumed_by, again))
-  assert f"steps {STEPS_PER_EPOCH} to" in outputs[0]
-  assert_same_parameters(tmp_path, alone)
-
-
-@pytest.mark.slow
-def test_sigterm_to_one_process_saves_all(alone, tmp_path):
-  processes = start(tmp_path, 2, explicit_flags(2), signalled(1, "SIGTERM"))
-  finish(processes, status=128 + signal.SIGTERM)
+def test_lost_processes_end_the_others_and_any_number_resumes(alone, tmp_path):
+  """Two processes lose the first, then the second; then one of them is told to stop."""
+  for lost in (0, 1):
+    env = signalled(lost, "SIGKILL", at=STEPS_PER_EPOCH + 1)
+    processes = start(tmp_path, 2, explicit_flags(2), env)
+    left = processes[1 - lost]
+    try:
+      output, _ = processes[lost].communicate(timeout=600)
+      assert processes[lost].returncode == -signal.SIGKILL
+      other_output, errors = left.communicate(timeout=60)
+    finally:
+      left.kill()
+    assert left.returncode == 1
+    assert "another process has ended" in errors
+    assert f"steps {lost * STEPS_PER_EPOCH} to" in (output + other_output)
+  env = signalled(1, "SIGTERM", at=1)
+  outputs = finish(start(tmp_path, 2, explicit_flags(2), env), 128 + signal.SIGTERM)
+  assert f"steps {2 * STEPS_PER_EPOCH} to" in outputs[0]
   # Resumed by one process of one device, with the whole mesh on it.
   result = launch(tmp_path / "run", **SETTINGS | {"mesh.restart": 1, "mesh.data": 1})
   assert result.returncode == 0, result.stderr
-  assert f"steps {STEPS_PER_EPOCH + 2} to" in result.stdout
+  assert f"steps {2 * STEPS_PER_EPOCH + 2} to" in result.stdout
   assert_same_parameters(tmp_path, alone)
 
 

@@ -86,7 +86,7 @@ def test_every_method_trains_and_updates_statistics(method, model):
 )
 def test_forms_of_danskin_see_the_losses(changes):
   """In their limits they take the candidate of greatest loss alone."""
-  plain, formed = small_config(), small_config(**changes)
+  plain, formed = small_config(**MLP), small_config(**MLP, **changes)
   _, state, step = build(plain)
   _, metrics = step(state, IMAGES, LABELS)
   _, state, step = build(formed)
@@ -112,7 +112,7 @@ def test_forms_of_danskin_see_the_losses(changes):
 def test_proximal_in_its_limits(changes, like, share):
   states = []
   for settings in (changes | {"method": "proximal"}, like):
-    _, state, step = build(small_config(**settings))
+    _, state, step = build(small_config(**MLP, **settings))
     state, metrics = step(state, IMAGES, LABELS)
     states.append((state.params, metrics))
   (found, metrics), (expected, other_metrics) = states[0], states[1]
@@ -129,7 +129,7 @@ def test_proximal_in_its_limits(changes, like, share):
 @pytest.mark.slow
 def test_candidates_of_every_source():
   names = (*sources.SOURCES, "uniform:2")
-  config = small_config(method="proximal", sources=names, **{"attack.steps": 1})
+  config = small_config(method="proximal", sources=names, **MLP, **{"attack.steps": 1})
   check_config(config)
   _, state, step = build(config)
   before = copy(state.params)
@@ -206,7 +206,7 @@ def test_step_is_the_method_written_out():
   key = random_key(config.seed, "training", 0)
   _, attack_key = jax.random.split(key)
   attack = ddi_jax.pgd(ddi_jax.linf(0.1), steps=2, step_size=2.5 * 0.1 / 2)
-  gradients, _ = ddi_jax.restart_gradients(loss_fn, attack, 3)(
+  gradients, _ = jax.jit(ddi_jax.restart_gradients(loss_fn, attack, 3))(
     state.params, inputs, LABELS, attack_key
   )
   direction, _ = ddi_jax.danskin_direction(normalize=True).update(gradients, None)
@@ -289,7 +289,8 @@ def test_runs_of_other_seeds_and_learning_rates_share_a_program(tmp_path):
   jax.monitoring.register_event_listener(count)
   try:
     for seed, learning_rate in ((0, 0.1), (7, 0.3)):
-      config = small_config(seed=seed, **{"optimizer.learning_rate": learning_rate})
+      rate = {"optimizer.learning_rate": learning_rate}
+      config = small_config(seed=seed, **MLP, **rate)
       _, state, step = build(config)
       hits.clear()
       with compilation_cache_in(tmp_path):
@@ -302,7 +303,7 @@ def test_runs_of_other_seeds_and_learning_rates_share_a_program(tmp_path):
 
 @pytest.mark.slow
 def test_warm_up_scales_the_radius():
-  config = small_config(method="pgd", **{"attack.epsilon": 0.5})
+  config = small_config(method="pgd", **MLP, **{"attack.epsilon": 0.5})
   results = []
   for config.attack.warmup_epochs in (0.0, 1.0):
     apply, state, step = build(config, steps_per_epoch=1000)
@@ -335,7 +336,8 @@ def test_step_schedule_of_a_short_run_keeps_every_decay():
 
 @pytest.mark.slow
 def test_evaluation_counts_every_example_once():
-  config = small_config(**{"evaluation.batch_size": 4, "evaluation.restarts": 2})
+  sizes = {"evaluation.batch_size": 4, "evaluation.restarts": 2}
+  config = small_config(**MLP, **sizes)
   apply, state, _ = build(config)
   evaluate = validation.create_validate(config, apply, 16)
   result = evaluate(state, Dataset(IMAGES, LABELS))
@@ -360,7 +362,7 @@ def test_evaluation_counts_every_example_once():
 @pytest.mark.slow
 def test_evaluation_in_a_union_is_the_worst_of_each_example():
   radii = {"radii.linf": 0.02, "radii.l2": 0.3, "radii.l1": 2.0}
-  config = small_config(**radii, **{"evaluation.batch_size": 4})
+  config = small_config(**MLP, **radii, **{"evaluation.batch_size": 4})
   config.evaluation.norms = ("linf", "l2", "l1")
   check_config(config)
   apply, state, _ = build(config)
@@ -371,7 +373,9 @@ def test_evaluation_in_a_union_is_the_worst_of_each_example():
   assert max(result.by_norm.values()) <= result.clean_accuracy
   assert result.numbers()["robust_accuracy_l2"] == result.by_norm["l2"]
   # The first norm's attack has the keys that it has alone.
-  alone = small_config(**{"attack.epsilon": 0.02, "evaluation.batch_size": 4})
+  alone = small_config(
+    **MLP, **{"attack.epsilon": 0.02, "evaluation.batch_size": 4}
+  )
   single = validation.create_validate(alone, apply, 16)(state, dataset)
   assert single.robust_accuracy == result.by_norm["linf"]
   assert "robust_accuracy_linf" not in single.numbers()
@@ -383,7 +387,7 @@ def test_evaluation_in_a_union_is_the_worst_of_each_example():
 
 @pytest.mark.slow
 def test_evaluation_with_zero_radius_is_clean():
-  config = small_config(**{"attack.epsilon": 0.0})
+  config = small_config(**MLP, **{"attack.epsilon": 0.0})
   apply, state, _ = build(config)
   result = validation.create_validate(config, apply, 16)(state, Dataset(IMAGES, LABELS))
   assert result.robust_accuracy == result.clean_accuracy
