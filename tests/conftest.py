@@ -4,10 +4,17 @@ from importlib import metadata
 import importlib.util
 import os
 from pathlib import Path
+import signal
 import tempfile
 
 import hypothesis
 import pytest
+
+# What is started in the background inherits that these are ignored.  The programs that
+# the tests start are to notice them.
+for _number in (signal.SIGINT, signal.SIGHUP):
+  if signal.getsignal(_number) == signal.SIG_IGN:
+    signal.signal(_number, signal.SIG_DFL)
 
 # Compilation is most of the time that the tests take, and many compile the same: one
 # cache for all processes of a session.  jax reads the variables when it is imported.
@@ -91,6 +98,20 @@ def programs_are_dropped():
   """After each file: a process may hold 65,530 mappings, a few for every program."""
   yield
   jax.clear_caches()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settings_are_left_alone():
+  """By each file, as the next ones of this process have them too."""
+  before = _settings()
+  yield
+  changed = before.items() ^ _settings().items()
+  assert not changed, f"not restored: {sorted(changed, key=str)}"
+
+
+def _settings():
+  environment = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
+  return {k: str(v) for k, v in jax.config.values.items()} | environment
 
 
 @pytest.fixture(scope="session")

@@ -44,14 +44,6 @@ def allow_rank_promotion():
     yield
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """Compile without most optimisations: these tests compile more than they compute."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 def make_problem():
   """Return (params, inputs `[32, 64]`, labels `[32]`)."""
   rng = np.random.default_rng(0)

@@ -105,13 +105,9 @@ def uninterrupted(tmp_path_factory):
 
 
 def start(workdir):
-  # The run inherits what is ignored here, as SIGHUP is under nohup.
-  before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-  process = subprocess.Popen(
+  return subprocess.Popen(
     command(workdir, **OFTEN), stdout=subprocess.PIPE, text=True, cwd=workdir.parent
   )
-  signal.signal(signal.SIGHUP, before)
-  return process
 
 
 @pytest.mark.slow
