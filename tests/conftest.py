@@ -10,12 +10,6 @@ import tempfile
 import hypothesis
 import pytest
 
-# What is started in the background inherits that these are ignored.  The programs that
-# the tests start are to notice them.
-for _number in (signal.SIGINT, signal.SIGHUP):
-  if signal.getsignal(_number) == signal.SIG_IGN:
-    signal.signal(_number, signal.SIG_DFL)
-
 # Compilation is most of the time that the tests take, and many compile the same: one
 # cache for all processes of a session.  jax reads the variables when it is imported.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -52,6 +46,12 @@ _SETTINGS = hypothesis.settings(deadline=None, max_examples=60)
 hypothesis.settings.register_profile("search", _SETTINGS)
 hypothesis.settings.register_profile("tests", _SETTINGS, derandomize=True)
 hypothesis.settings.load_profile("tests")
+
+# What is started in the background inherits that these are ignored.  The programs that
+# the tests start are to notice them.
+for _number in (signal.SIGINT, signal.SIGHUP):
+  if signal.getsignal(_number) == signal.SIG_IGN:
+    signal.signal(_number, signal.SIG_DFL)
 
 
 # Whoever calls a public function by its name in `ddi_jax` has its shapes checked.
