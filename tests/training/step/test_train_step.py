@@ -373,9 +373,7 @@ def test_evaluation_in_a_union_is_the_worst_of_each_example():
   assert max(result.by_norm.values()) <= result.clean_accuracy
   assert result.numbers()["robust_accuracy_l2"] == result.by_norm["l2"]
   # The first norm's attack has the keys that it has alone.
-  alone = small_config(
-    **MLP, **{"attack.epsilon": 0.02, "evaluation.batch_size": 4}
-  )
+  alone = small_config(**MLP, **{"attack.epsilon": 0.02, "evaluation.batch_size": 4})
   single = validation.create_validate(alone, apply, 16)(state, dataset)
   assert single.robust_accuracy == result.by_norm["linf"]
   assert "robust_accuracy_linf" not in single.numbers()
