@@ -42,9 +42,10 @@ from ddi_jax import losses
 # The first example compiles, which takes as long as it takes.  The examples are the
 # same in every run, so that a failure is due to a change;
 # `--hypothesis-profile=search` draws new ones.
-_SETTINGS = hypothesis.settings(deadline=None, max_examples=60)
-hypothesis.settings.register_profile("search", _SETTINGS)
-hypothesis.settings.register_profile("tests", _SETTINGS, derandomize=True)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=200)
+hypothesis.settings.register_profile(
+  "tests", deadline=None, max_examples=40, derandomize=True
+)
 hypothesis.settings.load_profile("tests")
 
 # What is started in the background inherits that these are ignored.  The programs that

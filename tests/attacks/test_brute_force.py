@@ -13,7 +13,7 @@ from ddi_jax import attacks, losses
 pytestmark = pytest.mark.slow
 KEY = jax.random.key(0)
 BALLS = {"linf": ddi_jax.linf(0.06), "l2": ddi_jax.l2(0.08), "l1": ddi_jax.l1(0.1)}
-COUNT, SIDE = 300, 301
+COUNT, SIDE = 300, 201
 PARAMS = [
   jax.random.normal(jax.random.key(1), (2, 24)) * 6,
   jax.random.normal(jax.random.key(2), (1, 24)) * 3,

@@ -1,5 +1,6 @@
 """The networks: shapes, settings, and what BatchNorm's modes change."""
 
+import itertools
 import math
 
 import chex
@@ -34,8 +35,14 @@ def create(name="resnet18", seed=0, **settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("normalization", models.NORMALIZATIONS)
-@pytest.mark.parametrize("name", LAYERED)
+@pytest.mark.parametrize(
+  ("name", "normalization"),
+  [
+    (name, normalization)
+    for name, normalization in itertools.product(LAYERED, models.NORMALIZATIONS)
+    if (name, normalization) != ("resnet50", "group")  # It takes 8 s.
+  ],
+)
 def test_logits_at_initialisation_are_moderate(name, normalization):
   apply, params, state = create(name, normalization=normalization)
   logits, _ = apply(params, state, IMAGES, train=False)

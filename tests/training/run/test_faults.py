@@ -25,9 +25,9 @@ from ddi_jax.training.storage import logs
 from ddi_jax.training.storage import workdir as workdirs
 from ddi_jax.training.storage.checksums import find_damage
 
-# A checkpoint every fourth of 80 steps; the dense layer makes one of a megabyte.
+# A checkpoint every fourth of 40 steps; the dense layer makes one of a megabyte.
 SETTINGS = {
-  "num_epochs": 20.0,
+  "num_epochs": 10.0,
   "evaluation.every_epochs": 1.0,
   "evaluation.validation_limit": 16,
   "model.hidden": 2000,
@@ -187,7 +187,7 @@ def test_disk_full_while_saving(reference, tmp_path, request, fault):
   assert find_damage(workdir / "checkpoints" / str(good)) is None
 
   (folder / "filler").unlink(missing_ok=True)
-  assert f"steps {good} to 80" in resume(workdir)
+  assert f"steps {good} to 40" in resume(workdir)
   assert_same_as(reference, workdir)
 
 
