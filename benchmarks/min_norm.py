@@ -1,6 +1,6 @@
 """Time and accuracy of the min-norm solvers, ours and others', on Gram matrices.
 
-pip install -e '.[peers]'
+pip install -e '.[peers,training]'
 python benchmarks/min_norm.py
 
 The script prints Markdown tables, one per set of matrices and K.  All solvers get the

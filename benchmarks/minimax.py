@@ -1,6 +1,6 @@
 """Compare `ddi_jax.minimize_max` with other minimisers of a maximum.
 
-pip install -e '.[peers]'
+pip install -e '.[peers,experiments]'
 python benchmarks/minimax.py --seconds=1
 
 All computations are in float64, except for one row.  All solvers start at the same

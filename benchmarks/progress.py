@@ -19,5 +19,7 @@ def progress(items: Sequence[Item]) -> Iterator[Item]:
   if not sys.stderr.isatty():
     yield from items
     return
-  with contextlib.redirect_stdout(DummyTqdmFile(sys.stdout)):
+  # tqdm clears the bar only for lines that go where the bar is.
+  output = sys.stderr if sys.stdout.isatty() else sys.stdout
+  with contextlib.redirect_stdout(DummyTqdmFile(output)):
     yield from tqdm.tqdm(items, leave=False, dynamic_ncols=True)

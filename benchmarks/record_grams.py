@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_flags
 import numpy as np
-from tqdm import auto as tqdm
+from progress import progress
 
 from ddi_jax import data, training
 
@@ -54,7 +54,7 @@ def main(_):
     splits.train, config.batch_size, config.seed, start=0, stop=_STEPS.value
   )
   state = experiment.start()
-  for step, batch in enumerate(tqdm.tqdm(batches, total=_STEPS.value)):
+  for step, batch in zip(progress(range(_STEPS.value)), batches, strict=True):
     if step in recorded_at:
       matrix = np.asarray(gradients_of(state, batch), np.float64)
       grams.append((matrix @ matrix.T)[triangle])

@@ -23,8 +23,8 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and (
   os.environ.get("JAX_PLATFORMS") == "cpu" or not importlib.util.find_spec("libtpu")
 ):
-  # XLA's older code generator compiles in a third of the time, and one module in less
-  # than several.  Compilers that do not know a flag end the process: those of jaxlib
+  # XLA's older code generator compiles in a third of the time, and faster in one part
+  # than in several.  Compilers that do not know a flag end the process: those of jaxlib
   # from 0.11 on, and libtpu.
   if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):
     _FLAGS = (
@@ -48,11 +48,11 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("tests")
 
-# What is started in the background inherits that these are ignored.  The programs that
-# the tests start are to notice them.
+# A program that is started in the background ignores these signals, and so do its
+# children.  The programs that the tests start must not ignore them; this process does.
 for _number in (signal.SIGINT, signal.SIGHUP):
   if signal.getsignal(_number) == signal.SIG_IGN:
-    signal.signal(_number, signal.SIG_DFL)
+    signal.signal(_number, lambda *_: None)
 
 
 # Whoever calls a public function by its name in `ddi_jax` has its shapes checked.
@@ -103,7 +103,7 @@ def programs_are_dropped():
 
 @pytest.fixture(scope="module", autouse=True)
 def settings_are_left_alone():
-  """By each file, as the next ones of this process have them too."""
+  """Each file must restore them: the next files of this process use them too."""
   before = _settings()
   yield
   changed = before.items() ^ _settings().items()

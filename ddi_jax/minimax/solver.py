@@ -135,9 +135,9 @@ def minimize_max(
   Danilin, 1978; Han, 1981; Zhou and Tits, 1993).
 
   The function is pure and works under `jax.jit` and `jax.vmap`.  It is compiled once
-  for every `losses_fn` (compared by identity), `memory`, `max_trials` and `callback`.
-  The scale of the losses does not matter.  The value may rise for a few steps, but
-  never above that of the start; the best point is returned.
+  for every `losses_fn` and `callback` (compared by identity), `memory`, `max_trials`
+  and shape of `params`.  The scale of the losses does not matter.  The value may rise
+  for a few steps, but never above that of the start; the best point is returned.
 
   Args:
     losses_fn: params -> losses `[K]`, K >= 1, differentiable; a pure function.  Losses
@@ -185,7 +185,7 @@ def minimize_max(
     losses_fn,
     params,
     tolerance,
-    max_steps,
+    int(max_steps),
     memory=memory,
     max_trials=max_trials,
     callback=callback,

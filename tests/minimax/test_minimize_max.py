@@ -13,6 +13,7 @@ import scipy.optimize
 
 import ddi_jax
 from ddi_jax import MinimaxStatus
+from ddi_jax.minimax import solver
 
 PROBLEMS = runpy.run_path(
   str(Path(__file__).parents[2] / "benchmarks" / "minimax_problems.py")
@@ -326,15 +327,18 @@ def test_a_start_at_the_optimum_ends_there(x64):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("max_steps", [1, 2, 5])
-def test_the_value_never_rises(x64, max_steps):
+def test_the_value_never_rises_and_the_number_of_steps_compiles_nothing(x64):
   _, start, losses_fn, _ = PUBLISHED["Rosen-Suzuki"]
-  solution = ddi_jax.minimize_max(losses_fn, jnp.array(start), max_steps=max_steps)
-  assert solution.status == MinimaxStatus.MAX_STEPS
-  assert not solution.converged
-  assert solution.steps == max_steps
-  assert solution.value < losses_fn(jnp.array(start)).max()
-  assert solution.gap > 0
+  programs = set()
+  for max_steps in (1, 2, np.int64(5)):
+    solution = ddi_jax.minimize_max(losses_fn, jnp.array(start), max_steps=max_steps)
+    assert solution.status == MinimaxStatus.MAX_STEPS
+    assert not solution.converged
+    assert solution.steps == max_steps
+    assert solution.value < losses_fn(jnp.array(start)).max()
+    assert solution.gap > 0
+    programs.add(solver._minimize._cache_size())
+  assert len(programs) == 1
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def assert_close(results):
 
 
 @pytest.mark.slow
-def test_every_mesh_computes_what_one_device_does():
+def test_meshes_compute_what_one_device_does():
   """One step and ten, with BatchNorm, in float64."""
   shapes = [mesh(1, 8), mesh(2, 4, fsdp=True), mesh(8, 1)]
   results = work(

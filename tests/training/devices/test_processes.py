@@ -61,7 +61,7 @@ def start(folder, num_processes, flags_of=lambda _: [], env_of=lambda _: {}):
 def finish(processes, status=0):
   """Their standard outputs."""
   try:
-    outputs = [process.communicate(timeout=600) for process in processes]
+    outputs = [process.communicate(timeout=200) for process in processes]
   finally:
     for process in processes:
       process.kill()
@@ -166,6 +166,7 @@ def test_four_processes_found_in_the_environment_with_parameters_split(alone, tm
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_lost_processes_end_the_others_and_any_number_resumes(alone, tmp_path):
   """Two processes lose the first, then the second; then one of them is told to stop."""
   for lost in (0, 1):
@@ -173,21 +174,26 @@ def test_lost_processes_end_the_others_and_any_number_resumes(alone, tmp_path):
     processes = start(tmp_path, 2, explicit_flags(2), env)
     left = processes[1 - lost]
     try:
-      output, _ = processes[lost].communicate(timeout=600)
+      output, _ = processes[lost].communicate(timeout=200)
       assert processes[lost].returncode == -signal.SIGKILL
       other_output, errors = left.communicate(timeout=60)
     finally:
-      left.kill()
+      for process in processes:
+        process.kill()
     assert left.returncode == 1
     assert "another process has ended" in errors
     assert f"steps {lost * STEPS_PER_EPOCH} to" in (output + other_output)
   env = signalled(1, "SIGTERM", at=1)
   outputs = finish(start(tmp_path, 2, explicit_flags(2), env), 128 + signal.SIGTERM)
   assert f"steps {2 * STEPS_PER_EPOCH} to" in outputs[0]
-  # Resumed by one process of one device, with the whole mesh on it.
+  # Resumed by one process with all devices, and then by one of one device.
+  (output,) = finish(
+    start(tmp_path, 1, env_of=signalled(0, "SIGTERM", at=0)), 128 + signal.SIGTERM
+  )
+  assert f"steps {2 * STEPS_PER_EPOCH + 2} to" in output
   result = launch(tmp_path / "run", **SETTINGS | {"mesh.restart": 1, "mesh.data": 1})
   assert result.returncode == 0, result.stderr
-  assert f"steps {2 * STEPS_PER_EPOCH + 2} to" in result.stdout
+  assert f"steps {2 * STEPS_PER_EPOCH + 3} to" in result.stdout
   assert_same_parameters(tmp_path, alone)
 
 

@@ -6,6 +6,7 @@ There are four kills by default.
 """
 
 import errno
+import itertools
 import json
 import os
 import random
@@ -76,7 +77,6 @@ class Reference:
     self.startup = time.monotonic() - began
     _, errors = process.communicate()
     assert process.returncode == 0, errors
-    self.training = time.monotonic() - began - self.startup
     self.parameters = parameters(workdir)
     self.history = history(workdir)
     self.summary = summary(workdir)
@@ -114,19 +114,21 @@ def resume(workdir):
 @pytest.mark.timeout(300 + 30 * KILLS)
 def test_killed_at_random_moments(reference, tmp_path):
   moments = random.Random(0)
-  workdir, kills = tmp_path / "0", 0
+  folders = (tmp_path / str(number) for number in itertools.count())
+  workdir, kills = next(folders), 0
   while kills < KILLS:
+    reached = max(saved.good_steps(workdir), default=0)
     process = start(workdir)
-    if kills % 2:  # While starting, or while training and saving.
-      wait_for_training(process)
-      time.sleep(moments.uniform(0, reference.training / 5))
+    if kills % 2 and reached < 32:  # While training and saving, or while starting.
+      wait_for_checkpoint(process, workdir, reached + 4)
+      time.sleep(moments.uniform(0, 0.3))
     else:
       time.sleep(moments.uniform(0, reference.startup))
     process.kill()
     process.communicate()
     if process.returncode == 0:  # It was faster.
       assert_same_as(reference, workdir)
-      workdir = tmp_path / str(kills)
+      workdir = next(folders)
     else:
       kills += 1
   resume(workdir)
