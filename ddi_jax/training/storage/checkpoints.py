@@ -4,10 +4,12 @@ import collections
 from collections.abc import Iterator, Mapping
 import contextlib
 import glob
+import logging as standard_logging
 import os
 from pathlib import Path
 import re
 import shutil
+import sys
 import tempfile
 from typing import Any
 
@@ -253,13 +255,32 @@ def _move_into(parent: Path, folder: Path) -> Path:
 
 @contextlib.contextmanager
 def _silent_orbax() -> Iterator[None]:
-  """Suppress orbax's long log of an error, which it raises as well."""
-  verbosity = logging.get_verbosity()
+  """Suppress what orbax prints about an error, which it raises as well.
+
+  Orbax logs the error and no longer waits for its other writes.  These print their own
+  errors when they end, which may be after this function.  After an error they therefore
+  stay suppressed.
+  """
+  verbosity, hook = logging.get_verbosity(), sys.unraisablehook
+  tasks = standard_logging.getLogger("asyncio")
+
+  def hook_of_other_errors(unraisable: "sys.UnraisableHookArgs") -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+      hook(unraisable)
+
   logging.set_verbosity(logging.FATAL)
+  sys.unraisablehook = hook_of_other_errors
+  tasks.addFilter(_is_not_of_orbax)
   try:
     yield
+    sys.unraisablehook = hook
+    tasks.removeFilter(_is_not_of_orbax)
   finally:
     logging.set_verbosity(verbosity)
+
+
+def _is_not_of_orbax(record: standard_logging.LogRecord) -> bool:
+  return "orbax" not in record.getMessage()
 
 
 def _reason(error: Exception) -> str:

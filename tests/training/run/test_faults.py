@@ -176,9 +176,9 @@ def test_disk_full_while_saving(reference, tmp_path, request, fault):
   fault(workdir, process)
   _, errors = process.communicate(timeout=900)
   assert process.returncode == 1
-  # Other lines: at the end of the process orbax may complain of its closed event loop.
-  lines = errors.splitlines()
-  (message,) = [line for line in lines if line.startswith("launch.py: ")]
+  assert "Traceback" not in errors
+  message = errors.splitlines()[-1]
+  assert message.startswith("launch.py: ")
   if fault is limit_files:
     assert "could not be saved" in message
     assert os.strerror(errno.EFBIG) in message
