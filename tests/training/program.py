@@ -17,22 +17,31 @@ SETTINGS = {
   "attack.steps": 2,
   "data.limit": 64,
   "evaluation.steps": 2,
+}
+CONVOLUTIONAL = {
   "model.width": 2,
   "model.hidden": 8,
   "model.normalization": "batch",
 }
+MLP = {"model.name": "mlp", "model.layers": (8,)}
 
 
 def small_config(**changes):
   config = training.default_config()
-  config.update_from_flattened_dict(SETTINGS | changes)
+  config.update_from_flattened_dict(SETTINGS | CONVOLUTIONAL | changes)
   return training.drop_unused(config, keep=changes)
 
 
 def command(
-  workdir, *extra, program=("launch.py",), config="configs/digits.py", **changes
+  workdir,
+  *extra,
+  program=("launch.py",),
+  config="configs/digits.py",
+  model=CONVOLUTIONAL,
+  **changes,
 ):
-  flags = [f"--config.{name}={value}" for name, value in (SETTINGS | changes).items()]
+  settings = SETTINGS | model | changes
+  flags = [f"--config.{name}={value}" for name, value in settings.items()]
   return [
     sys.executable,
     str(ROOT / program[0]),

@@ -17,7 +17,7 @@ import time
 
 import jax
 import numpy as np
-from program import command, launch, parameters, small_config
+from program import MLP, command, launch, parameters, small_config
 import pytest
 
 from ddi_jax import training
@@ -26,12 +26,12 @@ from ddi_jax.training.storage import logs
 from ddi_jax.training.storage import workdir as workdirs
 from ddi_jax.training.storage.checksums import find_damage
 
-# A checkpoint every fourth of 40 steps; the dense layer makes one of a megabyte.
+# A checkpoint of a megabyte every fourth of 40 steps.
 SETTINGS = {
+  "model": MLP | {"model.layers": (2000,)},
   "num_epochs": 10.0,
   "evaluation.every_epochs": 1.0,
   "evaluation.validation_limit": 16,
-  "model.hidden": 2000,
 }
 pytestmark = pytest.mark.usefixtures("unbuffered")
 KILLS = int(os.environ.get("KILLS", "4"))
