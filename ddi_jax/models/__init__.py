@@ -101,14 +101,18 @@ def create_model(
 
   if abstract:
     return nnx.eval_shape(build)
+  graphs: list[Any] = []
+
+  def initialize() -> nnx.State:
+    graph, state = nnx.split(build())
+    graphs.append(graph)
+    return state
+
   # This runs once.  One unoptimised program compiles many times faster than an
   # optimised program for each random draw.
-  initialize = jax.jit(
-    lambda: nnx.state(build()),
-    compiler_options={"xla_backend_optimization_level": 0},
-  )
-  graph, _ = nnx.split(nnx.eval_shape(build))
-  return nnx.merge(graph, initialize())
+  options = {"xla_backend_optimization_level": 0}
+  state = jax.jit(initialize, compiler_options=options)()
+  return nnx.merge(graphs[0], state)
 
 
 __all__ = [
