@@ -104,10 +104,9 @@ def assert_same_as(reference, workdir):
   assert summary(workdir) == reference.summary
 
 
-def resume(workdir):
-  result = launch(workdir, **SETTINGS)
-  assert result.returncode == 0, result.stderr
-  return result.stdout
+def resume(workdir, capsys):
+  training.train(training.load_config(workdir), workdir)
+  return capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -131,7 +130,8 @@ def test_killed_at_random_moments(reference, tmp_path):
       workdir = next(folders)
     else:
       kills += 1
-  resume(workdir)
+  result = launch(workdir, **SETTINGS)
+  assert result.returncode == 0, result.stderr
   assert_same_as(reference, workdir)
   left = {path.name for path in (workdir / "checkpoints").iterdir()}
   assert all(name.isdecimal() for name in left)
@@ -166,7 +166,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", [fill_disk, limit_files])
-def test_disk_full_while_saving(reference, tmp_path, request, fault):
+def test_disk_full_while_saving(reference, tmp_path, request, capsys, fault):
   folder = tmp_path
   if fault is fill_disk:
     folder = request.getfixturevalue("small_disk")
@@ -189,7 +189,7 @@ def test_disk_full_while_saving(reference, tmp_path, request, fault):
   assert find_damage(workdir / "checkpoints" / str(good)) is None
 
   (folder / "filler").unlink(missing_ok=True)
-  assert f"steps {good} to 40" in resume(workdir)
+  assert f"steps {good} to 40" in resume(workdir, capsys)
   assert_same_as(reference, workdir)
 
 
@@ -218,7 +218,7 @@ def test_the_second_of_two_runs_on_one_workdir_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_with_a_damaged_checkpoint_ends_the_same(reference, tmp_path):
+def test_a_run_with_a_damaged_checkpoint_ends_the_same(reference, tmp_path, capsys):
   workdir = tmp_path / "run"
   process = start(workdir)
   wait_for_checkpoint(process, workdir, 12)
@@ -227,7 +227,7 @@ def test_a_run_with_a_damaged_checkpoint_ends_the_same(reference, tmp_path):
   steps = saved.good_steps(workdir)
   manifest = workdir / "checkpoints" / str(steps[-1]) / "state" / "manifest.ocdbt"
   manifest.write_bytes(manifest.read_bytes()[:-1])
-  output = resume(workdir)
+  output = resume(workdir, capsys)
   assert f"The checkpoint of step {steps[-1]} is not good" in output
   assert f"resuming from step {steps[-2]}" in output
   assert (workdir / "damaged_checkpoints" / str(steps[-1])).is_dir()
