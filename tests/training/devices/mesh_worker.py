@@ -141,10 +141,9 @@ def main():
     print(json.dumps([sent(changes) for changes in task["meshes"]]))
     return
   results = []
-  for setting in task["settings"]:
+  for setting, shapes in task["settings"]:
     reference = train(setting)
-    for mesh in task["meshes"]:
-      results.append([setting, mesh, distance(train(setting | mesh), reference)])
+    results.append([distance(train(setting | mesh), reference) for mesh in shapes])
   print(json.dumps(results))
 
 

@@ -32,30 +32,17 @@ def mesh(restart, data, fsdp=False):
   return {"mesh.restart": restart, "mesh.data": data, "mesh.fsdp": fsdp}
 
 
-def assert_close(results):
-  """To 1e-6, as the candidates are float32; of the rest, 1e-13 was seen."""
-  for setting, changes, distances in results:
-    programs = distances.pop("programs")
-    assert programs == 0, f"{setting} on {changes} was compiled again"
-    assert max(distances.values()) < 1e-6, f"{setting} on {changes}: {distances}"
-
-
-@pytest.mark.slow
-def test_meshes_compute_what_one_device_does():
-  """One step and ten, with BatchNorm, in float64."""
-  shapes = [mesh(1, 8), mesh(2, 4, fsdp=True), mesh(8, 1)]
-  results = work(
-    what="train", settings=[{"model.normalization": "batch"}], meshes=shapes
-  )
-  assert len(results) == len(shapes)
-  assert_close(results)
-
-
-@pytest.mark.slow
-def test_other_settings_compute_what_one_device_does():
-  """Whatever looks at the whole batch, or at all restarts."""
-  settings = [
+# Whatever looks at the whole batch, or at all restarts.
+SETTINGS = {
+  "danskin": (
+    {"model.normalization": "batch"},
+    [mesh(1, 8), mesh(2, 4, fsdp=True), mesh(8, 1), mesh(2, 2)],
+  ),
+  "worst restart": (
     {"method": "worst_restart", "model.normalization": "batch"},
+    [mesh(2, 4)],
+  ),
+  "pcgrad": (
     {
       "method": "pcgrad",
       "attack.norm": "l2",
@@ -63,6 +50,9 @@ def test_other_settings_compute_what_one_device_does():
       "attack.stop_below": 0.3,
       "model.normalization": "group",
     },
+    [mesh(2, 4)],
+  ),
+  "active set": (
     {
       "danskin.loss_tolerance": 0.01,
       "attack.norm": "l1",
@@ -70,19 +60,35 @@ def test_other_settings_compute_what_one_device_does():
       "gradient.batch_norm": "eval",
       "model.normalization": "batch",
     },
-  ]
-  assert_close(work(what="train", settings=settings, meshes=[mesh(2, 4)]))
+    [mesh(2, 4)],
+  ),
+  "proximal": (
+    {
+      "method": "proximal",
+      "sources": ["linf", "l2", "warm:2"],
+      "evaluation.norms": ["linf", "l2"],
+      "model.normalization": "batch",
+    },
+    [mesh(1, 4)],
+  ),
+}
+
+
+@pytest.fixture(scope="module")
+def trained():
+  """By setting and mesh: the distances from one device, after one step and ten."""
+  results = work(what="train", settings=list(SETTINGS.values()))
+  return dict(zip(SETTINGS, results, strict=True))
 
 
 @pytest.mark.slow
-def test_sources_and_the_proximal_form_compute_what_one_device_does():
-  setting = {
-    "method": "proximal",
-    "sources": ["linf", "l2", "warm:2"],
-    "evaluation.norms": ["linf", "l2"],
-    "model.normalization": "batch",
-  }
-  assert_close(work(what="train", settings=[setting], meshes=[mesh(1, 4)]))
+@pytest.mark.parametrize("name", SETTINGS)
+def test_meshes_compute_what_one_device_does(trained, name):
+  """In float64, to 1e-6, as the candidates are float32; of the rest, 1e-13 was seen."""
+  for changes, distances in zip(SETTINGS[name][1], trained[name], strict=True):
+    programs = distances.pop("programs")
+    assert programs == 0, f"{changes} was compiled again"
+    assert max(distances.values()) < 1e-6, f"{changes}: {distances}"
 
 
 @pytest.mark.slow

@@ -366,15 +366,13 @@ def test_a_line_cut_short_is_dropped_on_resume(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_streamed_run_is_the_run_from_memory(tmp_path, data_dir, monkeypatch):
-  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+def test_a_streamed_run_is_the_run_from_memory(tmp_path, data_dir):
   summaries = []
   for streaming in ("never", "always"):
-    flags = {"data.streaming": streaming, "data.data_dir": data_dir}
-    workdir = tmp_path / streaming
-    result = launch(workdir, config="configs/mnist.py", **flags)
-    assert result.returncode == 0, result.stderr
-    summaries.append(json.loads((workdir / "summary.json").read_text()))
+    config = small_config(
+      **{"data.name": "mnist", "data.data_dir": data_dir, "data.streaming": streaming}
+    )
+    summaries.append(training.train(config, tmp_path / streaming))
     del summaries[-1]["seconds"]
   assert summaries[0] == summaries[1]
   jax.tree.map(
