@@ -9,7 +9,7 @@ import subprocess
 import jax
 import numpy as np
 import program
-from program import command, launch, parameters
+from program import command, parameters
 import pytest
 
 from ddi_jax import models, training
@@ -168,7 +168,7 @@ def test_four_processes_found_in_the_environment_with_parameters_split(alone, tm
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_lost_processes_end_the_others_and_any_number_resumes(alone, tmp_path):
+def test_lost_processes_end_the_others_and_any_number_resumes(alone, tmp_path, capsys):
   """Two processes lose the first, then the second; then one of them is told to stop."""
   for lost in (0, 1):
     env = signalled(lost, "SIGKILL", at=STEPS_PER_EPOCH + 1)
@@ -192,9 +192,10 @@ def test_lost_processes_end_the_others_and_any_number_resumes(alone, tmp_path):
     start(tmp_path, 1, env_of=signalled(0, "SIGTERM", at=0)), 128 + signal.SIGTERM
   )
   assert f"steps {2 * STEPS_PER_EPOCH + 2} to" in output
-  result = launch(tmp_path / "run", **SETTINGS | {"mesh.restart": 1, "mesh.data": 1})
-  assert result.returncode == 0, result.stderr
-  assert f"steps {2 * STEPS_PER_EPOCH + 3} to" in result.stdout
+  config = training.load_config(tmp_path / "run")
+  config.mesh.restart = config.mesh.data = 1
+  training.train(config, tmp_path / "run")
+  assert f"steps {2 * STEPS_PER_EPOCH + 3} to" in capsys.readouterr().out
   assert_same_parameters(tmp_path, alone)
 
 

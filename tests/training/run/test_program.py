@@ -98,9 +98,11 @@ OFTEN = {"evaluation.every_epochs": 1.0}
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def uninterrupted(finished, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
-  assert launch(workdir, **OFTEN).returncode == 0
+  config = training.load_config(finished[0])
+  config.update_from_flattened_dict(OFTEN)
+  training.train(config, workdir)
   return workdir
 
 
