@@ -24,6 +24,7 @@ from absl import app, flags
 import jax
 import jax.numpy as jnp
 from machine import describe_machine
+from minimax_problems import PROBLEMS
 import numpy as np
 import optax
 
@@ -55,6 +56,10 @@ def main(_: list[str]) -> None:
   for call in ("first", "second"):
     with _timed(f"`evaluate`, 100 images, {call} call"):
       ddi_jax.evaluate(key, logits_fn, images[:100], labels[:100], _THREAT_MODEL)
+  problem = next(problem for problem in PROBLEMS if problem.name == "CB2")
+  for call in ("first", "second"):
+    with _timed(f"`minimize_max`, {problem.name}, {call} call"):
+      ddi_jax.minimize_max(problem.losses_fn, jnp.array(problem.start))
   _short_calls()
 
 
