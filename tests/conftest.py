@@ -23,7 +23,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and (
   os.environ.get("JAX_PLATFORMS") == "cpu" or not importlib.util.find_spec("libtpu")
 ):
-  # Two passes take half of XLA's time for loops in loops, and change little.
+  # Two passes take half of the tests' compile time for nested loops.
   _FLAGS = (
     "--xla_disable_hlo_passes=while-loop-invariant-code-motion,simplify-while-loops"
   )

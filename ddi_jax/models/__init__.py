@@ -101,14 +101,14 @@ def create_model(
 
   if abstract:
     return nnx.eval_shape(build)
-  graphs: list[Any] = []
+  graphs: list[Any] = []  # `jax.jit` returns arrays only.
 
   def initialize() -> nnx.State:
     graph, state = nnx.split(build())
     graphs.append(graph)
     return state
 
-  # This runs once.  One unoptimised program compiles many times faster than an
+  # `initialize` runs once.  One unoptimised program compiles many times faster than an
   # optimised program for each random draw.
   options = {"xla_backend_optimization_level": 0}
   state = jax.jit(initialize, compiler_options=options)()

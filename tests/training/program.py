@@ -36,7 +36,6 @@ def command(
   workdir,
   *extra,
   program=("launch.py",),
-  config="configs/digits.py",
   model=CONVOLUTIONAL,
   **changes,
 ):
@@ -46,7 +45,7 @@ def command(
     sys.executable,
     str(ROOT / program[0]),
     *program[1:],
-    f"--config={ROOT / config}",
+    f"--config={ROOT / 'configs/digits.py'}",
     f"--workdir={workdir}",
     *flags,
     *extra,

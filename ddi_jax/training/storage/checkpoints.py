@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Iterator, Mapping
 import contextlib
+import functools
 import glob
 import logging as standard_logging
 import os
@@ -95,6 +96,7 @@ class Checkpoints:
     step = int(state.step)
     if step == self.latest_step and validation is None:
       return
+    _silence_abandoned_writes()
     try:
       if step == self.latest_step:
         self._manager.delete(step)
@@ -255,32 +257,34 @@ def _move_into(parent: Path, folder: Path) -> Path:
 
 @contextlib.contextmanager
 def _silent_orbax() -> Iterator[None]:
-  """Suppress what orbax prints about an error, which it raises as well.
-
-  Orbax logs the error and no longer waits for its other writes.  These print their own
-  errors when they end, which may be after this function.  After an error they therefore
-  stay suppressed.
-  """
-  verbosity, hook = logging.get_verbosity(), sys.unraisablehook
-  tasks = standard_logging.getLogger("asyncio")
-
-  def hook_of_other_errors(unraisable: "sys.UnraisableHookArgs") -> None:
-    if str(unraisable.exc_value) != "Event loop is closed":
-      hook(unraisable)
-
+  """Suppress orbax's long log of an error, which it raises as well."""
+  verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.FATAL)
-  sys.unraisablehook = hook_of_other_errors
-  tasks.addFilter(_is_not_of_orbax)
   try:
     yield
-    sys.unraisablehook = hook
-    tasks.removeFilter(_is_not_of_orbax)
   finally:
     logging.set_verbosity(verbosity)
 
 
-def _is_not_of_orbax(record: standard_logging.LogRecord) -> bool:
-  return "orbax" not in record.getMessage()
+@functools.cache  # Once in a process.
+def _silence_abandoned_writes() -> None:
+  """Suppress what orbax's other writes print after one of them has failed.
+
+  Orbax raises the first error and closes its event loop.  The other writes print a
+  traceback each, at some time afterwards.
+  """
+  hook = sys.unraisablehook
+
+  def hook_of_other_errors(unraisable: "sys.UnraisableHookArgs") -> None:
+    # The write is C++: the error names no object.
+    if unraisable.object or str(unraisable.exc_value) != "Event loop is closed":
+      hook(unraisable)
+
+  sys.unraisablehook = hook_of_other_errors
+  orbax = os.path.join("orbax", "checkpoint")
+  standard_logging.getLogger("asyncio").addFilter(
+    lambda record: orbax not in record.getMessage()
+  )
 
 
 def _reason(error: Exception) -> str:

@@ -126,7 +126,8 @@ def sent(changes):
   program = built.experiment.train_step.lower(
     built.state, batch_for(built.mesh), built.experiment.hyperparameters
   )
-  found = compiled_program.find_collectives(program.compile().as_text())
+  compiled = program.compile(compiler_options={"xla_disable_hlo_passes": ""})
+  found = compiled_program.find_collectives(compiled.as_text())
   return {
     "collectives": [[c.name, c.result_bytes, c.group_size] for c in found],
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(built.state.params)),

@@ -20,7 +20,6 @@ WORKER = "tests/training/devices/host_worker.py"
 DEVICES = 4
 STEPS_PER_EPOCH = program.SETTINGS["data.limit"] // program.SETTINGS["batch_size"]
 SETTINGS = {
-  "model": program.MLP,
   "evaluation.batch_size": 32,
   "evaluation.every_epochs": 1.0,
   "mesh.restart": 2,
@@ -117,11 +116,12 @@ def alone(unbuffered, tmp_path_factory):
 
 
 def assert_same_parameters(folder, alone):
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
-    parameters(folder / "run")["params"],
-    parameters(alone / "run")["params"],
-  )
+  for part in ("params", "model_state"):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+      parameters(folder / "run")[part],
+      parameters(alone / "run")[part],
+    )
 
 
 def check_same_run(folder, outputs, alone, num_shares):
@@ -142,10 +142,10 @@ def check_same_run(folder, outputs, alone, num_shares):
   assert not any("danskin" in output for output in outputs[1:])
   assert len(list((folder / "run" / "tensorboard").iterdir())) == 1
   model = training.load_model(folder / "run", "last")  # On one device.
-  jax.tree.map(  # In lists: a checkpoint names the layers "0", "1" and so on.
+  jax.tree.map(
     np.testing.assert_array_equal,
-    jax.tree.leaves(models.functional(model)[1]),
-    jax.tree.leaves(parameters(folder / "run")["params"]),
+    models.functional(model)[1],
+    parameters(folder / "run")["params"],
   )
   read = [
     json.loads((folder / f"labels{process}.json").read_text())

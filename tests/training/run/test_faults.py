@@ -161,7 +161,7 @@ def small_disk(tmp_path):
   if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
     pytest.skip("mounting a small file system needs root")
   yield folder
-  subprocess.run(["umount", str(folder)], check=True)
+  subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.mark.slow
@@ -176,7 +176,7 @@ def test_disk_full_while_saving(reference, tmp_path, request, capsys, fault):
   fault(workdir, process)
   _, errors = process.communicate(timeout=900)
   assert process.returncode == 1
-  assert "Traceback" not in errors
+  assert not any(word in errors for word in ("Traceback", "orbax", "asyncio", "Task"))
   message = errors.splitlines()[-1]
   assert message.startswith("launch.py: ")
   if fault is limit_files:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 import shutil
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 from program import small_config
@@ -137,3 +139,19 @@ def test_where_no_checkpoint_is_good_nothing_is_deleted(tmp_path):
   assert "8: state/manifest.ocdbt is not as it was saved" in str(error.value)
   assert "Nothing was deleted" in str(error.value)
   assert sorted((workdir / "checkpoints").rglob("*")) == before
+
+
+def test_abandoned_writes_are_silent_and_other_errors_are_not(monkeypatch):
+  shown = []
+  monkeypatch.setattr(sys, "unraisablehook", shown.append)
+  saved._silence_abandoned_writes.__wrapped__()
+  closed = RuntimeError("Event loop is closed")
+  sys.unraisablehook(SimpleNamespace(object=None, exc_value=closed))
+  assert not shown
+  others = [
+    SimpleNamespace(object=None, exc_value=RuntimeError("another")),
+    SimpleNamespace(object="of somebody", exc_value=closed),
+  ]
+  for other in others:
+    sys.unraisablehook(other)
+  assert shown == others
