@@ -281,9 +281,9 @@ def _silence_abandoned_writes() -> None:
       hook(unraisable)
 
   sys.unraisablehook = hook_of_other_errors
-  orbax = os.path.join("orbax", "checkpoint")
+  of_orbax = (os.path.join("orbax", "checkpoint"), _TEMPORARY)  # Its code, its files.
   standard_logging.getLogger("asyncio").addFilter(
-    lambda record: orbax not in record.getMessage()
+    lambda record: not any(name in record.getMessage() for name in of_orbax)
   )
 
 
