@@ -168,7 +168,8 @@ def pgd(
         )
       return losses.sum(), losses
 
-    gradient = jax.grad(total, has_aux=True)
+    start = finite_or(start, inputs).astype(inputs.dtype)
+    gradient = loops.Traced(jax.grad(total, has_aux=True), start)
 
     def step(_: Any, state: Any) -> Any:
       points, best, best_losses = state
@@ -180,7 +181,6 @@ def pgd(
       points = threat_model.project(points, inputs, bounds).astype(inputs.dtype)
       return points, best, best_losses
 
-    start = finite_or(start, inputs).astype(inputs.dtype)
     state: Any = (start, None, None)
     if iterate == "best":
       _, losses = jax.eval_shape(total, start)
@@ -188,7 +188,7 @@ def pgd(
     if stop_below is not None:
       state = _while_moving(step, state, steps, stop_below)
     else:
-      state = loops.repeat(steps, step, state, gradient, start)
+      state = loops.repeat(steps, step, state, gradient)
     points, best, best_losses = state
     if iterate == "best":
       best, _ = _better(best, best_losses, points, objective(points))

@@ -83,12 +83,13 @@ def restart_candidates(
 
   if num_restarts == 1:
     return attack_once(keys[0])[None]
-  arrangement = loops.arrange(num_restarts, at_a_time, attack_once, keys[0])
+  traced = loops.Traced(attack_once, keys[0])
+  arrangement = loops.arrange(num_restarts, at_a_time, traced)
 
   def attack_together(keys: jax.Array) -> jax.Array:
     if arrangement.batched:
-      return jax.vmap(attack_once)(keys)
-    return attack_side_by_side(keys) if len(keys) > 1 else attack_once(keys[0])[None]
+      return jax.vmap(traced)(keys)
+    return attack_side_by_side(keys) if len(keys) > 1 else traced(keys[0])[None]
 
   return loops.map_groups(attack_together, keys, arrangement.group_size)
 

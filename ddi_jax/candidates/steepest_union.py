@@ -93,7 +93,7 @@ def msd(
     def losses_of(points: jax.Array) -> jax.Array:
       return loss(logits_fn(points), labels)
 
-    gradient = jax.grad(lambda points: jnp.sum(losses_of(points)))
+    gradient = loops.Traced(jax.grad(lambda points: jnp.sum(losses_of(points))), inputs)
 
     def advance(_: Any, points: jax.Array) -> jax.Array:
       gradients = finite_or(gradient(points), 0)
@@ -106,7 +106,7 @@ def msd(
       any_finite = jnp.isfinite(moved_losses).any(axis=0)
       return select(any_finite, worst_candidate(jnp.stack(moved), moved_losses), points)
 
-    points = loops.repeat(steps, advance, inputs, gradient, inputs)
+    points = loops.repeat(steps, advance, inputs, gradient)
     return points[None]
 
   return source

@@ -307,13 +307,12 @@ def _vertex_gradient(problem: _Problem, choice: jax.Array) -> chex.ArrayTree:
     return _weighted_gradient(problem, chosen, jnp.ones(batch))
   is_chosen = jax.nn.one_hot(choice, num_candidates, axis=0)
 
-  def add(total: Any, pair: Any) -> tuple[chex.ArrayTree, None]:
-    gradient = _weighted_gradient(problem, *pair)
-    return jax.tree.map(jnp.add, total, gradient), None
-
-  zeros = jax.tree.map(jnp.zeros_like, problem.params)
-  pairs = (problem.candidates, is_chosen)
-  return loops.scan(add, zeros, pairs, lambda pair: _weighted_gradient(problem, *pair))
+  return loops.scan(
+    lambda total, gradient: jax.tree.map(jnp.add, total, gradient),
+    jax.tree.map(jnp.zeros_like, problem.params),
+    (problem.candidates, is_chosen),
+    lambda pair: _weighted_gradient(problem, *pair),
+  )
 
 
 def _weighted_gradient(

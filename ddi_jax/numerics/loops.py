@@ -29,10 +29,30 @@ class Arrangement(NamedTuple):
   canonical: bool
 
 
-def arrange(
-  count: int, at_a_time: int | None, fn: Callable[..., Any], *args: Any
-) -> Arrangement:
-  """Decide how to repeat `fn(*args)`, from its operations and the platform.
+class Traced:
+  """A function that JAX traces once, when this is made.
+
+  A call evaluates its operations, without its Python code.  How to repeat a function is
+  decided from its operations, and a network is slow to trace.
+
+  Attributes:
+    convolutions: for the convolutions in the function, the set of `_is_canonical`
+      values.
+  """
+
+  def __init__(self, fn: Callable[..., Any], *args: Any):
+    """Trace `fn(*args)`; all calls must have arguments of these shapes and dtypes."""
+    self._program, result = jax.make_jaxpr(fn, return_shape=True)(*args)
+    self._structure = jax.tree.structure(result)
+    self.convolutions = _convolutions(self._program.jaxpr)
+
+  def __call__(self, *args: Any) -> Any:
+    results = jax_core.jaxpr_as_fun(self._program)(*jax.tree.leaves(args))
+    return jax.tree.unflatten(self._structure, results)
+
+
+def arrange(count: int, at_a_time: int | None, fn: Traced) -> Arrangement:
+  """Decide how to repeat a function, from its operations and the platform.
 
   Without convolutions, all repetitions are one batched program.  With convolutions,
   they run in a loop, which keeps the program small to compile.  A turn of the loop is
@@ -48,9 +68,8 @@ def arrange(
     at_a_time: upper bound on the size of a group, which is the largest divisor of
       `count` within it; None for the choice above.
     fn: the function.
-    *args: examples of its arguments.
   """
-  kinds = _convolutions(jax.make_jaxpr(fn)(*args).jaxpr)
+  kinds = fn.convolutions
   on_cpu = platform.target() == "cpu"
   canonical = False not in kinds
   if at_a_time is None:
@@ -83,9 +102,12 @@ def map_leading(fn: Callable[[Any], Any], xs: Any, at_a_time: int | None = None)
   count = len(jax.tree.leaves(xs)[0])
   if count == 1:
     return _side_by_side(fn, xs)
-  arrangement = arrange(count, at_a_time, fn, jax.tree.map(lambda x: x[0], xs))
+  traced = Traced(fn, jax.tree.map(lambda x: x[0], xs))
+  arrangement = arrange(count, at_a_time, traced)
   together = (
-    jax.vmap(fn) if arrangement.batched else functools.partial(_side_by_side, fn)
+    jax.vmap(traced)
+    if arrangement.batched
+    else functools.partial(_side_by_side, traced)
   )
   return map_groups(together, xs, arrangement.group_size)
 
@@ -100,11 +122,7 @@ def map_groups(fn: Callable[[Any], Any], xs: Any, size: int) -> Any:
 
 
 def repeat(
-  count: int,
-  body: Callable[[Any, Any], Any],
-  init: Any,
-  repeated: Callable[..., Any],
-  *args: Any,
+  count: int, body: Callable[[Any, Any], Any], init: Any, repeated: Traced
 ) -> Any:
   """`jax.lax.fori_loop(0, count, body, init)`, unrolled where a loop is slow.
 
@@ -112,11 +130,9 @@ def repeat(
     count: number of turns.
     body: (index, state) -> state.
     init: the first state.
-    repeated: the expensive function that the body calls.  It is searched for
-      convolutions, see `arrange`.
-    *args: examples of the arguments of `repeated`.
+    repeated: the expensive function that the body calls.
   """
-  if _loops_well(repeated, *args):
+  if _loops_well(repeated):
     return jax.lax.fori_loop(0, count, body, init)
   state = init
   for index in range(count):
@@ -125,23 +141,26 @@ def repeat(
 
 
 def scan(
-  body: Callable[[Any, Any], Any], init: Any, xs: Any, repeated: Callable[[Any], Any]
+  body: Callable[[Any, Any], Any], init: Any, xs: Any, fn: Callable[[Any], Any]
 ) -> Any:
-  """The final state of `jax.lax.scan(body, init, xs)`, unrolled where a loop is slow.
+  """The final state of a scan over `fn(x)`, unrolled where a loop is slow.
 
   Args:
-    body: (state, x) -> (state, None).
+    body: (state, fn(x)) -> state.
     init: the first state.
     xs: leaves `[count, ...]`.
-    repeated: x -> the expensive part of the body, see `repeat`.
+    fn: the expensive function, of the leaves at one index.
   """
-  first = jax.tree.map(lambda x: x[0], xs)
-  unroll = not _loops_well(repeated, first)
-  return jax.lax.scan(body, init, xs, unroll=unroll)[0]
+  traced = Traced(fn, jax.tree.map(lambda x: x[0], xs))
+
+  def turn(state: Any, x: Any) -> tuple[Any, None]:
+    return body(state, traced(x)), None
+
+  return jax.lax.scan(turn, init, xs, unroll=not _loops_well(traced))[0]
 
 
-def _loops_well(fn: Callable[..., Any], *args: Any) -> bool:
-  return platform.target() != "cpu" or arrange(1, None, fn, *args).canonical
+def _loops_well(fn: Traced) -> bool:
+  return platform.target() != "cpu" or arrange(1, None, fn).canonical
 
 
 def _side_by_side(fn: Callable[..., Any], xs: Any) -> Any:
@@ -168,22 +187,18 @@ def repeated_by_vmap(
   def evaluate(constants: Any, point: jax.Array) -> jax.Array:
     return jax.core.eval_jaxpr(closed.jaxpr, constants, point)[0]
 
-  @_repeated_by_vmap
-  def value(constants: Any, point: jax.Array) -> jax.Array:
-    return evaluate(constants, point)
-
-  @_repeated_by_vmap
   def pull_back(constants: Any, point: jax.Array, cotangent: jax.Array) -> jax.Array:
     _, pull = jax.vjp(lambda point: evaluate(constants, point), point)
     return pull(cotangent)[0]
 
-  @jax.custom_vjp
-  def repeated(constants: Any, point: jax.Array) -> jax.Array:
-    return value(constants, point)
+  def backward(residuals: Any, cotangent: jax.Array) -> tuple[None, jax.Array]:
+    traced = Traced(pull_back, *residuals, cotangent)
+    return None, _repeated_by_vmap(traced)(*residuals, cotangent)
 
+  value = _repeated_by_vmap(evaluate)
+  repeated = jax.custom_vjp(value)
   repeated.defvjp(
-    lambda constants, point: (value(constants, point), (constants, point)),
-    lambda residuals, cotangent: (None, pull_back(*residuals, cotangent)),
+    lambda constants, point: (value(constants, point), (constants, point)), backward
   )
   return lambda point: repeated(closed.consts, point)
 

@@ -55,7 +55,7 @@ def test_convolutions_follow_one_another_and_only_canonical_ones_are_looped_on_a
   functions = {name: wrap(fn) for name, fn in FUNCTIONS.items()}
 
   def arrange(name, at_a_time=None):
-    return loops.arrange(6, at_a_time, functions[name], KERNEL, INPUTS)
+    return loops.arrange(6, at_a_time, loops.Traced(functions[name], KERNEL, INPUTS))
 
   assert arrange("dense") == (True, 6, True)
   assert arrange("canonical") == (False, 2, True)
@@ -71,7 +71,9 @@ def test_convolutions_follow_one_another_and_only_canonical_ones_are_looped_on_a
 def test_a_stated_number_at_a_time_is_kept(name, backend):
   for at_a_time, expected in ((1, 1), (2, 2), (3, 3), (4, 3), (5, 3), (6, 6), (99, 6)):
     with compiling_for(backend):
-      arrangement = loops.arrange(6, at_a_time, FUNCTIONS[name], KERNEL, INPUTS)
+      arrangement = loops.arrange(
+        6, at_a_time, loops.Traced(FUNCTIONS[name], KERNEL, INPUTS)
+      )
     assert arrangement.group_size == expected
 
 
@@ -135,25 +137,21 @@ def test_repeat_and_scan_unroll_ordinary_convolutions_on_a_cpu(name):
     return FUNCTIONS[name](KERNEL, inputs)[1]
 
   def repeated(inputs):
-    return loops.repeat(
-      3, lambda i, x: x + i * 1e-3 * gained(x), inputs, gained, inputs
-    )
+    traced = loops.Traced(gained, inputs)
+    return loops.repeat(3, lambda i, x: x + i * 1e-3 * traced(x), inputs, traced)
 
   def scanned(inputs):
-    weights = jnp.arange(3.0)
     return loops.scan(
-      lambda x, weight: (x + weight * 1e-3 * gained(x), None),
-      inputs,
-      weights,
-      lambda weight: weight * gained(inputs),
+      jnp.add, inputs, jnp.arange(3.0), lambda weight: weight * 1e-3 * gained(inputs)
     )
 
-  expected = INPUTS
+  one_by_one = INPUTS
   for index in range(3):
-    expected = expected + index * 1e-3 * gained(expected)
-  for fn in (repeated, scanned):
-    # Three outputs of 3 x 3 x 8 terms, and their gradients of 3 x 3 x 4.
-    assert_sums_agree(jax.jit(fn)(INPUTS), expected, 3 * (72 + 36))
+    one_by_one = one_by_one + index * 1e-3 * gained(one_by_one)
+  # Three outputs of 3 x 3 x 8 terms, and their gradients of 3 x 3 x 4.
+  assert_sums_agree(jax.jit(repeated)(INPUTS), one_by_one, 3 * (72 + 36))
+  added = INPUTS + (0 + 1 + 2) * 1e-3 * gained(INPUTS)
+  assert_sums_agree(jax.jit(scanned)(INPUTS), added, 72 + 36)
   inside = loops_of(gained, INPUTS)  # A convolution of ours has loops of its own.
   assert (loops_of(repeated, INPUTS) > inside) == (name != "lax")
   with compiling_for("gpu"):

@@ -116,12 +116,13 @@ def alone(unbuffered, tmp_path_factory):
 
 
 def assert_same_parameters(folder, alone):
-  for part in ("params", "model_state"):
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
-      parameters(folder / "run")[part],
-      parameters(alone / "run")[part],
-    )
+  one, other = (
+    {part: saved[part] for part in ("params", "model_state")}
+    for saved in (parameters(folder / "run"), parameters(alone / "run"))
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), one, other
+  )
 
 
 def check_same_run(folder, outputs, alone, num_shares):

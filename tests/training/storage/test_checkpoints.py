@@ -1,5 +1,6 @@
 """Checkpoints that are damaged or half written."""
 
+import logging
 from pathlib import Path
 import shutil
 import sys
@@ -144,7 +145,10 @@ def test_where_no_checkpoint_is_good_nothing_is_deleted(tmp_path):
 def test_abandoned_writes_are_silent_and_other_errors_are_not(monkeypatch):
   shown = []
   monkeypatch.setattr(sys, "unraisablehook", shown.append)
+  logger = logging.getLogger("asyncio")
+  monkeypatch.setattr(logger, "filters", [])
   saved._silence_abandoned_writes.__wrapped__()
+
   closed = RuntimeError("Event loop is closed")
   sys.unraisablehook(SimpleNamespace(object=None, exc_value=closed))
   assert not shown
@@ -155,3 +159,11 @@ def test_abandoned_writes_are_silent_and_other_errors_are_not(monkeypatch):
   for other in others:
     sys.unraisablehook(other)
   assert shown == others
+
+  def is_logged(message):
+    return bool(logger.filter(logging.makeLogRecord({"msg": message})))
+
+  never_read = "Task exception was never retrieved, in"
+  assert not is_logged(f"{never_read} lib/orbax/checkpoint/_src/serialization.py")
+  assert not is_logged(f"{never_read} run/8.orbax-checkpoint-tmp/state")
+  assert is_logged(f"{never_read} lib/somebody/else.py")
