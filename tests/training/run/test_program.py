@@ -14,6 +14,7 @@ import pytest
 from tensorboard_events import scalars
 
 from ddi_jax import training
+from ddi_jax.data.examples import StreamedDataset
 from ddi_jax.training.run import program, report
 from ddi_jax.training.run.interruption import Interruption
 from ddi_jax.training.step.state import TrainState
@@ -374,6 +375,8 @@ def test_a_streamed_run_is_the_run_from_memory(tmp_path, data_dir):
     config = small_config(
       **{"data.name": "mnist", "data.data_dir": data_dir, "data.streaming": streaming}
     )
+    is_streamed = isinstance(training.load_data(config).train, StreamedDataset)
+    assert is_streamed == (streaming == "always")
     summaries.append(training.train(config, tmp_path / streaming))
     del summaries[-1]["seconds"]
   assert summaries[0] == summaries[1]
