@@ -58,9 +58,10 @@ class Search(NamedTuple):
   """The best step found so far, and what to try next.
 
   Attributes:
-    proposal: the best proposal.
-    factor: factor of the metric for the best proposal.
-    losses: `[K]`, the losses after the best step.
+    first: the proposal of the first trial: the model's minimiser in the metric itself.
+    proposal: the best proposal; `first` if no step was found.
+    factor: factor of the metric for `proposal`.
+    losses: `[K]`, the losses after the step of `proposal`.
     found: whether a step was found.
     trials: number of times the losses were computed.
     next_factor: factor of the metric in the next trial.
@@ -70,6 +71,7 @@ class Search(NamedTuple):
     done: whether the search has ended.
   """
 
+  first: Proposal
   proposal: Proposal
   factor: jax.Array
   losses: jax.Array
@@ -96,7 +98,7 @@ def linear_model(losses: jax.Array, gradients: jax.Array, metric: Metric) -> Mod
   return Model(losses, gradients, images[:-1] + images[-1:], inner)
 
 
-def propose(model: Model, factor: jax.Array, offsets: jax.Array) -> Proposal:
+def _propose(model: Model, factor: jax.Array, offsets: jax.Array) -> Proposal:
   """Minimise the model with losses `offsets`, in the metric `factor` times H."""
   inner = ShiftedGram(*(factor * part for part in model.inner))
   slacks = jnp.max(offsets) - offsets
@@ -116,7 +118,6 @@ def propose(model: Model, factor: jax.Array, offsets: jax.Array) -> Proposal:
 def find_step(
   model: Model,
   losses_of_step: LossesOfStep,
-  first: Proposal,
   reference: jax.Array,
   *,
   max_trials: int,
@@ -137,12 +138,11 @@ def find_step(
   Args:
     model: the model at the current point.
     losses_of_step: step -> the losses after it.
-    first: `propose(model, 1, model.losses)`.
     reference: a value that is at least the greatest of the model's losses.
     max_trials: give up after this many trials.
 
   Returns:
-    The search when it has ended.  If no step was found, `proposal` is `first`.
+    The search when it has ended.
   """
   value = jnp.max(model.losses)
   # A predicted gain of this size is lost in the rounding of the losses.
@@ -150,11 +150,7 @@ def find_step(
 
   def trial(state: Search) -> Search:
     is_first, is_correction = state.trials == 0, state.corrects
-    proposal = jax.lax.cond(
-      is_first,
-      lambda: first,
-      lambda: propose(model, state.next_factor, state.offsets),
-    )
+    proposal = _propose(model, state.next_factor, state.offsets)
     losses = losses_of_step(proposal.step)
     reached = jnp.where(jnp.all(jnp.isfinite(losses)), jnp.max(losses), jnp.inf)
     # A correction is compared with the decrease of the model without it.
@@ -172,8 +168,11 @@ def find_step(
     # The decrease along the step, fitted by a parabola, is greatest at this fraction.
     fraction = decrease / (2 * jnp.maximum(decrease - gained, decrease / 2))
     fraction = jnp.where(jnp.isfinite(reached), jnp.clip(fraction, 0.1, 0.5), 0.1)
+    first = jax.tree.map(
+      lambda new, old: jnp.where(is_first, new, old), proposal, state.first
+    )
     kept = jax.tree.map(
-      lambda new, old: jnp.where(better, new, old),
+      lambda new, old: jnp.where(better | is_first, new, old),
       (proposal, state.next_factor, losses),
       (state.proposal, state.factor, state.losses),
     )
@@ -181,6 +180,7 @@ def find_step(
     trials = state.trials + 1
     hopeless = ~correct & ~stretch & (decrease <= 16 * rounding)
     return Search(
+      first=first,
       proposal=kept[0],
       factor=kept[1],
       losses=kept[2],
@@ -195,9 +195,19 @@ def find_step(
       done=((state.found | better) & ~stretch) | hopeless | (trials >= max_trials),
     )
 
-  one = jnp.ones((), value.dtype)
+  # The first trial replaces these: the proposal is made in the loop alone, because it
+  # takes most of the time to compile.
+  zero, one = jnp.zeros_like(value), jnp.ones_like(value)
+  none = Proposal(
+    step=jnp.zeros_like(model.gradients[0]),
+    weights=jnp.zeros_like(model.losses),
+    decrease=zero,
+    gap=zero,
+    curved=jnp.zeros((), bool),
+  )
   start = Search(
-    proposal=first,
+    first=none,
+    proposal=none,
     factor=one,
     losses=model.losses,
     found=jnp.zeros((), bool),
@@ -205,7 +215,7 @@ def find_step(
     next_factor=one,
     corrects=jnp.zeros((), bool),
     offsets=model.losses,
-    decrease=first.decrease,
+    decrease=zero,
     done=jnp.zeros((), bool),
   )
   return jax.lax.while_loop(lambda state: ~state.done, trial, start)

@@ -14,7 +14,7 @@ import optax
 from ddi_jax.checks import check_non_negative_int, check_positive_int
 from ddi_jax.gradients.gram import check_gradients
 from ddi_jax.minimax.metric import Metric, add_pair, empty_metric
-from ddi_jax.minimax.search import find_step, linear_model, propose
+from ddi_jax.minimax.search import find_step, linear_model
 from ddi_jax.numerics.precision import matmul
 
 if TYPE_CHECKING:
@@ -146,12 +146,10 @@ def minimax_lbfgs(
     losses = jnp.asarray(losses, position.dtype)
     metric = _learned(state, memory, position, losses, gradients)
     model = linear_model(losses, gradients, metric)
-    proposal = propose(model, jnp.ones((), position.dtype), losses)
     recent = jnp.append(state.recent[1:], jnp.max(losses))
     result = find_step(
       model,
       lambda step: losses_fn(unravel(position + step)).astype(position.dtype),
-      proposal,
       jnp.max(recent),
       max_trials=max_trials,
     )
@@ -162,12 +160,12 @@ def minimax_lbfgs(
       step=step,
       # With the weights of the unshrunk step: those of a shrunk one lean to the
       # greatest loss, and would hide the curvature of the others.
-      lagrangian=matmul(proposal.weights, gradients),
-      weights=proposal.weights,
+      lagrangian=matmul(result.first.weights, gradients),
+      weights=result.first.weights,
       metric_step=-result.factor * matmul(result.proposal.weights, gradients),
       losses=jnp.where(result.found, result.losses, losses),
       recent=recent,
-      gap=proposal.gap,
+      gap=result.first.gap,
       found=result.found,
       evaluations=state.evaluations + result.trials,
       updates=state.updates + 1,
