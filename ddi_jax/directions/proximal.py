@@ -259,7 +259,7 @@ def _advance(problem: _Problem, state: _State) -> _State:
     state.gradients,
     _vertex_gradient(problem, choice),
   )
-  weights = state.weights.at[slot].set(_one_hot(choice, state.linearised))
+  weights = state.weights.at[slot].set(_one_hot(choice, state.weights[0]))
   used = state.used.at[slot].set(True)
   # For every slot, how far its mean loss is below the mean of the greatest losses.
   below = jax.vmap(_mean_under, (0, None))(weights, problem.shortfall)
