@@ -32,8 +32,9 @@ class Arrangement(NamedTuple):
 class Traced:
   """A function that JAX traces once, when this is made.
 
-  A call evaluates its operations, without its Python code.  How to repeat a function is
-  decided from its operations, and a network is slow to trace.
+  A call evaluates its operations, without its Python code, unless `jax.disable_jit` is
+  set to debug that code.  How to repeat a function is decided from its operations, and
+  a network is slow to trace.
 
   Attributes:
     convolutions: for the convolutions in the function, the set of `_is_canonical`
@@ -42,11 +43,14 @@ class Traced:
 
   def __init__(self, fn: Callable[..., Any], *args: Any):
     """Trace `fn(*args)`; all calls must have arguments of these shapes and dtypes."""
+    self._fn = fn
     self._program, result = jax.make_jaxpr(fn, return_shape=True)(*args)
     self._structure = jax.tree.structure(result)
     self.convolutions = _convolutions(self._program.jaxpr)
 
   def __call__(self, *args: Any) -> Any:
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+      return self._fn(*args)
     results = jax_core.jaxpr_as_fun(self._program)(*jax.tree.leaves(args))
     return jax.tree.unflatten(self._structure, results)
 

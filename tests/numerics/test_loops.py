@@ -125,6 +125,23 @@ def test_map_groups_joins_what_it_split(size):
   assert seen == [(size, 2)]
 
 
+def test_a_function_is_traced_once_and_runs_its_code_again_to_be_debugged():
+  seen = []
+
+  def double(x):
+    seen.append(x)
+    return {"twice": (2 * x, None)}
+
+  traced = loops.Traced(double, jnp.ones(3))
+  found = jax.jit(lambda x: (traced(x), jax.vmap(traced)(x[None])))(jnp.arange(3.0))
+  chex.assert_trees_all_equal(found[0], double(jnp.arange(3.0)))
+  chex.assert_trees_all_equal(found[1], double(jnp.arange(3.0)[None]))
+  assert len(seen) == 1 + 2
+  with jax.disable_jit():
+    traced(jnp.arange(3.0))
+  np.testing.assert_array_equal(seen[-1], np.arange(3.0))
+
+
 def loops_of(fn, *args):
   """The number of loops in a function's program, traced afresh."""
   text = str(jax.make_jaxpr(functools.partial(fn))(*args))
