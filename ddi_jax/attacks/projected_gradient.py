@@ -183,7 +183,7 @@ def pgd(
 
     state: Any = (start, None, None)
     if iterate == "best":
-      _, losses = jax.eval_shape(total, start)
+      _, losses = gradient.result
       state = (start, start, jnp.full(losses.shape, -jnp.inf, losses.dtype))
     if stop_below is not None:
       state = _while_moving(step, state, steps, stop_below)

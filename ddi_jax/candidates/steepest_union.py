@@ -86,6 +86,7 @@ def msd(
   ) -> jax.Array:
     del key
     check_array("inputs", inputs)
+    inputs = jnp.asarray(inputs, inputs.dtype)  # Not weakly typed.
     check_inside(inputs, bounds)
     for threat_model in threat_models:
       check_radius(threat_model, bounds, math.prod(inputs.shape[1:]))

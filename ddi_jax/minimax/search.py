@@ -195,10 +195,10 @@ def find_step(
       done=((state.found | better) & ~stretch) | hopeless | (trials >= max_trials),
     )
 
-  # The first trial replaces these: the proposal is made in the loop alone, because it
-  # takes most of the time to compile.
+  # The first trial replaces the placeholder.  A proposal is computed only inside the
+  # loop, because it takes most of the time to compile.
   zero, one = jnp.zeros_like(value), jnp.ones_like(value)
-  none = Proposal(
+  placeholder = Proposal(
     step=jnp.zeros_like(model.gradients[0]),
     weights=jnp.zeros_like(model.losses),
     decrease=zero,
@@ -206,8 +206,8 @@ def find_step(
     curved=jnp.zeros((), bool),
   )
   start = Search(
-    first=none,
-    proposal=none,
+    first=placeholder,
+    proposal=placeholder,
     factor=one,
     losses=model.losses,
     found=jnp.zeros((), bool),

@@ -32,27 +32,32 @@ class Arrangement(NamedTuple):
 class Traced:
   """A function that JAX traces once, when this is made.
 
-  A call evaluates its operations, without its Python code, unless `jax.disable_jit` is
-  set to debug that code.  How to repeat a function is decided from its operations, and
-  a network is slow to trace.
+  A call evaluates its operations, without its Python code, unless `jax.disable_jit`,
+  `jax.debug_nans` or `jax.debug_infs` is set to debug that code.  How to repeat a
+  function is decided from its operations, and a network is slow to trace.
 
   Attributes:
+    result: the shapes and dtypes of the function's result.
     convolutions: for the convolutions in the function, the set of `_is_canonical`
       values.
   """
 
   def __init__(self, fn: Callable[..., Any], *args: Any):
-    """Trace `fn(*args)`; all calls must have arguments of these shapes and dtypes."""
+    """Trace `fn(*args)`.
+
+    All calls must have arguments of these shapes, dtypes and weak types, which is not
+    checked.
+    """
     self._fn = fn
-    self._program, result = jax.make_jaxpr(fn, return_shape=True)(*args)
-    self._structure = jax.tree.structure(result)
+    self._program, self.result = jax.make_jaxpr(fn, return_shape=True)(*args)
     self.convolutions = _convolutions(self._program.jaxpr)
 
   def __call__(self, *args: Any) -> Any:
-    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+    config: Any = jax.config
+    if config.jax_disable_jit or config.jax_debug_nans or config.jax_debug_infs:
       return self._fn(*args)
     results = jax_core.jaxpr_as_fun(self._program)(*jax.tree.leaves(args))
-    return jax.tree.unflatten(self._structure, results)
+    return jax.tree.unflatten(jax.tree.structure(self.result), results)
 
 
 def arrange(count: int, at_a_time: int | None, fn: Traced) -> Arrangement:

@@ -64,7 +64,7 @@ def test_tfds_mnist(data_dir):
     "mnist", data_dir=data_dir, validation_size=10_000, streaming="always"
   )
   assert [len(part) for part in splits[:3]] == [50_000, 10_000, 10_000]
-  assert splits.train.image_shape == (28, 28, 1)
+  assert {part.image_shape for part in splits[:3]} == {(28, 28, 1)}
   images = splits.train.read(np.arange(10_000))["image"] / splits.max_value
   np.testing.assert_allclose(images.mean((0, 1, 2)), splits.mean, atol=2e-3)
   np.testing.assert_allclose(images.std((0, 1, 2)), splits.std, atol=2e-3)

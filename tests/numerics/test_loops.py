@@ -10,6 +10,7 @@ from platforms import compiling_for
 import pytest
 from rounding import assert_sums_agree
 
+import ddi_jax
 from ddi_jax.models.convolution import conv_general_dilated
 from ddi_jax.numerics import loops
 
@@ -125,7 +126,7 @@ def test_map_groups_joins_what_it_split(size):
   assert seen == [(size, 2)]
 
 
-def test_a_function_is_traced_once_and_runs_its_code_again_to_be_debugged():
+def test_a_traced_function_runs_its_code_again_only_to_be_debugged():
   seen = []
 
   def double(x):
@@ -134,12 +135,42 @@ def test_a_function_is_traced_once_and_runs_its_code_again_to_be_debugged():
 
   traced = loops.Traced(double, jnp.ones(3))
   found = jax.jit(lambda x: (traced(x), jax.vmap(traced)(x[None])))(jnp.arange(3.0))
+  assert len(seen) == 1
   chex.assert_trees_all_equal(found[0], double(jnp.arange(3.0)))
   chex.assert_trees_all_equal(found[1], double(jnp.arange(3.0)[None]))
-  assert len(seen) == 1 + 2
-  with jax.disable_jit():
-    traced(jnp.arange(3.0))
-  np.testing.assert_array_equal(seen[-1], np.arange(3.0))
+  for setting in (jax.disable_jit, jax.debug_nans, jax.debug_infs):
+    with setting(True):
+      traced(jnp.arange(3.0))
+    np.testing.assert_array_equal(seen[-1], np.arange(3.0))
+    seen.append(None)
+
+
+def test_what_is_repeated_is_traced_once():
+  traces = []
+
+  def objective(x, labels=None):
+    traces.append(x)
+    return jnp.sin(x).sum(axis=1)
+
+  attack = ddi_jax.pgd(ddi_jax.linf(0.1), steps=3, step_size=0.1, iterate="best")
+
+  def restarts(x):
+    return ddi_jax.restart_candidates(
+      attack, objective, x, jnp.zeros(2), jax.random.key(0), num_restarts=3
+    )
+
+  def fresh():  # JAX keeps the trace of a function that it has seen.
+    return functools.partial(objective)
+
+  for fn, number in (
+    (lambda x: loops.map_leading(fresh(), jnp.stack([x, x])), 1),
+    (lambda x: loops.scan(jnp.add, jnp.zeros(2), x[None], fresh()), 1),
+    (lambda x: attack(jax.random.key(0), objective, x), 2),  # Steps, the last point.
+    (restarts, 2),
+  ):
+    traces.clear()
+    jax.make_jaxpr(fn)(jnp.full((2, 4), 0.5))
+    assert len(traces) == number
 
 
 def loops_of(fn, *args):
@@ -159,7 +190,10 @@ def test_repeat_and_scan_unroll_ordinary_convolutions_on_a_cpu(name):
 
   def scanned(inputs):
     return loops.scan(
-      jnp.add, inputs, jnp.arange(3.0), lambda weight: weight * 1e-3 * gained(inputs)
+      lambda x, gain: 0.5 * x + gain,
+      inputs,
+      jnp.arange(3.0),
+      lambda weight: weight * 1e-3 * gained(inputs),
     )
 
   one_by_one = INPUTS
@@ -167,8 +201,10 @@ def test_repeat_and_scan_unroll_ordinary_convolutions_on_a_cpu(name):
     one_by_one = one_by_one + index * 1e-3 * gained(one_by_one)
   # Three outputs of 3 x 3 x 8 terms, and their gradients of 3 x 3 x 4.
   assert_sums_agree(jax.jit(repeated)(INPUTS), one_by_one, 3 * (72 + 36))
-  added = INPUTS + (0 + 1 + 2) * 1e-3 * gained(INPUTS)
-  assert_sums_agree(jax.jit(scanned)(INPUTS), added, 72 + 36)
+  in_order = INPUTS
+  for index in range(3):
+    in_order = 0.5 * in_order + index * 1e-3 * gained(INPUTS)
+  assert_sums_agree(jax.jit(scanned)(INPUTS), in_order, 72 + 36)
   inside = loops_of(gained, INPUTS)  # A convolution of ours has loops of its own.
   assert (loops_of(repeated, INPUTS) > inside) == (name != "lax")
   with compiling_for("gpu"):

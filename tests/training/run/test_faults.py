@@ -1,8 +1,10 @@
 """Faults, each really made: kills, full disks, damaged files, two runs at once.
 
 KILLS=100 python -m pytest -n 0 tests/training/run/test_faults.py -k killed
+FULL_DISKS=50 python -m pytest -n 0 tests/training/run/test_faults.py -k limit_files
 
-There are four kills by default.
+By default there are four kills, and the disk becomes full right after a checkpoint.
+FULL_DISKS adds random moments.
 """
 
 import errno
@@ -35,6 +37,8 @@ SETTINGS = {
 }
 pytestmark = pytest.mark.usefixtures("unbuffered")
 KILLS = int(os.environ.get("KILLS", "4"))
+FULL_DISKS = int(os.environ.get("FULL_DISKS", "0"))
+DELAYS = [random.Random(number).uniform(0, 0.3) for number in range(FULL_DISKS)]
 MARK = "Workdir:"  # in the last line printed before the first step
 
 
@@ -165,14 +169,18 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", [fill_disk, limit_files])
-def test_disk_full_while_saving(reference, tmp_path, request, capsys, fault):
+@pytest.mark.parametrize(
+  ("fault", "delay"),
+  [(fill_disk, 0), (limit_files, 0), *((limit_files, delay) for delay in DELAYS)],
+)
+def test_disk_full_while_saving(reference, tmp_path, request, capsys, fault, delay):
   folder = tmp_path
   if fault is fill_disk:
     folder = request.getfixturevalue("small_disk")
   workdir = folder / "run"
   process = start(workdir)
   wait_for_checkpoint(process, workdir, 4)
+  time.sleep(delay)
   fault(workdir, process)
   _, errors = process.communicate(timeout=900)
   assert process.returncode == 1
