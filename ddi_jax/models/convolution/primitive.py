@@ -20,7 +20,7 @@ def loop_friendly_conv(
 ) -> jax.Array:
   """The convolution with its two gradients, at full speed inside CPU loops."""
   settings = {"strides": strides, "pads": pads, "precision": precision}
-  # The primitive contains its own program, in which `loops.arrange` looks for
+  # The primitive contains its own program, in which `loops.Traced` looks for
   # convolutions.
   program = jax.make_jaxpr(functools.partial(convolve, **settings))(inputs, kernel)
   return _conv_p.bind(inputs, kernel, program=program, **settings)
