@@ -2,9 +2,8 @@
 
 import json
 from pathlib import Path
-import subprocess
-import sys
 
+from forked_programs import run_program
 from interrupted_runs import train_in_parts
 import pytest
 
@@ -29,17 +28,13 @@ def importable(monkeypatch):
 
 def launch(workdir, *extra, **changes):
   settings = SETTINGS | changes
-  return subprocess.run(
+  return run_program(
     [
-      *(sys.executable, "launch.py", "--config=configs/digits.py"),
-      f"--workdir={workdir}",
+      *("launch.py", "--config=configs/digits.py", f"--workdir={workdir}"),
       *(f"--config.{name}={value}" for name, value in settings.items()),
       *extra,
     ],
-    capture_output=True,
-    text=True,
-    check=False,
-    cwd=ROOT,
+    ROOT,
   )
 
 

@@ -2,9 +2,8 @@
 
 import json
 from pathlib import Path
-import subprocess
-import sys
 
+from forked_programs import run_program
 import matplotlib.figure
 import numpy as np
 import pandas as pd
@@ -30,7 +29,8 @@ def test_every_early_training_run_is_possible(tmp_path, budget):
       for run in early_training.arm_runs(config, setting, arm, (0.1,), config.seeds)
     ]
     for run in runs:
-      check_config(run)
+      if run.seed == config.seeds[0]:
+        check_config(run)
     assert len(runs) == len(config.arms) * len(config.seeds)
     assert config.sweep_seed not in config.seeds
     # Equal compute, but for the parameter gradients.
@@ -180,16 +180,13 @@ def test_directions_are_measured_once_and_the_same_after_a_kill(tmp_path):
 @pytest.mark.slow
 def test_one_command_sweeps_chooses_compares_and_writes(tmp_path):
   command = [
-    sys.executable,
     *("-m", "experiments.early_training"),
     "--config=experiments/configs/early_training.py:debug",
     f"--folder={tmp_path}",
   ]
 
   def run(*extra):
-    done = subprocess.run(
-      command + list(extra), cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run_program(command + list(extra), ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -1,9 +1,8 @@
 """The training program in a process of its own, on a run of seconds."""
 
 from pathlib import Path
-import subprocess
-import sys
 
+from forked_programs import run_program
 import jax
 import orbax.checkpoint as ocp
 
@@ -42,7 +41,6 @@ def command(
   settings = SETTINGS | model | changes
   flags = [f"--config.{name}={value}" for name, value in settings.items()]
   return [
-    sys.executable,
     str(ROOT / program[0]),
     *program[1:],
     f"--config={ROOT / 'configs/digits.py'}",
@@ -53,13 +51,7 @@ def command(
 
 
 def launch(workdir, *extra, **options):
-  return subprocess.run(
-    command(workdir, *extra, **options),
-    capture_output=True,
-    text=True,
-    check=False,
-    cwd=workdir.parent,
-  )
+  return run_program(command(workdir, *extra, **options), workdir.parent)
 
 
 def parameters(workdir):

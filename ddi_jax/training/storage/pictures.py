@@ -28,8 +28,8 @@ def saved_figure(path: Path, size: tuple[float, float], style: Any) -> Iterator[
   from matplotlib.figure import Figure  # noqa: PLC0415
 
   with matplotlib.rc_context(style):
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
     yield figure
     with files.replacing(path) as temporary:
-      figure.savefig(temporary, dpi=120)
+      canvas.print_png(temporary)  # Unlike savefig, it draws only once.

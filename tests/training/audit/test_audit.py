@@ -5,10 +5,8 @@ import os
 from pathlib import Path
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
+from forked_programs import Program, run_program
 import numpy as np
 import pytest
 
@@ -48,7 +46,6 @@ def config_of(**changes):
 
 def command(workdir, *extra):
   return [
-    sys.executable,
     str(ROOT / "launch.py"),
     f"--config={ROOT / 'configs/digits.py'}",
     f"--workdir={workdir}",
@@ -57,12 +54,6 @@ def command(workdir, *extra):
     *(f"--config.{name}={value}" for name, value in SETTINGS.items()),
     *extra,
   ]
-
-
-def launch(workdir, *extra):
-  return subprocess.run(
-    command(workdir, *extra), capture_output=True, text=True, check=False
-  )
 
 
 def last_line(result):
@@ -216,17 +207,13 @@ def test_killed_and_resumed_ends_with_the_same_figures(workdir, audited, capsys)
     "--evaluate_save",
   ]
   journal = workdir / FOLDER / JOURNAL_FILE
-  process = subprocess.Popen(
-    command(workdir, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+  process = Program(command(workdir, *flags), workdir.parent)
+  process.wait_until(
+    lambda: journal.exists() and len(journal.read_text().splitlines()) > 8
   )
-  deadline = time.monotonic() + 120
-  while process.poll() is None and time.monotonic() < deadline:
-    if journal.exists() and len(journal.read_text().splitlines()) > 8:
-      break
-    time.sleep(0.005)
   process.kill()
-  _, errors = process.communicate(timeout=60)
-  assert process.returncode == -signal.SIGKILL, errors.decode()
+  process.wait(timeout=60)
+  assert process.returncode == -signal.SIGKILL, process.stderr
   assert not (workdir / FOLDER / "evaluation.json").exists()
   with journal.open("a") as file:
     file.write('{"attacks": ["apgd-ce", "apg')  # As if killed while writing.
@@ -353,7 +340,7 @@ def test_default_plan_is_autoattack_and_a_curve_to_twice_epsilon():
   ],
 )
 def test_bad_flags_stop_at_once_in_one_line(tmp_path, flags, message):
-  result = launch(tmp_path / "run", *flags)
+  result = run_program(command(tmp_path / "run", *flags), tmp_path)
   assert result.returncode == 1
   assert last_line(result) == message
   assert not (tmp_path / "run").exists()

@@ -1,6 +1,7 @@
-"""launch.py, which also writes down the labels that this process read to train on.
+"""launch.py on NUM_DEVICES virtual devices, which also records what it trains on.
 
-With SIGNAL_AT=N in the environment, the process gets SIGNAL when it asks for batch N.
+It writes down the labels that this process read.  With SIGNAL_AT=N in the environment,
+the process gets SIGNAL when it asks for batch N.
 """
 
 import json
@@ -10,12 +11,16 @@ import runpy
 import signal
 import sys
 
+import jax
+
 from ddi_jax import data
 
 ROOT = Path(__file__).parents[3]
 
 
 def main():
+  jax.config.update("jax_platforms", "cpu")
+  jax.config.update("jax_num_cpu_devices", int(os.environ["NUM_DEVICES"]))
   record = Path(sys.argv.pop(1))
   training_batches = data.training_batches
   labels: list[list[int]] = []

@@ -2,9 +2,8 @@
 
 import json
 from pathlib import Path
-import subprocess
-import sys
 
+from forked_programs import run_program
 import jax
 import numpy as np
 import pytest
@@ -18,12 +17,7 @@ WORKER = Path(__file__).with_name("mesh_worker.py")
 
 def work(**task):
   """What the worker prints, from a process of its own with 8 virtual devices."""
-  result = subprocess.run(
-    [sys.executable, str(WORKER), json.dumps(task)],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  result = run_program([WORKER, json.dumps(task)], WORKER.parent)
   assert result.returncode == 0, result.stderr
   return json.loads(result.stdout)
 

@@ -4,8 +4,8 @@ import json
 import os
 import signal
 import socket
-import subprocess
 
+from forked_programs import Program
 import jax
 import numpy as np
 import program
@@ -25,7 +25,6 @@ SETTINGS = {
   "mesh.restart": 2,
   "mesh.data": 2,
 }
-pytestmark = pytest.mark.usefixtures("unbuffered")
 
 
 def free_port():
@@ -36,23 +35,17 @@ def free_port():
 
 def start(folder, num_processes, flags_of=lambda _: [], env_of=lambda _: {}):
   """Processes that share `DEVICES` virtual devices and the workdir `folder / run`."""
-  environment = os.environ | {
-    "JAX_NUM_CPU_DEVICES": str(DEVICES // num_processes),
-    "JAX_PLATFORMS": "cpu",
-  }
+  environment = os.environ | {"NUM_DEVICES": str(DEVICES // num_processes)}
   return [
-    subprocess.Popen(
+    Program(
       command(
         folder / "run",
         *flags_of(process),
         program=(WORKER, str(folder / f"labels{process}.json")),
         **SETTINGS,
       ),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-      cwd=folder,
-      env=environment | env_of(process),
+      folder,
+      environment | env_of(process),
     )
     for process in range(num_processes)
   ]
@@ -61,13 +54,14 @@ def start(folder, num_processes, flags_of=lambda _: [], env_of=lambda _: {}):
 def finish(processes, status=0):
   """Their standard outputs."""
   try:
-    outputs = [process.communicate(timeout=200) for process in processes]
+    for process in processes:
+      process.wait(timeout=200)
   finally:
     for process in processes:
       process.kill()
-  for process, (_, errors) in zip(processes, outputs, strict=True):
-    assert process.returncode == status, errors
-  return [output for output, _ in outputs]
+  for process in processes:
+    assert process.returncode == status, process.stderr
+  return [process.stdout for process in processes]
 
 
 def signalled(lost, name, at):
@@ -107,9 +101,8 @@ def is_free(job):
 
 
 @pytest.fixture(scope="module")
-def alone(unbuffered, tmp_path_factory):
+def alone(tmp_path_factory):
   """One process with all devices."""
-  del unbuffered
   folder = tmp_path_factory.mktemp("alone")
   finish(start(folder, 1))
   return folder
@@ -176,15 +169,16 @@ def test_lost_processes_end_the_others_and_any_number_resumes(alone, tmp_path, c
     processes = start(tmp_path, 2, explicit_flags(2), env)
     left = processes[1 - lost]
     try:
-      output, _ = processes[lost].communicate(timeout=200)
+      processes[lost].wait(timeout=200)
       assert processes[lost].returncode == -signal.SIGKILL
-      other_output, errors = left.communicate(timeout=60)
+      left.wait(timeout=60)
     finally:
       for process in processes:
         process.kill()
     assert left.returncode == 1
-    assert "another process has ended" in errors
-    assert f"steps {lost * STEPS_PER_EPOCH} to" in (output + other_output)
+    assert "another process has ended" in left.stderr
+    output = processes[0].stdout + processes[1].stdout
+    assert f"steps {lost * STEPS_PER_EPOCH} to" in output
   env = signalled(1, "SIGTERM", at=1)
   outputs = finish(start(tmp_path, 2, explicit_flags(2), env), 128 + signal.SIGTERM)
   assert f"steps {2 * STEPS_PER_EPOCH} to" in outputs[0]
@@ -205,7 +199,7 @@ def test_what_one_process_cannot_do_stops_all(tmp_path):
   (tmp_path / "run").mkdir()
   (tmp_path / "run" / "thesis.tex").write_text("mine")
   processes = start(tmp_path, 2, explicit_flags(2))
-  errors = [process.communicate(timeout=300)[1] for process in processes]
+  errors = [process.wait(timeout=300).stderr for process in processes]
   assert all(process.returncode == 1 for process in processes)
   assert "holds something other than a run" in errors[0]
   assert "another process has stopped" in errors[1]

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import time
 
+from forked_programs import Program
 import jax
 import numpy as np
 from program import MLP, command, launch, parameters, small_config
@@ -35,7 +36,6 @@ SETTINGS = {
   "evaluation.every_epochs": 1.0,
   "evaluation.validation_limit": 16,
 }
-pytestmark = pytest.mark.usefixtures("unbuffered")
 KILLS = int(os.environ.get("KILLS", "4"))
 FULL_DISKS = int(os.environ.get("FULL_DISKS", "0"))
 DELAYS = [random.Random(number).uniform(0, 0.3) for number in range(FULL_DISKS)]
@@ -43,32 +43,21 @@ MARK = "Workdir:"  # in the last line printed before the first step
 
 
 def start(workdir):
-  return subprocess.Popen(
-    command(workdir, **SETTINGS),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    cwd=workdir.parent,
-  )
+  return Program(command(workdir, **SETTINGS), workdir.parent)
 
 
 def wait_for_training(process):
-  for line in process.stdout:
-    if MARK in line:
-      return
-  _, errors = process.communicate()  # A run that had nothing left to train returns 0.
-  assert process.returncode == 0, f"it ended before its training: {errors}"
+  """Or for its end, if nothing was left to train."""
+  process.wait_until(lambda: MARK in process.stdout or process.returncode == 0)
 
 
 def wait_for_checkpoint(process, workdir, step):
-  path = workdir / "checkpoints" / str(step)
-  while process.poll() is None:
-    if any(
-      int(path.parent.name) >= step for path in path.parent.glob("*/checksums.json")
-    ):
-      return
-    time.sleep(0.01)
-  pytest.fail(f"it ended before step {step}: {process.communicate()[1]}")
+  checksums = workdir / "checkpoints"
+  process.wait_until(
+    lambda: any(
+      int(path.parent.name) >= step for path in checksums.glob("*/checksums.json")
+    )
+  )
 
 
 class Reference:
@@ -79,8 +68,8 @@ class Reference:
     process = start(workdir)
     wait_for_training(process)
     self.startup = time.monotonic() - began
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    process.wait()
+    assert process.returncode == 0, process.stderr
     self.parameters = parameters(workdir)
     self.history = history(workdir)
     self.summary = summary(workdir)
@@ -97,8 +86,7 @@ def history(workdir):
 
 
 @pytest.fixture(scope="module")
-def reference(unbuffered, tmp_path_factory):
-  del unbuffered
+def reference(tmp_path_factory):
   return Reference(tmp_path_factory.mktemp("runs") / "reference")
 
 
@@ -128,7 +116,7 @@ def test_killed_at_random_moments(reference, tmp_path):
     else:
       time.sleep(moments.uniform(0, reference.startup))
     process.kill()
-    process.communicate()
+    process.wait()
     if process.returncode == 0:  # It was faster.
       assert_same_as(reference, workdir)
       workdir = next(folders)
@@ -182,7 +170,7 @@ def test_disk_full_while_saving(reference, tmp_path, request, capsys, fault, del
   wait_for_checkpoint(process, workdir, 4)
   time.sleep(delay)
   fault(workdir, process)
-  _, errors = process.communicate(timeout=900)
+  errors = process.wait(timeout=900).stderr
   assert process.returncode == 1
   assert not any(word in errors for word in ("Traceback", "orbax", "asyncio", "Task"))
   message = errors.splitlines()[-1]
@@ -217,7 +205,7 @@ def test_the_second_of_two_runs_on_one_workdir_is_refused(tmp_path):
     )
   )
   first.kill()  # Frees the workdir too: now it is refused for its config only.
-  first.communicate()
+  first.wait()
   with (
     pytest.raises(training.ConfigError, match="holds a run with another config"),
     workdirs.claim_workdir(workdir, small_config()),
@@ -231,7 +219,7 @@ def test_a_run_with_a_damaged_checkpoint_ends_the_same(reference, tmp_path, caps
   process = start(workdir)
   wait_for_checkpoint(process, workdir, 12)
   process.kill()
-  process.communicate()
+  process.wait()
   steps = saved.good_steps(workdir)
   manifest = workdir / "checkpoints" / str(steps[-1]) / "state" / "manifest.ocdbt"
   manifest.write_bytes(manifest.read_bytes()[:-1])

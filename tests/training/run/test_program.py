@@ -5,8 +5,9 @@ import os
 from pathlib import Path
 import signal
 import subprocess
-import time
+import sys
 
+from forked_programs import Program
 import jax
 import numpy as np
 from program import command, launch, parameters, small_config
@@ -26,9 +27,15 @@ from ddi_jax.training.storage.checkpoints import Checkpoints, good_steps
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-  """An uninterrupted run."""
+  """An uninterrupted run, started as users do, with Python's own start."""
   workdir = tmp_path_factory.mktemp("runs") / "finished"
-  result = launch(workdir)
+  result = subprocess.run(
+    [sys.executable, *command(workdir)],
+    capture_output=True,
+    text=True,
+    check=False,
+    cwd=workdir.parent,
+  )
   assert result.returncode == 0, result.stderr
   return workdir, result.stdout
 
@@ -86,12 +93,7 @@ def last_step(workdir):
 
 
 def wait_for_step(process, workdir, step):
-  deadline = time.monotonic() + 120
-  while time.monotonic() < deadline and process.poll() is None:
-    if last_step(workdir) >= step:
-      return
-    time.sleep(0.01)
-  pytest.fail(f"step {step} was not reached (exit status {process.poll()})")
+  process.wait_until(lambda: last_step(workdir) >= step)
 
 
 # Checkpoints at steps 0, 4, 8 and 12; the same run as `finished` otherwise.
@@ -108,9 +110,7 @@ def uninterrupted(finished, tmp_path_factory):
 
 
 def start(workdir):
-  return subprocess.Popen(
-    command(workdir, **OFTEN), stdout=subprocess.PIPE, text=True, cwd=workdir.parent
-  )
+  return Program(command(workdir, **OFTEN), workdir.parent)
 
 
 @pytest.mark.slow
@@ -119,14 +119,14 @@ def test_interrupted_and_resumed_is_bit_identical(finished, uninterrupted, tmp_p
   process = start(workdir)
   wait_for_step(process, workdir, 2)
   process.kill()
-  process.communicate()
+  process.wait()
   assert process.returncode == -signal.SIGKILL
 
   before = last_step(workdir)
   process = start(workdir)
   wait_for_step(process, workdir, before + 1)
   process.send_signal(signal.SIGHUP)
-  output, _ = process.communicate(timeout=60)
+  output = process.wait(timeout=60).stdout
   assert process.returncode == 128 + signal.SIGTERM
   assert "the same command resumes" in output
   assert not (workdir / "summary.json").exists()
@@ -178,18 +178,12 @@ def test_a_second_interrupt_while_saving_leaves_the_last_good_checkpoint(
 ):
   workdir = tmp_path / "run"
   program = ("tests/training/run/slow_saver.py",)
-  process = subprocess.Popen(
-    command(workdir, program=program, **OFTEN),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    cwd=tmp_path,
-  )
-  assert any(line == "saving 0\n" for line in process.stdout)
+  process = Program(command(workdir, program=program, **OFTEN), tmp_path)
+  process.wait_until(lambda: "saving 0\n" in process.stdout)
   process.send_signal(signal.SIGINT)
-  assert any(line.startswith("saving ") for line in process.stdout)
+  process.wait_until(lambda: process.stdout.count("saving ") == 2)
   process.send_signal(signal.SIGINT)
-  _, errors = process.communicate(timeout=300)
+  errors = process.wait(timeout=300).stderr
   assert process.returncode == 130
   assert "Traceback" not in errors
   (message,) = [line for line in errors.splitlines() if line.startswith("launch.py: ")]

@@ -1,12 +1,12 @@
 """What is wrong with --config is said in one or two sentences, not in a traceback."""
 
 import importlib.util
-import os
 from pathlib import Path
 import subprocess
 import sys
 
 from absl import flags
+from forked_programs import run_program
 import pytest
 
 ROOT = Path(__file__).parents[3]
@@ -134,14 +134,7 @@ def test_a_flagfile_that_cannot_be_read(tmp_path, program, kind):
   paths["folder"] = tmp_path
   paths["nested"].write_text(f"--flagfile={paths['missing']}\n")
   paths["binary"].write_bytes(b"\xff\xfe\x00")
-  result = subprocess.run(
-    [sys.executable, program, f"--flagfile={paths[kind]}"],
-    capture_output=True,
-    text=True,
-    check=False,
-    cwd=ROOT,
-    env={**os.environ, "PYTHONPATH": str(ROOT)},
-  )
+  result = run_program([program, f"--flagfile={paths[kind]}"], ROOT)
   assert result.returncode == 2
   (line,) = result.stderr.splitlines()
   name = Path(program).name
