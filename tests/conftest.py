@@ -11,11 +11,12 @@ import hypothesis
 import pytest
 
 # Compilation is most of the time that the tests take, and many compile the same: one
-# cache for all processes of a session.  jax reads the variables when it is imported.
+# cache for all processes of a session, of all programs, even those of one operation.
+# jax reads the variables when it is imported.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   _CACHE = tempfile.TemporaryDirectory(prefix="ddi_jax_tests_")
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # Most programs of the tests run for less time than they compile.  Set it to 0 to test
 # them as users compile them.

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import jax
-from matplotlib import figure
+from matplotlib.backends import backend_agg
 import numpy as np
 import pytest
 
@@ -90,11 +90,11 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
   image = np.ones((2, 2, 1))
 
-  def broken_savefig(self, path, **settings):
+  def print_half(self, path):
     Path(path).write_bytes(b"half")
     raise OSError
 
-  monkeypatch.setattr(figure.Figure, "savefig", broken_savefig)
+  monkeypatch.setattr(backend_agg.FigureCanvasAgg, "print_png", print_half)
   with pytest.raises(OSError):
     figures.save_curves(tmp_path, "title")
   with pytest.raises(OSError):

@@ -190,8 +190,13 @@ def create_experiment(
     images = (len(splits.train), splits.train.image_shape)
     return warm_memory.create_memory(config, *images)
 
+  # One program: a program for the copy of every shape takes longer to compile.
+  @functools.partial(jax.jit, out_shardings=state_sharding)
+  def copy(state: TrainState) -> TrainState:
+    return jax.tree.map(jnp.copy, state)
+
   def start() -> TrainState:
-    return jax.tree.map(jnp.copy, state)._replace(memory=create_memory())
+    return copy(state)._replace(memory=create_memory())
 
   whole_state = state._replace(memory=jax.eval_shape(create_memory))
   return Experiment(

@@ -52,7 +52,8 @@ def create_train_state(
 ) -> TrainState:
   """The state before the first step."""
   step = jnp.zeros((), jnp.int32)
-  return TrainState(step, params, model_state, optimizer.init(params))
+  opt_state = jax.jit(optimizer.init)(params)  # Not a program for every shape.
+  return TrainState(step, params, model_state, opt_state)
 
 
 def random_key(seed: Any, purpose: str, index: Any) -> jax.Array:

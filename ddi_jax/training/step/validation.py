@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import ml_collections
+import numpy as np
 
 import ddi_jax
 from ddi_jax import losses
@@ -146,6 +147,7 @@ def create_validate(
       there = meshes.to_devices(mesh, meshes.ALL, batch)
       sums.append(compiled(state.params, state.model_state, there, index))
     total = len(dataset)
+    sums = jax.tree.map(np.asarray, sums)
     means = jax.tree.map(lambda *parts: float(sum(parts)) / total, *sums)
     # Restore the order of the config, because JAX sorts dictionaries.
     by_norm = {norm: means.by_norm[norm] for norm in attacks if means.by_norm}

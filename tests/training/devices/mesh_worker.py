@@ -13,6 +13,7 @@ import numpy as np
 
 from ddi_jax import data, training
 from ddi_jax.training.devices import mesh as meshes
+from ddi_jax.training.step.state import create_train_state
 from ddi_jax.training.step.train_step import state_shardings
 
 IMAGES = np.random.default_rng(0).integers(0, 17, (48, 6, 6, 1), np.uint8)
@@ -56,10 +57,11 @@ def build(changes, dtype):
   mesh = meshes.create_mesh(config)
   experiment = training.create_experiment(config, splits, mesh)
   state = experiment.start()
-  params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), state.params)
-  state = state._replace(
-    params=params, opt_state=experiment.parts.optimizer.init(params)
+  params, model_state = jax.tree.map(
+    lambda leaf: np.asarray(leaf, dtype), (state.params, state.model_state)
   )
+  fresh = create_train_state(params, model_state, experiment.parts.optimizer)
+  state = fresh._replace(memory=state.memory)
   where = jax.devices()[0]
   if mesh is not None:
     where = state_shardings(state, mesh, config.mesh.fsdp)
