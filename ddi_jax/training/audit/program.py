@@ -75,6 +75,7 @@ def audit_run(
     ...     config, workdir, training.AuditSettings("apgd-ce", limit=8, epsilons=()))
     >>> result["examples"], result["robust_accuracy"] <= result["clean_accuracy"]
     (8, True)
+    >>> folder.cleanup()
   """
   settings = settings or AuditSettings()
   workdir = absolute(workdir)

@@ -97,6 +97,7 @@ def load_model(
     >>> import jax.numpy as jnp
     >>> training.load_model(workdir)(jnp.zeros((4, 8, 8, 1))).shape
     (4, 10)
+    >>> folder.cleanup()
   """
   config = load_config(workdir, trusted=trusted)
   return restore_model(config, absolute(workdir), checkpoint)[0]

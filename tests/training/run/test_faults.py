@@ -52,10 +52,10 @@ def wait_for_training(process):
 
 
 def wait_for_checkpoint(process, workdir, step):
-  checksums = workdir / "checkpoints"
+  folder = workdir / "checkpoints"
   process.wait_until(
     lambda: any(
-      int(path.parent.name) >= step for path in checksums.glob("*/checksums.json")
+      int(path.parent.name) >= step for path in folder.glob("*/checksums.json")
     )
   )
 
