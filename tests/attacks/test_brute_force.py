@@ -13,7 +13,7 @@ from ddi_jax import attacks, losses
 pytestmark = pytest.mark.slow
 KEY = jax.random.key(0)
 BALLS = {"linf": ddi_jax.linf(0.06), "l2": ddi_jax.l2(0.08), "l1": ddi_jax.l1(0.1)}
-COUNT, SIDE = 300, 201
+COUNT, SIDE = 300, 301
 PARAMS = [
   jax.random.normal(jax.random.key(1), (2, 24)) * 6,
   jax.random.normal(jax.random.key(2), (1, 24)) * 3,
@@ -33,24 +33,38 @@ LABELS = jnp.argmax(logits_fn(INPUTS), axis=1)
 
 @functools.cache
 def on_the_grid(norm):
-  """(Whether some point of ball and box is misclassified, the greatest loss), `[N]`."""
+  """Of the points of ball and box, `[N]` each.
+
+  Whether one is misclassified, the greatest loss, and the least distance to one that is
+  misclassified (inf where there is none).
+  """
   ball = BALLS[norm]
   steps = jnp.linspace(-ball.epsilon, ball.epsilon, SIDE)
   moves = jnp.stack(jnp.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
   moves = moves[ball.size(moves) <= ball.epsilon]
+  sizes = ball.size(moves)
 
-  @jax.jit
   def search(example):
     inputs, label = example
     points = inputs[None] + moves
     inside = jnp.all((points >= 0) & (points <= 1), axis=1)
     logits = logits_fn(points)
     labels = jnp.full(len(points), label)
-    wrong = jnp.argmax(logits, axis=1) != label
+    wrong = inside & (jnp.argmax(logits, axis=1) != label)
     values = losses.cross_entropy(logits, labels)
-    return jnp.any(wrong & inside), jnp.max(jnp.where(inside, values, -jnp.inf))
+    return (
+      jnp.any(wrong),
+      jnp.max(jnp.where(inside, values, -jnp.inf)),
+      jnp.min(jnp.where(wrong, sizes, jnp.inf)),
+    )
 
-  return jax.lax.map(search, (INPUTS, LABELS))
+  # So many points are worth XLA's optimisations.
+  options = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+  }
+  search_all = jax.jit(functools.partial(jax.lax.map, search), compiler_options=options)
+  return search_all((INPUTS, LABELS))
 
 
 def check_allowed(points, ball):
@@ -61,7 +75,7 @@ def check_allowed(points, ball):
 @pytest.mark.parametrize("norm", BALLS)
 def test_autoattack_breaks_what_can_be_broken(norm):
   ball = BALLS[norm]
-  breakable, _ = on_the_grid(norm)
+  breakable, _, _ = on_the_grid(norm)
   evaluate = ddi_jax.autoattack(
     ball,
     {**attacks.standard_attacks(ball), "square": attacks.square(ball, queries=300)},
@@ -89,7 +103,7 @@ def test_autoattack_breaks_what_can_be_broken(norm):
 def test_pgd_finds_the_greatest_loss(norm):
   """From 20 starts, on all but a few of the examples, and never more."""
   ball = BALLS[norm]
-  _, greatest = on_the_grid(norm)
+  _, greatest, _ = on_the_grid(norm)
   attack = ddi_jax.pgd(ball, steps=40, step_size=ball.epsilon / 8, iterate="best")
   points = ddi_jax.restart_candidates(
     attack, lambda x, y: losses.cross_entropy(logits_fn(x), y), INPUTS, LABELS, KEY, 20
@@ -107,24 +121,13 @@ def test_pgd_finds_the_greatest_loss(norm):
 def test_fab_finds_the_distance(norm):
   """The least distance to a wrong class, to the grid's spacing."""
   ball = BALLS[norm]
-  breakable, _ = on_the_grid(norm)
+  breakable, _, least = on_the_grid(norm)
   attack = attacks.fab(ball, targets=3, restarts=4, steps=60)
   points = jax.jit(attack, static_argnums=1)(KEY, logits_fn, INPUTS, LABELS)
   check_allowed(points, ball)
-  steps = np.linspace(-ball.epsilon, ball.epsilon, SIDE)
-  moves = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
-  sizes = np.asarray(ball.size(jnp.asarray(moves)))
-  order = np.argsort(sizes)
   found = np.asarray(ball.size(points - INPUTS))
-  excess = []
-  for index in np.flatnonzero(breakable):
-    around = np.asarray(INPUTS[index])[None] + moves[order]
-    wrong = np.argmax(logits_fn(jnp.asarray(around)), axis=1) != LABELS[index]
-    wrong &= np.all((around >= 0) & (around <= 1), axis=1)
-    least = sizes[order][np.argmax(wrong)]
-    if found[index]:
-      excess.append(found[index] - least)
-  excess = np.array(excess) / ball.epsilon
+  compared = np.asarray(breakable & (found > 0))
+  excess = (found - least)[compared] / ball.epsilon
   missed = np.sum(breakable) - len(excess)
   print(norm, "missed", missed, "excess", np.quantile(excess, [0, 0.5, 0.9, 0.95, 1]))
   assert missed <= 0.05 * len(excess)
