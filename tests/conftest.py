@@ -10,9 +10,9 @@ import tempfile
 import hypothesis
 import pytest
 
-# Compilation is most of the time that the tests take, and many compile the same: one
-# cache for all processes of a session, of all programs, even those of one operation.
-# jax reads the variables when it is imported.
+# Compilation is most of the time that the tests take, and many compile the same.  All
+# processes of a session share one cache, which holds all programs, even those of one
+# operation.  jax reads the variables when it is imported.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   _CACHE = tempfile.TemporaryDirectory(prefix="ddi_jax_tests_")
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name

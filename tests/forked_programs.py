@@ -1,9 +1,10 @@
-"""Programs in processes of their own, which need not import JAX again.
+"""Programs in processes of their own, most of which need not import JAX again.
 
 The imports take seconds.  Python's fork server does them once for each worker of
-pytest, and a program is then a fork of it: with its own process number, signals, exit
-status and output, as if it had been started on the command line.  Variables of the
-environment that JAX reads when it is imported are those of pytest.
+pytest, and a program is then a fork of it, with its own process number, signals, exit
+status and output.  The forks of a server have the same hash seed, their imports cannot
+fail, and JAX's own variables of the environment keep the values that they had when the
+server started.  Where this matters, `fresh=True` starts Python anew.
 """
 
 import atexit
@@ -16,16 +17,13 @@ import signal
 import sys
 import tempfile
 import time
-import weakref
-
-import pytest
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
   [
     *("ddi_jax.training.run.program", "ddi_jax.training.audit.program"),
-    *("ml_collections.config_flags", "sklearn.datasets", "grain.python"),
-    *("orbax.checkpoint", "tensorboardX", "matplotlib.backends.backend_agg", "pandas"),
+    *("ml_collections.config_flags", "grain.python", "orbax.checkpoint"),
+    *("tensorboardX", "matplotlib.backends.backend_agg"),
   ]
 )
 
@@ -33,26 +31,29 @@ _FORKS.set_forkserver_preload(
 class Program:
   """A running Python program, much like `subprocess.Popen`."""
 
-  def __init__(self, arguments, cwd, env=None):
+  def __init__(self, arguments, cwd, env=None, *, fresh=False):
     """Starts it.
 
     Args:
       arguments: those of Python: a file, or "-m" and a module; then the program's.
       cwd: the folder to start it in.
       env: its environment; by default this process's.
+      fresh: whether to start Python anew.
     """
-    folder = tempfile.mkdtemp()
-    weakref.finalize(self, shutil.rmtree, folder)
-    self._outputs = [Path(folder) / name for name in ("stdout", "stderr")]
+    self._folder = Path(tempfile.mkdtemp(prefix="ddi_jax_tests_"))
     for path in self._outputs:
       path.touch()
     self._process = _FORKS.Process(
       target=_run,
-      args=(list(map(str, arguments)), str(cwd), dict(env or os.environ)),
-      kwargs={"outputs": list(map(str, self._outputs))},
+      args=([*map(str, arguments)], cwd, env or {**os.environ}, self._outputs, fresh),
     )
     self._process.start()
     self.pid = self._process.pid
+    atexit.register(self._leave_nothing)
+
+  @property
+  def _outputs(self):
+    return [self._folder / name for name in ("stdout", "stderr")]
 
   @property
   def returncode(self):
@@ -77,40 +78,56 @@ class Program:
     self.send_signal(signal.SIGKILL)
 
   def wait(self, timeout=None):
-    """Waits until it ends, at most for `timeout` seconds."""
+    """Waits until it ends, and fails if that takes more than `timeout` seconds."""
     self._process.join(timeout)
     if self.returncode is None:
-      pytest.fail(f"it runs after {timeout} seconds: {self.stdout}{self.stderr}")
+      self._fail(f"it still runs after {timeout} seconds")
     return self
 
-  def wait_until(self, condition, timeout=120):
-    """Waits until `condition()`, of which the program must not end before."""
+  def wait_until(self, condition, timeout=300):
+    """Waits until `condition()` is true, and fails if the program ends first."""
     deadline = time.monotonic() + timeout
     while True:
-      ended = self.returncode is not None or time.monotonic() > deadline
+      status = self.returncode
       if condition():
         return
-      if ended:
-        pytest.fail(f"status {self.returncode} too early: {self.stdout}{self.stderr}")
+      if status is not None:
+        self._fail(f"it ended with status {status} too early")
+      if time.monotonic() > deadline:
+        self._fail(f"it did not get there in {timeout} seconds")
       time.sleep(0.01)
 
+  def _fail(self, reason):
+    raise AssertionError(f"{reason}: {self.stdout}{self.stderr}")
 
-def run_program(arguments, cwd, env=None):
-  """The ended program."""
-  return Program(arguments, cwd, env).wait()
+  def _leave_nothing(self):
+    self.kill()
+    shutil.rmtree(self._folder)
 
 
-def _run(arguments, cwd, env, outputs):
+def run_program(arguments, cwd, env=None, *, fresh=False):
+  """Runs a program to its end."""
+  program = Program(arguments, cwd, env, fresh=fresh)
+  try:
+    return program.wait()
+  finally:
+    program.kill()
+
+
+def _run(arguments, cwd, env, outputs, fresh):
   for number, path in enumerate(outputs, start=1):
     os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+  os.chdir(cwd)
+  if fresh:
+    unbuffered = {**env, "PYTHONUNBUFFERED": "1"}
+    os.execve(sys.executable, [sys.executable, *arguments], unbuffered)
   sys.stdout = open(1, "w", buffering=1, closefd=False)
   sys.stderr = open(2, "w", buffering=1, closefd=False)
   os.environ.clear()
   os.environ.update(env)
-  os.chdir(cwd)
   try:
     if arguments[0] == "-m":
-      sys.path.insert(0, cwd)
+      sys.path.insert(0, str(cwd))
       sys.argv = arguments[1:]
       runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
@@ -118,4 +135,4 @@ def _run(arguments, cwd, env, outputs):
       sys.argv = arguments
       runpy.run_path(arguments[0], run_name="__main__")
   finally:
-    atexit._run_exitfuncs()  # multiprocessing leaves them out.
+    atexit._run_exitfuncs()  # Before Python 3.13, multiprocessing does not.

@@ -33,10 +33,10 @@ LABELS = jnp.argmax(logits_fn(INPUTS), axis=1)
 
 @functools.cache
 def on_the_grid(norm):
-  """Of the points of ball and box, `[N]` each.
+  """Search the grid's points in ball and box; three arrays `[N]`.
 
-  Whether one is misclassified, the greatest loss, and the least distance to one that is
-  misclassified (inf where there is none).
+  They are whether some point is misclassified, the greatest loss, and the least
+  distance to a misclassified point (inf if there is none).
   """
   ball = BALLS[norm]
   steps = jnp.linspace(-ball.epsilon, ball.epsilon, SIDE)

@@ -26,7 +26,7 @@ def importable(monkeypatch):
   monkeypatch.syspath_prepend(str(ROOT))
 
 
-def launch(workdir, *extra, **changes):
+def launch(workdir, *extra, fresh=False, **changes):
   settings = SETTINGS | changes
   return run_program(
     [
@@ -35,6 +35,7 @@ def launch(workdir, *extra, **changes):
       *extra,
     ],
     ROOT,
+    fresh=fresh,
   )
 
 
@@ -59,7 +60,8 @@ def test_all_own_pieces_train_resume_and_are_evaluated(tmp_path, capsys):
   assert "complete; nothing to do" in capsys.readouterr().out
   model = training.load_model(workdir, trusted=True)
   assert type(model).__name__ == "Network"
-  result = launch(workdir, "--evaluate=apgd-ce", "--evaluate_epsilons=0.1", **changes)
+  flags = ("--evaluate=apgd-ce", "--evaluate_epsilons=0.1")
+  result = launch(workdir, *flags, fresh=True, **changes)
   assert result.returncode == 0, result.stderr
   assert "apgd-ce" in result.stdout
 

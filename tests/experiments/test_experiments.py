@@ -29,7 +29,7 @@ def test_every_early_training_run_is_possible(tmp_path, budget):
       for run in early_training.arm_runs(config, setting, arm, (0.1,), config.seeds)
     ]
     for run in runs:
-      if run.seed == config.seeds[0]:
+      if run.seed == config.seeds[0]:  # The others differ in nothing else.
         check_config(run)
     assert len(runs) == len(config.arms) * len(config.seeds)
     assert config.sweep_seed not in config.seeds
@@ -185,12 +185,12 @@ def test_one_command_sweeps_chooses_compares_and_writes(tmp_path):
     f"--folder={tmp_path}",
   ]
 
-  def run(*extra):
-    done = run_program(command + list(extra), ROOT)
+  def run(*extra, fresh=False):
+    done = run_program(command + list(extra), ROOT, fresh=fresh)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
-  names = run("--list").split()
+  names = run("--list", fresh=True).split()
   assert len(names) == 2  # The sweep: two methods, one learning rate.
   assert "1/1" in run(f"--run={names[0]}")
   assert "2 runs in" in (shown := run()) and "1 finished before" in shown

@@ -50,8 +50,8 @@ def command(
   ]
 
 
-def launch(workdir, *extra, **options):
-  return run_program(command(workdir, *extra, **options), workdir.parent)
+def launch(workdir, *extra, fresh=False, **options):
+  return run_program(command(workdir, *extra, **options), workdir.parent, fresh=fresh)
 
 
 def parameters(workdir):

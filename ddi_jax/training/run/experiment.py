@@ -190,7 +190,7 @@ def create_experiment(
     images = (len(splits.train), splits.train.image_shape)
     return warm_memory.create_memory(config, *images)
 
-  # One program: a program for the copy of every shape takes longer to compile.
+  # One program: compiling one for every shape takes longer.
   @functools.partial(jax.jit, out_shardings=state_sharding)
   def copy(state: TrainState) -> TrainState:
     return jax.tree.map(jnp.copy, state)

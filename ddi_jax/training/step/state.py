@@ -52,7 +52,7 @@ def create_train_state(
 ) -> TrainState:
   """The state before the first step."""
   step = jnp.zeros((), jnp.int32)
-  opt_state = jax.jit(optimizer.init)(params)  # Not a program for every shape.
+  opt_state = jax.jit(optimizer.init)(params)  # One program, not one for every shape.
   return TrainState(step, params, model_state, opt_state)
 
 

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import ml_collections
-import numpy as np
 
 import ddi_jax
 from ddi_jax import losses
@@ -147,7 +146,7 @@ def create_validate(
       there = meshes.to_devices(mesh, meshes.ALL, batch)
       sums.append(compiled(state.params, state.model_state, there, index))
     total = len(dataset)
-    sums = jax.tree.map(np.asarray, sums)
+    sums = jax.device_get(sums)  # JAX would compile a program for each sum.
     means = jax.tree.map(lambda *parts: float(sum(parts)) / total, *sums)
     # Restore the order of the config, because JAX sorts dictionaries.
     by_norm = {norm: means.by_norm[norm] for norm in attacks if means.by_norm}

@@ -33,7 +33,9 @@ def free_port():
     return server.getsockname()[1]
 
 
-def start(folder, num_processes, flags_of=lambda _: [], env_of=lambda _: {}):
+def start(
+  folder, num_processes, flags_of=lambda _: [], env_of=lambda _: {}, fresh=False
+):
   """Processes that share `DEVICES` virtual devices and the workdir `folder / run`."""
   environment = os.environ | {"NUM_DEVICES": str(DEVICES // num_processes)}
   return [
@@ -46,6 +48,7 @@ def start(folder, num_processes, flags_of=lambda _: [], env_of=lambda _: {}):
       ),
       folder,
       environment | env_of(process),
+      fresh=fresh,
     )
     for process in range(num_processes)
   ]
@@ -180,7 +183,9 @@ def test_lost_processes_end_the_others_and_any_number_resumes(alone, tmp_path, c
     output = processes[0].stdout + processes[1].stdout
     assert f"steps {lost * STEPS_PER_EPOCH} to" in output
   env = signalled(1, "SIGTERM", at=1)
-  outputs = finish(start(tmp_path, 2, explicit_flags(2), env), 128 + signal.SIGTERM)
+  # Each with its own hash seed, as on two hosts.
+  processes = start(tmp_path, 2, explicit_flags(2), env, fresh=True)
+  outputs = finish(processes, 128 + signal.SIGTERM)
   assert f"steps {2 * STEPS_PER_EPOCH} to" in outputs[0]
   # Resumed by one process with all devices, and then by one of one device.
   (output,) = finish(

@@ -64,8 +64,8 @@ class Reference:
   """An uninterrupted run.  It compiles, so that others start and train faster."""
 
   def __init__(self, workdir):
-    began = time.monotonic()
     process = start(workdir)
+    began = time.monotonic()
     wait_for_training(process)
     self.startup = time.monotonic() - began
     process.wait()

@@ -4,8 +4,6 @@ import json
 import os
 from pathlib import Path
 import signal
-import subprocess
-import sys
 
 from forked_programs import Program
 import jax
@@ -27,15 +25,9 @@ from ddi_jax.training.storage.checkpoints import Checkpoints, good_steps
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-  """An uninterrupted run, started as users do, with Python's own start."""
+  """An uninterrupted run, started by Python as users start it, not forked."""
   workdir = tmp_path_factory.mktemp("runs") / "finished"
-  result = subprocess.run(
-    [sys.executable, *command(workdir)],
-    capture_output=True,
-    text=True,
-    check=False,
-    cwd=workdir.parent,
-  )
+  result = launch(workdir, fresh=True)
   assert result.returncode == 0, result.stderr
   return workdir, result.stdout
 
@@ -109,8 +101,8 @@ def uninterrupted(finished, tmp_path_factory):
   return workdir
 
 
-def start(workdir):
-  return Program(command(workdir, **OFTEN), workdir.parent)
+def start(workdir, fresh=False):
+  return Program(command(workdir, **OFTEN), workdir.parent, fresh=fresh)
 
 
 @pytest.mark.slow
@@ -123,7 +115,7 @@ def test_interrupted_and_resumed_is_bit_identical(finished, uninterrupted, tmp_p
   assert process.returncode == -signal.SIGKILL
 
   before = last_step(workdir)
-  process = start(workdir)
+  process = start(workdir, fresh=True)
   wait_for_step(process, workdir, before + 1)
   process.send_signal(signal.SIGHUP)
   output = process.wait(timeout=60).stdout
