@@ -105,9 +105,9 @@ class Program:
     shutil.rmtree(self._folder)
 
 
-def run_program(arguments, cwd, env=None, *, fresh=False):
+def run_program(arguments, cwd, *, fresh=False):
   """Runs a program to its end."""
-  program = Program(arguments, cwd, env, fresh=fresh)
+  program = Program(arguments, cwd, fresh=fresh)
   try:
     return program.wait()
   finally:

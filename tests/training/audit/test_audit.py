@@ -2,12 +2,12 @@
 
 import json
 import os
-from pathlib import Path
 import shutil
 import signal
 
 from forked_programs import Program, run_program
 import numpy as np
+import program
 import pytest
 
 from ddi_jax import training
@@ -15,7 +15,6 @@ from ddi_jax.training.audit import plan as audit_plan
 from ddi_jax.training.audit.journal import JOURNAL_FILE, Journal
 from ddi_jax.training.storage import workdir as workdirs
 
-ROOT = Path(__file__).parents[3]
 SETTINGS = {
   "attack.epsilon": 0.05,
   "attack.steps": 1,
@@ -45,15 +44,8 @@ def config_of(**changes):
 
 
 def command(workdir, *extra):
-  return [
-    str(ROOT / "launch.py"),
-    f"--config={ROOT / 'configs/digits.py'}",
-    f"--workdir={workdir}",
-    "--config.optimizer.learning_rate=0.1",
-    "--config.optimizer.schedule=constant",
-    *(f"--config.{name}={value}" for name, value in SETTINGS.items()),
-    *extra,
-  ]
+  optimizer = {"optimizer.learning_rate": 0.1, "optimizer.schedule": "constant"}
+  return program.command(workdir, *extra, **SETTINGS, **optimizer)
 
 
 def last_line(result):
